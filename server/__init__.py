@@ -1,0 +1,1 @@
+"""The HTTP service: one base, hot-swappable adapters, the OpenAI API."""

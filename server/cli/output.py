@@ -1,0 +1,39 @@
+"""How every command prints and fails: rich for people, one JSON document with `--json`, and exit codes that scripts can rely on.
+
+Exit codes: 0 done; 1 the command failed (the message says why); 2 wrong usage; 3 the answer is "no" (refused upload,
+parity failed, damage found); 4 the server or engine is not reachable or not ready; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+import typer
+
+from adapters.errors import AdapterRefused, DataInvalid, EngineUnavailable, HotshoeError, ParityFailed, StorageDamaged
+
+EXIT_FAILED, EXIT_NO, EXIT_UNREACHABLE = 1, 3, 4
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def fail(error: HotshoeError, as_json: bool) -> NoReturn:
+    """Print the error with all of its problems and leave with its exit code."""
+    if as_json:
+        print_json({"error": error.as_dict()})
+    else:
+        typer.secho(f"{error.wire_code}: {error.message}", err=True, fg="red")
+        for problem in error.problems:
+            advice = f"  -> {problem.advice}" if problem.advice else ""
+            typer.echo(f"  {problem.path}: {problem.message}{advice}", err=True)
+    raise typer.Exit(exit_code_of(error))
+
+
+def exit_code_of(error: HotshoeError) -> int:
+    if isinstance(error, AdapterRefused | DataInvalid | ParityFailed | StorageDamaged):
+        return EXIT_NO
+    return EXIT_UNREACHABLE if isinstance(error, EngineUnavailable) else EXIT_FAILED

@@ -1,0 +1,1 @@
+"""How an adapter is made: data, training, evaluation, the report card. Runs without vLLM installed."""
