@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import BaseInvalid, HotshoeError
+from adapters.errors import BaseInvalid
 from adapters.types import ModuleShape
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -73,23 +73,26 @@ def module_shapes(config: Mapping[str, Any]) -> dict[str, ModuleShape]:
     return {name: ModuleShape(name, *shape) for name, shape in names}
 
 
-def load_base(source: str | Path, *, revision: str | None = None, names: tuple[str, ...] = ()) -> BaseModel:
-    """The base in a local folder, or in the local Hub cache for `OWNER/NAME` at a pinned revision; raises BaseInvalid."""
+def load_base(source: str | Path, *, names: tuple[str, ...] = ()) -> BaseModel:
+    """The base in a local folder, or `OWNER/NAME@COMMIT` from the Hub, fetched once; raises BaseInvalid.
+
+    `names` are further spellings that adapters of this base may claim, such as an operator's model family.
+    """
     folder = Path(source)
     if not (folder / "config.json").is_file():
-        folder = _from_hub(str(source), revision)
+        folder = _from_hub(str(source))
     try:
         config = json.loads((folder / "config.json").read_bytes())
         architecture = (config.get("architectures") or ["(none)"])[0]
         if architecture not in SUPPORTED_ARCHITECTURES:
-            raise BaseInvalid(
-                f"{folder} is a {architecture}; supported are {', '.join(SUPPORTED_ARCHITECTURES)} (Qwen2.5 and Qwen3 dense)."
-            )
+            supported = ", ".join(SUPPORTED_ARCHITECTURES)
+            raise BaseInvalid(f"{folder} is a {architecture}; supported are {supported} (Qwen2.5 and Qwen3 dense).")
         module_shapes(config)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise BaseInvalid(f"{folder}/config.json does not describe a base: {error!r}.") from error
-    spellings = dict.fromkeys((str(source), str(folder), str(folder.resolve()), *names))
-    return BaseModel(folder.resolve(), wire_id(str(source)), config, base_digest(folder), tuple(spellings))
+    hub_id = str(source).partition("@")[0]
+    spellings = dict.fromkeys((str(source), hub_id, str(folder), str(folder.resolve()), *names))
+    return BaseModel(folder.resolve(), wire_id(hub_id), config, base_digest(folder), tuple(spellings))
 
 
 def wire_id(source: str) -> str:
@@ -99,7 +102,7 @@ def wire_id(source: str) -> str:
 
 
 def base_digest(folder: Path) -> str:
-    """sha256 over what makes a base itself: its config, and of each weight file the size, the header and samples of the data.
+    """sha256 over what makes a base itself: its config, and each weight file's size, header and samples of its data.
 
     Samples stand for the weights, so that a 72B base is identified in milliseconds and yet two fine-tunes of one
     architecture differ. A shape-only base has no weights to sample.
@@ -117,12 +120,14 @@ def base_digest(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a base, in a fixed order; empty for a shape-only folder. Raises BaseInvalid for a missing shard."""
+    """The safetensors files of a base, in a fixed order; none for a shape-only folder. A missing one is BaseInvalid."""
     index = folder / WEIGHT_INDEX
     if index.is_file():
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     else:
         names = [SINGLE_WEIGHTS] if (folder / SINGLE_WEIGHTS).is_file() else []
+    if any("/" in name or name.startswith(".") for name in names):
+        raise BaseInvalid(f"{index} names a shard outside its folder.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise BaseInvalid(
@@ -147,20 +152,21 @@ def _samples(shard: Path, count: int = 16, size: int = 4096) -> Iterator[bytes]:
             yield file.read(size)
 
 
-def _from_hub(source: str, revision: str | None) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII):
-        raise BaseInvalid(f"{source} is neither a folder with a config.json nor a Hub id (OWNER/NAME).")
+def _from_hub(source: str) -> Path:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?", source, re.ASCII)
+    if match is None:
+        raise BaseInvalid(f"{source} is neither a folder with a config.json nor a Hub id (OWNER/NAME@COMMIT).")
+    hub_id, revision = match.groups()
     if not revision:
         raise BaseInvalid(
-            f"A base from the Hub needs a pinned revision: write {source}@COMMIT, so that it cannot change under its adapters."
+            f"A base from the Hub needs a pinned revision: write {hub_id}@COMMIT with the 40 hex digits of its commit, "
+            "so that it cannot change under its adapters."
         )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"])
+            snapshot_download(hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"])
         )
-    except HotshoeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the hub client raises a dozen unrelated types
-        raise BaseInvalid(f"Could not fetch {source} at revision {revision}: {error}") from error
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise BaseInvalid(f"Could not fetch {hub_id} at revision {revision}: {error}") from error

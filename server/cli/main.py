@@ -1,4 +1,4 @@
-"""The `hotshoe` command: one typer app, its verbs in the modules beside this one, each importing what it needs when it runs."""
+"""The `hotshoe` command: one typer app, its verbs in the modules beside this one; each imports what it needs when run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every command prints and fails: rich for people, one JSON document with `--json`, and exit codes that scripts can rely on.
+"""How every command prints and fails: text for people, one JSON document with `--json`, exit codes for scripts.
 
 Exit codes: 0 done; 1 the command failed (the message says why); 2 wrong usage; 3 the answer is "no" (refused upload,
 parity failed, damage found); 4 the server or engine is not reachable or not ready; 130 interrupted.

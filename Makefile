@@ -1,0 +1,44 @@
+# Every target creates .venv from the lock first where it is missing or old; see requirements/install.py.
+PYTHON ?= python3.11
+ifeq (, $(shell command -v $(PYTHON) 2>/dev/null))
+PYTHON := python3
+endif
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-long check fix bench serve lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: ## make .venv from requirements/cpu.lock, install hotshoe into it, prepare the embedded base
+	@$(PYTHON) requirements/install.py
+
+demo: setup ## train, publish, serve, ask, swap and export on the embedded base; about 16 minutes on two cores
+	@$(BIN)/python -m examples.agent_routing.demo
+
+test: setup ## all tests that this machine can run, less the long ones
+	@$(BIN)/pytest
+
+test-long: setup ## every kill point, long fuzzing, many seeds
+	@$(BIN)/pytest -m long
+
+check: setup ## lint, format check and strict types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fix: setup ## format and apply the safe lint fixes
+	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format .
+
+bench: setup ## measure start-up and the gateway's overhead over bare vLLM; prints tables, asserts nothing
+	@$(BIN)/python -m bench
+
+serve: setup ## serve the embedded base on http://127.0.0.1:8000
+	@$(BIN)/hotshoe serve
+
+lock: setup ## resolve requirements/cpu.in into requirements/cpu.lock again
+	@$(BIN)/python requirements/lock.py
+
+clean: ## remove the environment and what runs left here; the state and cache folders are the user's and stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build demo-out *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
