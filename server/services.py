@@ -1,0 +1,74 @@
+"""The parts of one running server, built once in `server/app.py` and handed to every router.
+
+A router module of `server/routes/` has one function, `router(services: Services) -> APIRouter`; `create_app` calls each from
+an explicit list. Registry and store are synchronous: a route calls them through `asyncio.to_thread`. Who is asking is
+`caller_of(request)`: the gateway has put it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from adapters.types import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from adapters.bases import BaseModel
+    from adapters.publish import PublishContext
+    from adapters.registry import Registry
+    from adapters.store import BlobStore
+    from server.admission import Admission
+    from server.engine.base import Engine
+    from server.metrics import Metrics
+    from server.proving import Prover
+    from server.residency import Residency
+    from server.settings import Settings
+
+CALLER_KEY = "hotshoe.caller"
+ALL_SCOPES = frozenset({"infer", "read", "upload", "promote", "export", "metrics"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request this is: the tenant, who acts for it, and what they may do."""
+
+    tenant: str = DEFAULT_TENANT
+    actor: str = "operator"
+    scopes: frozenset[str] = ALL_SCOPES
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller that the gateway found. A request that did not pass the gateway has none, which is our bug."""
+    caller: Caller = request.scope[CALLER_KEY]
+    return caller
+
+
+@dataclass
+class Services:
+    """Everything a route may need. `merge_base` is None where exports have nothing to merge into."""
+
+    settings: Settings
+    base: BaseModel
+    merge_base: BaseModel | None
+    registry: Registry
+    store: BlobStore
+    engine: Engine
+    admission: Admission
+    residency: Residency
+    prover: Prover
+    metrics: Metrics
+
+    def publish_context(self, caller: Caller) -> PublishContext:
+        """What `adapters.publish.publish` needs to work for this caller."""
+        from adapters.publish import PublishContext
+
+        return PublishContext(
+            registry=self.registry,
+            store=self.store,
+            base=self.base,
+            max_rank=self.settings.max_rank,
+            tenant=caller.tenant,
+            actor=caller.actor,
+        )

@@ -1,0 +1,138 @@
+"""Every setting of the service once: its name, default, unit and what it does.
+
+Each is an environment variable `HOTSHOE_<NAME>` and, for the ones that people type, a flag of `hotshoe serve`. A flag wins
+over the variable. `docs/operations.md` prints this table; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from adapters.errors import ConfigInvalid
+
+MEBIBYTE = 1024 * 1024
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def default_home() -> Path:
+    """Where state lives when `HOTSHOE_HOME` does not say: the user's data folder."""
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "hotshoe"
+
+
+class Settings(BaseSettings):
+    """What one server runs with. Frozen: a change is a restart."""
+
+    model_config = SettingsConfigDict(env_prefix="HOTSHOE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(default_factory=default_home, description="All state: registry, blobs, exports, lock.")
+    base: str = Field("embedded", description="The base model: `embedded`, a folder, or a Hub id as OWNER/NAME@COMMIT.")
+    merge_base: str | None = Field(
+        None, description="The 16-bit base that exports merge into, when the served base is quantised."
+    )
+    base_names: tuple[str, ...] = Field(
+        (), description="Other names of the same base that an adapter may claim, as a JSON list."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs an API key.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(
+        None,
+        description="The key that clients send as `Authorization: Bearer KEY`. Without it only loopback is served.",
+    )
+    engine: Literal["vllm", "scripted"] = Field(
+        "vllm", description="What answers: vLLM, or the scripted double that loads no model and makes answers up."
+    )
+    slots: int = Field(8, ge=1, le=1024, description="Distinct adapters that may be answering at the same time.")
+    staged_limit: int = Field(
+        64, ge=1, le=4096, description="Adapters kept loaded in the engine's memory, slots included."
+    )
+    max_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that is served.")
+    dtype: str = Field("auto", description="Number format of the engine's weights; `auto` follows base and machine.")
+    max_running: int = Field(64, ge=1, description="Inference requests handed to the engine at the same time.")
+    max_queued: int = Field(
+        256, ge=0, description="Inference requests that may wait for a place before 503 is the answer."
+    )
+    queue_seconds: float = Field(30.0, gt=0, description="Longest wait for a place, in seconds; then 503.")
+    patience_seconds: float = Field(
+        1.0, gt=0, description="How long, in seconds, younger requests may pass one that waits for a slot."
+    )
+    max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="Largest request body, in bytes, uploads excepted.")
+    max_weights_bytes: int = Field(
+        4096 * MEBIBYTE, ge=1024, description="Largest adapter_model.safetensors that is taken, in bytes."
+    )
+    max_config_bytes: int = Field(
+        1 * MEBIBYTE, ge=1024, description="Largest adapter_config.json or card.json, in bytes."
+    )
+    body_seconds: float = Field(
+        60.0, gt=0, description="Longest pause, in seconds, between two pieces of a request body."
+    )
+    grace_seconds: float = Field(
+        30.0, ge=0, description="After SIGTERM, how long running requests may go on, in seconds."
+    )
+    probe_tolerance: float = Field(
+        1e-4, gt=0, description="Smallest change of a log-probability that counts as an effect of an adapter."
+    )
+    label_limit: int = Field(
+        100, ge=1, description="Models that get their own metrics label; later ones count as `other`."
+    )
+    tls_cert: Path | None = Field(None, description="Certificate file for HTTPS; with `tls_key`.")
+    tls_key: Path | None = Field(None, description="Private key file for HTTPS; with `tls_cert`.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    engine_args: tuple[str, ...] = Field(
+        (), description="Further vLLM flags, as a JSON list; on the command line after `--`."
+    )
+
+    @property
+    def is_keyless(self) -> bool:
+        """No key is configured: every caller is the tenant `default`, and only loopback may be served."""
+        return self.api_key is None
+
+
+def is_loopback(host: str) -> bool:
+    """The address can only be reached from this machine."""
+    if host in LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**flags: object) -> Settings:
+    """Settings from flags (None means not given), then the environment, then defaults; raises ConfigInvalid."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise ConfigInvalid(
+            f"{name}: {first['msg']} (set by --{name.replace('_', '-')} or HOTSHOE_{name.upper()}).", param=name
+        ) from error
+    return check_settings(settings)
+
+
+def check_settings(settings: Settings) -> Settings:
+    """The settings, when they can be served together; raises ConfigInvalid."""
+    if settings.is_keyless and not is_loopback(settings.host):
+        raise ConfigInvalid(
+            f"host {settings.host} is reachable from other machines and no API key is set: "
+            "give --api-key (or HOTSHOE_API_KEY), or listen on 127.0.0.1.",
+            param="host",
+        )
+    if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 8:
+        raise ConfigInvalid("api_key is shorter than 8 characters: choose a longer one.", param="api_key")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigInvalid("tls_cert and tls_key belong together: give both or neither.", param="tls_cert")
+    if settings.staged_limit < settings.slots:
+        raise ConfigInvalid(
+            f"staged_limit {settings.staged_limit} is below slots {settings.slots}: every slot's adapter is staged too.",
+            param="staged_limit",
+        )
+    return settings
