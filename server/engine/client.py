@@ -1,0 +1,87 @@
+"""The control calls, spoken over an engine's Unix socket; foreign errors become ours here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from adapters.errors import (
+    Conflict,
+    EngineBusy,
+    EngineFailed,
+    EngineUnavailable,
+    HotshoeError,
+    InvalidRequest,
+    ModelNotFound,
+)
+from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, LoadedAdapter
+
+ERRORS: dict[str, type[HotshoeError]] = {
+    error.code: error for error in (Conflict, EngineBusy, EngineFailed, InvalidRequest, ModelNotFound)
+}
+CONTROL_TIMEOUT_SECONDS = 120.0
+
+
+class EngineClient:
+    """One connection pool to one engine. `close` it when the engine stops."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+        self._session: aiohttp.ClientSession | None = None
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        await self._call("POST", "/hotshoe/load", {**asdict(adapter), "path": str(adapter.path)})
+
+    async def unload(self, engine_name: str) -> None:
+        await self._call("POST", "/hotshoe/unload", {"engine_name": engine_name})
+
+    async def loaded(self) -> list[LoadedAdapter]:
+        answer = await self._call("GET", "/hotshoe/loaded")
+        return [LoadedAdapter(**row) for row in answer["adapters"]]
+
+    async def usage(self) -> EngineUsage:
+        return EngineUsage(**await self._call("GET", "/hotshoe/usage"))
+
+    async def capacity(self) -> EngineCapacity:
+        return EngineCapacity(**await self._call("GET", "/hotshoe/capacity"))
+
+    async def is_answering(self, timeout_seconds: float) -> bool:
+        """Whether the health route says 200 in time; never raises for an engine that does not answer."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+            async with self._open().get("http://engine/health", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.UnixConnector(path=str(self.socket_path))
+            self._session = aiohttp.ClientSession(connector=connector)
+        return self._session
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=CONTROL_TIMEOUT_SECONDS)
+        try:
+            async with self._open().request(method, f"http://engine{path}", json=body, timeout=timeout) as response:
+                answer = await response.json()
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise EngineUnavailable(f"The engine does not answer {path}: {error or type(error).__name__}.") from error
+        if status != 200:
+            raise _as_error(answer, status, path)
+        return dict(answer)
+
+
+def _as_error(answer: Any, status: int, path: str) -> HotshoeError:
+    detail = answer.get("error", {}) if isinstance(answer, dict) else {}
+    message = detail.get("message") or f"The engine answered {path} with status {status}."
+    return ERRORS.get(str(detail.get("code")), EngineFailed)(message, param=detail.get("param"))
