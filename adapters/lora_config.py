@@ -1,0 +1,404 @@
+"""adapter_config.json from any trainer, read strictly: what changes the meaning is kept, made export-only or refused.
+
+Fields at PEFT's default are dropped and listed. No pattern from a file is ever compiled: which layers are adapted is
+decided by the tensors in the file, so every field that merely selected layers in training is dropped too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapters.errors import Problem
+
+MAX_RANK = 4096
+MAX_ALPHA = 1e6
+MAX_PATTERNS = 4096
+MAX_CLAIM_CHARACTERS = 1024
+LITERAL_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+
+# What PEFT 0.21.2 writes for a LoraConfig nobody touched, and what older and other writers add (0.2: enable_lora,
+# merge_weights, fan_in_fan_out; ms-swift: lora_dtype, lorap_*). A field with one of these values says nothing.
+DEFAULTS: Mapping[str, tuple[Any, ...]] = {
+    "alora_invocation_tokens": (None,),
+    "alpha_pattern": ({}, None),
+    "arrow_config": (None,),
+    "auto_mapping": (None,),
+    "bias": ("none",),
+    "corda_config": (None,),
+    "ensure_weight_tying": (False,),
+    "eva_config": (None,),
+    "exclude_modules": (None, [], ""),
+    "fan_in_fan_out": (False,),
+    "inference_mode": (False, True),
+    "init_lora_weights": (True, False),
+    "kasa_config": (None,),
+    "layer_replication": (None, []),
+    "layers_pattern": (None, [], ""),
+    "layers_to_transform": (None, []),
+    "loftq_config": ({}, None),
+    "lora_bias": (False,),
+    "lora_dropout": (0.0, 0),
+    "lora_ga_config": (None,),
+    "megatron_config": (None, {}),
+    "megatron_core": ("megatron.core", None),
+    "modules_to_save": (None, []),
+    "monteclora_config": (None,),
+    "qalora_group_size": (16,),
+    "rank_pattern": ({}, None),
+    "revision": (None,),
+    "runtime_config": ({"ephemeral_gpu_offload": False}, None, {}),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "use_bdlora": (None, False),
+    "use_dora": (False, None),
+    "use_qalora": (False,),
+    "use_rslora": (False, None),
+    "velora_config": (None,),
+    "enable_lora": (None,),
+    "merge_weights": (False,),
+    "lora_dtype": (None,),
+    "lorap_lr_ratio": (None,),
+    "lorap_emb_lr": (1e-6,),
+}
+ESSENTIAL = ("peft_type", "r", "lora_alpha", "base_model_name_or_path", "task_type", "target_modules")
+
+# Any value but the default is refused: it changes what the adapter computes, in a way no engine here serves.
+UNSUPPORTED = {
+    "alora_invocation_tokens": "aLoRA adapters act only after their invocation tokens",
+    "arrow_config": "Arrow routes between several adapters",
+    "kasa_config": "KaSA rescales the base weights by singular values",
+    "layer_replication": "it duplicates layers of the base",
+    "monteclora_config": "MonteCLoRA samples its weights",
+    "target_parameters": "it adapts bare parameters, not linear layers",
+    "use_bdlora": "BD-LoRA is block-diagonal",
+    "use_qalora": "QALoRA pools its input",
+    "enable_lora": "it adapts parts of fused projections",
+}
+# Any value but the default is refused: it names code, files or a mapping that a loader would follow.
+FORBIDDEN = ("auto_map", "megatron_config", "loftq_config", "megatron_core", "cache_file", "covariance_file")
+# Accepted and kept, but the version can only be exported.
+EXPORT_ONLY = {
+    "use_dora": "DoRA rescales each output row by a trained magnitude; vLLM does not serve it",
+    "lora_bias": "a bias on lora_B is not served by vLLM",
+    "modules_to_save": "fully trained modules cannot be swapped per request",
+    "trainable_token_indices": "trained token embeddings cannot be swapped per request",
+}
+EXPORT_ADVICE = {
+    "use_dora": "Train with use_dora=False to serve it.",
+    "lora_bias": "Train with lora_bias=False to serve it.",
+    "modules_to_save": "Train without modules_to_save to serve it.",
+    "trainable_token_indices": "Train without trainable_token_indices to serve it.",
+    "bias": 'Train with bias="none" to serve it.',
+}
+# Chose layers, or shaped training only: no effect on what the saved tensors compute.
+SELECTION = {
+    "exclude_modules": (str, list),
+    "layers_pattern": (str, list),
+    "layers_to_transform": (int, list),
+    "target_modules": (str, list),
+}
+TRAINING_ONLY = ("eva_config", "velora_config", "revision", "runtime_config", "qalora_group_size")
+TRAINING_ONLY_FLAGS = ("ensure_weight_tying", "fan_in_fan_out", "inference_mode", "merge_weights")
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
+SUBTRACTED_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+TASK_TYPES = (None, "CAUSAL_LM")
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What an adapter_config.json means. `base_claim` is what it says of its base, nothing that was looked up."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_claim: str | None = None
+    target_modules: tuple[str, ...] | None = None  # None: a string or nothing, which is not looked at
+    mutated_init: str | None = None  # pissa, olora, ...: the base was changed, so the initial adapter is needed
+    extras: Mapping[str, Any] = field(default_factory=dict)  # kept for export-only versions: use_dora, bias, ...
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        """lora_alpha / r, or / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+@dataclass
+class _Reading:
+    config: dict[str, Any]
+    problems: list[Problem] = field(default_factory=list)
+    limits: list[Problem] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)
+    mutated_init: str | None = None
+
+    def problem(self, code: str, key: str, message: str, advice: str = "") -> None:
+        self.problems.append(Problem(code, f"config.{key[:80]}", message, advice))
+
+    def drop(self, key: str, why: str = "") -> None:
+        self.dropped.append(f"{key[:80]}: {why}" if why else key[:80])
+
+
+@dataclass(frozen=True)
+class ConfigReading:
+    """The outcome of reading one adapter_config.json; `settings` is None when a problem leaves no meaning."""
+
+    settings: LoraSettings | None
+    problems: tuple[Problem, ...]
+    limits: tuple[Problem, ...]  # why it can only be exported
+    dropped: tuple[str, ...]
+
+
+def read_config(config: Any) -> ConfigReading:
+    """Check every field of a parsed adapter_config.json and report all problems at once."""
+    if not isinstance(config, dict):
+        problem = Problem("type_error", "config", f"is a {type(config).__name__}, not a JSON object")
+        return ConfigReading(None, (problem,), (), ())
+    foreign = _foreign_kind(config)
+    if foreign:
+        return ConfigReading(None, (foreign,), (), ())
+    reading = _Reading(config)
+    for key, value in config.items():
+        if key not in ESSENTIAL and key != "use_rslora":
+            _read_field(reading, key, value)
+    settings = _settings(reading)
+    problems = tuple(reading.problems)
+    return ConfigReading(
+        None if problems else settings, problems, tuple(reading.limits), tuple(sorted(reading.dropped))
+    )
+
+
+def _foreign_kind(config: Mapping[str, Any]) -> Problem | None:
+    """What this file is instead, when it is no LoRA configuration at all."""
+    kind = config.get("peft_type", MISSING)
+    if kind is MISSING and {"architectures", "hidden_size", "model_type"} & set(config):
+        message = "is the config.json of a base model, not an adapter's"
+        return Problem("not_an_adapter_config", "config", message, "Send the adapter_config.json that PEFT wrote.")
+    if kind is MISSING:
+        return Problem("field_missing", "config.peft_type", "is missing", 'Save with PEFT, which writes "LORA".')
+    if kind != "LORA":
+        message = f"is {str(kind)[:40]!r}; only LORA can be served or merged here"
+        return Problem("feature_not_supported", "config.peft_type", message, "Train a plain LoRA adapter.")
+    return None
+
+
+def _read_field(reading: _Reading, key: str, value: Any) -> None:
+    if any(value == default and type(value) is type(default) for default in DEFAULTS.get(key, ())):
+        reading.drop(key)
+    elif key in HANDLERS:
+        HANDLERS[key](reading, key, value)
+    elif key in UNSUPPORTED:
+        reading.problem("feature_not_supported", key, f"is not supported: {UNSUPPORTED[key]}", "Train without it.")
+    elif key in FORBIDDEN:
+        advice = "Remove the field; weights alone are read."
+        reading.problem(
+            "field_not_allowed", key, "is not allowed: it names code or files a loader would follow", advice
+        )
+    elif key in EXPORT_ONLY:
+        reading.extras[key] = value
+        reading.limits.append(Problem("not_servable", f"config.{key}", EXPORT_ONLY[key], EXPORT_ADVICE[key]))
+    elif key in DEFAULTS or not _is_empty(value):
+        message = "is not a field of any LoRA configuration known here, and it has a value"
+        reading.problem("field_unknown", key, message, "Remove it if it means nothing, or train without it.")
+    else:
+        reading.drop(key, "unknown and empty")
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _selection(reading: _Reading, key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, SELECTION[key]):
+        reading.problem("type_error", key, f"is a {type(value).__name__}; it should be a string or a list")
+    else:
+        reading.drop(key, "the tensors in the file decide which layers are adapted")
+
+
+def _training_only(reading: _Reading, key: str, value: Any) -> None:
+    if isinstance(value, dict) and {"cache_file", "covariance_file"} & {k for k, v in value.items() if v}:
+        reading.problem("field_not_allowed", key, "names a file", "Remove the field; it mattered in training only.")
+    else:
+        reading.drop(key, "mattered in training only")
+
+
+def _training_flag(reading: _Reading, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        reading.drop(key, "has no effect on linear layers")
+    else:
+        reading.problem("type_error", key, f"is {str(value)[:40]!r}, not true or false")
+
+
+def _dropout(reading: _Reading, key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        reading.problem("type_error", key, f"is {str(value)[:40]!r}, not a number")
+    elif not 0 <= value <= 1:
+        reading.problem("out_of_range", key, f"is {value}; it must be between 0 and 1")
+    else:
+        reading.drop(key, "mattered in training only")
+
+
+def _bias(reading: _Reading, key: str, value: Any) -> None:
+    if value in ("all", "lora_only"):
+        reading.extras[key] = value
+        reading.limits.append(
+            Problem("not_servable", "config.bias", "trained biases are not served by vLLM", EXPORT_ADVICE[key])
+        )
+    else:
+        reading.problem("type_error", key, f"is {str(value)[:40]!r}; it must be none, all or lora_only")
+
+
+def _auto_mapping(reading: _Reading, key: str, value: Any) -> None:
+    ordinary = {"base_model_class": str, "parent_library": str, "unsloth_fixed": bool}
+    is_ordinary = isinstance(value, dict) and all(
+        name in ordinary and isinstance(item, ordinary[name] | None) for name, item in value.items()
+    )
+    if is_ordinary:
+        reading.drop(key, "a claim about the base's class")
+    else:
+        reading.problem("field_not_allowed", key, "is not allowed beyond base_model_class and parent_library")
+
+
+def _init(reading: _Reading, key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        reading.problem("type_error", key, f"is a {type(value).__name__}; it should be true, false or a name")
+        return
+    name = value.lower()
+    kind = next((init for init in SUBTRACTED_INITS if name == init or name.startswith(f"{init}_niter")), None)
+    if name in PLAIN_INITS:
+        reading.drop(key, "mattered at the start of training only")
+    elif kind:
+        reading.mutated_init = kind
+    else:
+        reading.problem("feature_not_supported", key, f"is {value[:40]!r}, an initialisation not known here")
+
+
+def _init_config(reading: _Reading, key: str, value: Any) -> None:
+    """corda_config, lora_ga_config and a filled loftq_config go with an initialisation that changed the base."""
+    if isinstance(value, dict) and not {"cache_file", "covariance_file"} & {k for k, v in value.items() if v}:
+        reading.drop(key, "mattered at the start of training only")
+    else:
+        reading.problem("field_not_allowed", key, "is not allowed: it names files", "Remove the field.")
+
+
+HANDLERS: Mapping[str, Callable[[_Reading, str, Any], None]] = {
+    **dict.fromkeys(SELECTION, _selection),
+    **dict.fromkeys(TRAINING_ONLY, _training_only),
+    **dict.fromkeys(TRAINING_ONLY_FLAGS, _training_flag),
+    "peft_version": _training_only,
+    "lorap_lr_ratio": _training_only,
+    "lorap_emb_lr": _training_only,
+    "lora_dtype": _training_only,
+    "lora_dropout": _dropout,
+    "bias": _bias,
+    "auto_mapping": _auto_mapping,
+    "init_lora_weights": _init,
+    "corda_config": _init_config,
+    "lora_ga_config": _init_config,
+    "rank_pattern": lambda reading, key, value: None,  # read with r and lora_alpha below
+    "alpha_pattern": lambda reading, key, value: None,
+}
+
+
+def _settings(reading: _Reading) -> LoraSettings | None:
+    config = reading.config
+    rank = _rank(reading, "r", config.get("r", MISSING))
+    alpha = _alpha(reading, "lora_alpha", config.get("lora_alpha", MISSING))
+    use_rslora = config.get("use_rslora", False)
+    if use_rslora is None:
+        use_rslora = False
+    if not isinstance(use_rslora, bool):
+        reading.problem("type_error", "use_rslora", f"is {str(use_rslora)[:40]!r}, not true or false")
+    rank_pattern = _pattern(reading, "rank_pattern", _rank)
+    alpha_pattern = _pattern(reading, "alpha_pattern", _alpha)
+    _task_type(reading)
+    claim = _claim(reading)
+    targets = _targets(reading)
+    if rank is None or alpha is None or reading.problems:
+        return None
+    return LoraSettings(
+        rank, alpha, use_rslora, rank_pattern, alpha_pattern, claim, targets, reading.mutated_init, reading.extras
+    )
+
+
+def _rank(reading: _Reading, key: str, value: Any) -> int | None:
+    if value is MISSING:
+        reading.problem("field_missing", key, "is missing", "Every PEFT version writes it; save the adapter again.")
+    elif type(value) is not int:
+        reading.problem("type_error", key, f"is {str(value)[:40]!r}, not an integer")
+    elif not 1 <= value <= MAX_RANK:
+        reading.problem("out_of_range", key, f"is {value}; a rank is between 1 and {MAX_RANK}")
+    else:
+        return value
+    return None
+
+
+def _alpha(reading: _Reading, key: str, value: Any) -> float | None:
+    if value is MISSING:
+        message = "is missing, and a guess would scale the adapter wrongly"
+        reading.problem("field_missing", key, message, "Write the value used in training.")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        reading.problem("type_error", key, f"is {str(value)[:40]!r}, not a number")
+    elif not (math.isfinite(value) and 0 < value <= MAX_ALPHA):
+        reading.problem("out_of_range", key, f"is {value}; it must be above 0 and at most {MAX_ALPHA:g}")
+    else:
+        return value
+    return None
+
+
+def _pattern(reading: _Reading, key: str, check: Callable[[_Reading, str, Any], Any]) -> dict[str, Any]:
+    value = reading.config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        reading.problem("type_error", key, f"is a {type(value).__name__}, not an object")
+        return {}
+    if len(value) > MAX_PATTERNS:
+        reading.problem("pattern_not_allowed", key, f"has {len(value):,} keys; at most {MAX_PATTERNS:,} are read")
+        return {}
+    checked: dict[str, Any] = {}
+    for name, item in value.items():
+        if not LITERAL_NAME.fullmatch(name[:256]) or len(name) > 256:
+            advice = "Name each module in full, or by its last parts (self_attn.q_proj)."
+            reading.problem("pattern_not_allowed", key, f"key {name[:80]!r} is not a literal module name", advice)
+            continue
+        checked[name] = check(reading, f"{key}.{name}", item)
+    return {name: item for name, item in checked.items() if item is not None}
+
+
+def _task_type(reading: _Reading) -> None:
+    task = reading.config.get("task_type")
+    if task is not None and not isinstance(task, str):
+        reading.problem("type_error", "task_type", f"is a {type(task).__name__}, not a string")
+    elif task not in TASK_TYPES:
+        message = f"is {task[:40]!r}: only CAUSAL_LM adapters can be served (no classifier heads, no embeddings)"
+        reading.problem("feature_not_supported", "task_type", message)
+
+
+def _claim(reading: _Reading) -> str | None:
+    claim = reading.config.get("base_model_name_or_path")
+    if claim is not None and not isinstance(claim, str):
+        reading.problem("type_error", "base_model_name_or_path", f"is a {type(claim).__name__}, not a string")
+        return None
+    if claim and len(claim) > MAX_CLAIM_CHARACTERS:
+        message = f"has {len(claim)} characters; at most {MAX_CLAIM_CHARACTERS}"
+        reading.problem("out_of_range", "base_model_name_or_path", message)
+        return None
+    return claim or None
+
+
+def _targets(reading: _Reading) -> tuple[str, ...] | None:
+    """The list of module suffixes for the record; a string could be a pattern and is dropped unread."""
+    value = reading.config.get("target_modules")
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value[:MAX_PATTERNS])
+    if isinstance(value, str):
+        reading.drop("target_modules", "a string is not read; the tensors in the file decide which layers are adapted")
+    elif value is not None:
+        reading.problem("type_error", "target_modules", "is neither a list of strings, a string nor null")
+    return None

@@ -1,0 +1,93 @@
+"""Tensor names of adapters: every spelling that trainers write is read into (module, part) and written in one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+PREFIX = "base_model.model."
+# Wrappers whose names end up in saved keys: torch.compile, DistributedDataParallel, FSDP.
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")
+LORA_PART = re.compile(
+    r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[A-Za-z0-9_-]+))?\.(?P<kind>weight|bias)", re.ASCII
+)
+MAGNITUDE = re.compile(
+    r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?P<adapter>[A-Za-z0-9_-]+?))??(?:\.weight)?", re.ASCII
+)
+
+
+class Part(StrEnum):
+    """What one tensor is to its module."""
+
+    A = "lora_A.weight"  # (rank, in_features)
+    B = "lora_B.weight"  # (out_features, rank)
+    EXPORT_ONLY = "export only"  # DoRA magnitudes, biases, fully trained modules, embeddings
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """One key, read. `canonical` is the key that our own files use for it."""
+
+    key: str
+    part: Part
+    module: str  # full name in the base (`model.layers.0.self_attn.q_proj`), or what the key says when unknown
+    canonical: str
+    adapter: str | None = None  # the PEFT adapter name that some writers leave in the key (`default`)
+
+    @property
+    def is_converted(self) -> bool:
+        return self.key != self.canonical
+
+
+def canonical_key(module: str, part: Part) -> str:
+    """The key of our own files for one half of a module's update."""
+    return f"{PREFIX}{module}.{part.value}"
+
+
+def read_name(key: str, modules: Collection[str]) -> TensorName:
+    """Read a key against the base's module names; an unknown module or a strange key gives Part.UNKNOWN."""
+    match = LORA_PART.fullmatch(key)
+    if match:
+        module = resolve_module(match["module"], modules)
+        if module is None:
+            return _beyond_projections(key, match["module"], match["adapter"])
+        if match["kind"] == "bias":
+            canonical = f"{PREFIX}{module}.lora_{match['side']}.bias"
+            return TensorName(key, Part.EXPORT_ONLY, module, canonical, match["adapter"])
+        part = Part.A if match["side"] == "A" else Part.B
+        return TensorName(key, part, module, canonical_key(module, part), match["adapter"])
+    magnitude = MAGNITUDE.fullmatch(key)
+    if magnitude:
+        module = resolve_module(magnitude["module"], modules)
+        if module is not None:
+            canonical = f"{PREFIX}{module}.lora_magnitude_vector"
+            return TensorName(key, Part.EXPORT_ONLY, module, canonical, magnitude["adapter"])
+    return _beyond_projections(key, key, None)
+
+
+def resolve_module(name: str, modules: Collection[str]) -> str | None:
+    """The base's full module name for a name as saved: with or without PEFT's prefix, wrappers, or the model's own."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    plain = ".".join(parts)
+    while plain.startswith(PREFIX):
+        plain = plain[len(PREFIX) :]
+    candidates = (plain, f"model.{plain}", plain.removeprefix("model."))
+    return next((candidate for candidate in candidates if candidate in modules), None)
+
+
+def _beyond_projections(key: str, module: str, adapter: str | None) -> TensorName:
+    """Embeddings, output layer and fully trained modules can be exported; any other name is unknown."""
+    plain = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+    while plain.startswith(PREFIX):
+        plain = plain[len(PREFIX) :]
+    plain = re.sub(r"\.(modules_to_save|original_module)(\.default)?", "", plain).replace("token_adapter.", "")
+    is_known = re.match(
+        r"(model\.)?(embed_tokens|lm_head|norm)\b|(model\.)?layers\.\d+\.(input_layernorm|post_attention_layernorm|"
+        r"self_attn\.(q_proj|k_proj|v_proj|o_proj|q_norm|k_norm)|mlp\.(gate_proj|up_proj|down_proj))\.(weight|bias)$",
+        plain,
+    )
+    part = Part.EXPORT_ONLY if is_known else Part.UNKNOWN
+    return TensorName(key, part, module, f"{PREFIX}{plain}", adapter)
