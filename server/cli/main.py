@@ -1,4 +1,4 @@
-"""The `hotshoe` command: one typer app, its verbs in the modules beside this one; each imports what it needs when run."""
+"""The `hotshoe` command: one typer app; its verbs are in the modules beside this, each importing what it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from server.cli.output import fail
 # Each module adds its verbs with a function `add_to(app)`.
 VERB_MODULES = (
     "server.cli.bases",  # base prepare | show, inspect
-    "server.cli.train",  # data show, train, eval
+    "server.cli.train",  # data show, train
+    "server.cli.evaluate",  # eval
     "server.cli.serve",  # serve, doctor
     "server.cli.remote",  # push, ls, show, promote, rollback, retire, chat
     "server.cli.export",  # export
