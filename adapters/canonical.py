@@ -102,7 +102,7 @@ def digest_folder(folder: Path) -> str:
 
 
 def canonical_config(settings: LoraSettings, verdict: Verdict) -> dict[str, Any]:
-    """The least adapter_config.json with the adapter's meaning; it claims the digest of the base it was checked against."""
+    """The least adapter_config.json with the adapter's meaning; it claims the base it was checked against by digest."""
     ranks = [module.rank for module in verdict.modules.values()]
     alphas = [module.alpha for module in verdict.modules.values()]
     rank = _commonest(ranks, settings.rank)

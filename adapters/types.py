@@ -91,6 +91,7 @@ class AdapterVersion:
     card: dict[str, Any] | None = None  # the uploader's claim
     proof: dict[str, Any] | None = None  # what was shown of it through an engine
     is_warm: bool = False  # desired: back in the engine after a restart
+    is_new: bool = False  # True only in the answer of the call that added it; the same files again add nothing
 
     @property
     def ref(self) -> str:

@@ -1,0 +1,120 @@
+"""The registry's database: one SQLite file with the settings that make it durable, migrated when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+
+from adapters.errors import HotshoeError, RegistryBusy, StorageDamaged, StorageFull
+
+FILE = "registry.sqlite3"
+HEAD = "0001"  # the newest migration; a test compares it with the folder
+BUSY_SECONDS = 5
+# Rollback journal, not WAL: this SQLite is in the range of the WAL-reset bug (https://sqlite.org/wal.html#walresetbug).
+# EXTRA is FULL plus an fsync of the folder after the journal is gone, without which a power cut can undo a commit.
+PRAGMAS = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}")
+
+
+class Database:
+    """Transactions on one SQLite file. Errors of the database leave as RegistryBusy, StorageFull or StorageDamaged."""
+
+    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
+        self.path = path
+        self.engine = _engine(path, busy_seconds)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One consistent view."""
+        with database_errors(self.path), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One change, durable when the block ends, undone when it raises. Writers queue for at most the busy time."""
+        with (
+            database_errors(self.path),
+            self.engine.connect().execution_options(is_writer=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def migrate(self) -> None:
+        """Bring the tables to HEAD, in one transaction; quick when they are there already."""
+        with self.writing() as connection:
+            found = revision(connection)
+            if found == HEAD:
+                return
+            if found is not None and found > HEAD:
+                raise StorageDamaged(
+                    f"{self.path} was written by a newer version (schema {found}; this one knows {HEAD})."
+                )
+            _upgrade(connection)
+
+
+def revision(connection: Connection) -> str | None:
+    """The migration the tables are at; None for a new file."""
+    tables = connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")).first()
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if tables else None
+    return None if found is None else str(found)
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _engine(path: Path, busy_seconds: float) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": busy_seconds, "check_same_thread": False, "isolation_level": None},
+        pool_size=8,
+        max_overflow=56,
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        for pragma in PRAGMAS[:3]:
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute(f"PRAGMA busy_timeout={int(busy_seconds * 1000)}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes its lock at once: upgrading a reader's lock can fail without waiting.
+        is_writer = connection.get_execution_options().get("is_writer", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Translate the driver's errors in one place; our own pass through."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _translated(error, path) from error
+
+
+def _translated(error: DBAPIError, path: Path) -> HotshoeError:
+    message = str(error.orig)
+    if isinstance(error, OperationalError) and ("locked" in message or "busy" in message):
+        return RegistryBusy(f"The registry was busy for {BUSY_SECONDS} s; retry.", retry_after=1)
+    if "full" in message:
+        return StorageFull(f"No space is left for {path}: free some and retry.", retry_after=30)
+    if isinstance(error, DatabaseError):
+        return StorageDamaged(f"The registry {path} cannot be used: {message}. Run `hotshoe doctor`.")
+    raise error

@@ -1,0 +1,98 @@
+"""Events, written with the change they tell of, and the answers kept for idempotency keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+
+from adapters import schema
+from adapters.database import Database
+from adapters.errors import IdempotencyReused
+
+KEEP_KEYS_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change: what, of which adapter, by whom, when (seconds since the epoch)."""
+
+    id: int
+    tenant: str
+    at: float
+    kind: str
+    name: str | None
+    number: int | None
+    alias: str | None
+    actor: str
+    detail: Mapping[str, Any]
+
+
+class Journal:
+    """The part of the registry that remembers what happened."""
+
+    database: Database
+
+    def events(self, tenant: str, name: str | None = None, *, after: int = 0, limit: int = 100) -> list[Event]:
+        """The tenant's events with an id above `after`, oldest first; of one adapter when it is named."""
+        query = select(schema.events).where(schema.events.c.tenant == tenant, schema.events.c.id > after)
+        if name is not None:
+            query = query.where(schema.events.c.name == name)
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(schema.events.c.id).limit(limit))
+            return [Event(**row._mapping) for row in rows]
+
+    def recall(self, tenant: str, key: str, request_hash: str) -> dict[str, Any] | None:
+        """The answer kept for this key, or None; raises IdempotencyReused when it was another request's."""
+        query = select(schema.idempotency_keys).where(
+            schema.idempotency_keys.c.tenant == tenant,
+            schema.idempotency_keys.c.key == key,
+            schema.idempotency_keys.c.created_at > time.time() - KEEP_KEYS_SECONDS,
+        )
+        with self.database.reading() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            return None
+        if row.request_hash != request_hash:
+            raise IdempotencyReused(
+                f"Idempotency key {key[:80]!r} was used for another request; use a new one.", param="Idempotency-Key"
+            )
+        return dict(row.response)
+
+    def remember(self, tenant: str, key: str, request_hash: str, response: Mapping[str, Any]) -> None:
+        """Keep the answer of a request that was carried out, for a day; the first one kept stays."""
+        now = time.time()
+        keys = schema.idempotency_keys
+        with self.database.writing() as connection:
+            ensure_tenant(connection, tenant, now)
+            connection.execute(delete(keys).where(keys.c.created_at <= now - KEEP_KEYS_SECONDS))
+            kept = connection.execute(select(keys.c.key).where(keys.c.tenant == tenant, keys.c.key == key)).first()
+            if kept is None:
+                values = {"tenant": tenant, "key": key, "request_hash": request_hash, "created_at": now}
+                connection.execute(insert(keys).values({**values, "response": dict(response)}))
+
+
+def add_event(
+    connection: Connection,
+    tenant: str,
+    kind: str,
+    actor: str,
+    name: str | None = None,
+    number: int | None = None,
+    *,
+    alias: str | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an event in the transaction of the change."""
+    values = {"tenant": tenant, "at": time.time(), "kind": kind, "actor": actor[:120]}
+    about = {"name": name, "number": number, "alias": alias, "detail": dict(detail or {})}
+    connection.execute(insert(schema.events).values({**values, **about}))
+
+
+def ensure_tenant(connection: Connection, tenant: str, now: float) -> None:
+    """Tenants exist from their first row on."""
+    if connection.execute(select(schema.tenants.c.id).where(schema.tenants.c.id == tenant)).first() is None:
+        connection.execute(insert(schema.tenants).values(id=tenant, created_at=now))

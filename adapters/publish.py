@@ -1,0 +1,116 @@
+"""From a folder of files to a version: inspect, check, write canonical files, store the blob, add the row."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapters.bases import BaseModel
+from adapters.canonical import CanonicalAdapter, VerdictKind, canonicalise, check, refused
+from adapters.errors import AdapterRefused, Problem
+from adapters.inspect import inspect_folder, read_card
+from adapters.registry import OPERATOR, NewVersion, Registry
+from adapters.store import BlobStore
+from adapters.strict_json import JsonInvalid
+from adapters.types import DEFAULT_TENANT, AdapterVersion, VersionStatus, check_name
+
+
+@dataclass(frozen=True)
+class PublishContext:
+    """Where versions go and what they are checked against."""
+
+    registry: Registry
+    store: BlobStore
+    base: BaseModel
+    max_rank: int
+    tenant: str = DEFAULT_TENANT
+    actor: str = OPERATOR
+    serving_dtype: str = "bfloat16"  # values must not overflow in it
+
+
+def publish(
+    source: Path,
+    name: str,
+    *,
+    context: PublishContext,
+    card: dict[str, Any] | None = None,
+    base_is_served: bool = False,
+    number: int | None = None,
+) -> AdapterVersion:
+    """Make the adapter in `source` a version of `name`: quarantined when it can be served, export-only when it cannot.
+
+    The same files again give the version that is there (`is_new` is False). Refused files leave a rejected version
+    with every reason and no files, and raise AdapterRefused. Nothing that is refused or interrupted leaves a blob that
+    a version refers to. `card` is the uploader's claim; without one, `source`/card.json is.
+    """
+    check_name(name)
+    staged = context.store.stage()
+    try:
+        card = card if card is not None else _card_beside(source)
+        canonical, new = _checked(source, name, staged, context, base_is_served)
+    except AdapterRefused as refusal:
+        _record_refusal(refusal, name, context, card)
+        raise
+    else:
+        parent = card.get("parent") if card else None
+        new = replace(new, card=card, parent=parent if isinstance(parent, str) else None, number=number)
+        with context.store.exclusive():
+            context.store.publish(staged, canonical.digest)
+            return context.registry.add_version(new)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def remove_files(registry: Registry, store: BlobStore, digest: str) -> bool:
+    """Delete the blob when no version needs it any more; True when it went. Call it once no engine holds the files."""
+    with store.exclusive():
+        if digest in registry.digests_in_use():
+            return False
+        store.delete(digest)
+        return True
+
+
+def _checked(
+    source: Path, name: str, staged: Path, context: PublishContext, base_is_served: bool
+) -> tuple[CanonicalAdapter, NewVersion]:
+    inspection = inspect_folder(source)
+    verdict = check(inspection, context.base, max_rank=context.max_rank, base_is_served=base_is_served)
+    canonical = canonicalise(source, inspection, verdict, staged, serving_dtype=context.serving_dtype)
+    is_servable = verdict.verdict is not VerdictKind.EXPORT_ONLY
+    left_out = (f"file {item[:120]}" for item in inspection.left_out[:100])
+    new = NewVersion(
+        name,
+        VersionStatus.QUARANTINED if is_servable else VersionStatus.EXPORT_ONLY,
+        tenant=context.tenant,
+        digest=canonical.digest,
+        base_digest=context.base.digest,
+        rank=canonical.rank,
+        size_bytes=canonical.size_bytes,
+        reasons=verdict.reasons,
+        dropped=(*verdict.dropped, *left_out),
+        actor=context.actor,
+    )
+    return canonical, new
+
+
+def _card_beside(source: Path) -> dict[str, Any] | None:
+    try:
+        return read_card(source)
+    except JsonInvalid as error:
+        raise refused((Problem(error.code, "card.json", str(error)),)) from error
+
+
+def _record_refusal(refusal: AdapterRefused, name: str, context: PublishContext, card: dict[str, Any] | None) -> None:
+    context.registry.add_version(
+        NewVersion(
+            name,
+            VersionStatus.REJECTED,
+            tenant=context.tenant,
+            base_digest=context.base.digest,
+            reasons=refusal.problems,
+            card=card,
+            actor=context.actor,
+        )
+    )

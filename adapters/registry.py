@@ -1,0 +1,338 @@
+"""Names, versions and aliases as rows. Every change is one transaction that also writes its event.
+
+The state machine of a version: quarantined -> ready | export_only | rejected; ready -> quarantined | retired;
+export_only -> retired; rejected and retired are final. Numbers count per adapter from 1 and are never used again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+
+from adapters import schema
+from adapters.alias_rows import AliasRows
+from adapters.database import FILE, Database
+from adapters.errors import Conflict, ModelNotFound, NotServable, Problem
+from adapters.export_rows import ExportRows
+from adapters.journal import Journal, add_event, ensure_tenant
+from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, VersionStatus, check_name
+
+NEXT = {
+    VersionStatus.QUARANTINED: (VersionStatus.READY, VersionStatus.EXPORT_ONLY, VersionStatus.REJECTED),
+    VersionStatus.READY: (VersionStatus.QUARANTINED, VersionStatus.RETIRED),
+    VersionStatus.EXPORT_ONLY: (VersionStatus.RETIRED,),
+    VersionStatus.REJECTED: (),
+    VersionStatus.RETIRED: (),
+}
+WITH_FILES = (VersionStatus.QUARANTINED, VersionStatus.READY, VersionStatus.EXPORT_ONLY)
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """What is to become a row. A rejected upload has reasons and no digest."""
+
+    name: str
+    status: VersionStatus = VersionStatus.QUARANTINED
+    tenant: str = DEFAULT_TENANT
+    digest: str | None = None
+    base_digest: str | None = None
+    rank: int | None = None
+    size_bytes: int = 0
+    parent: str | None = None
+    reasons: Sequence[Problem] = ()
+    dropped: Sequence[str] = ()
+    card: dict[str, Any] | None = None
+    number: int | None = None  # the number the uploader expects it to get
+    actor: str = OPERATOR
+    created_at: float = field(default_factory=time.time)
+
+
+class Registry(AliasRows, ExportRows, Journal):
+    """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @classmethod
+    def open(cls, home: Path) -> Registry:
+        """Open `home`/registry.sqlite3, made and migrated as needed."""
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        database = Database(home / FILE)
+        database.migrate()
+        return cls(database)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def add_version(self, new: NewVersion) -> AdapterVersion:
+        """Add the next version, or return the one that already holds these files for this base (`is_new` is False).
+
+        Raises Conflict when `new.number` is another number than the files have or would get.
+        """
+        check_name(new.name)
+        with self.database.writing() as connection:
+            adapter_id = _ensure_adapter(connection, new.tenant, new.name, new.created_at)
+            same = _same_files(connection, adapter_id, new)
+            if same is not None:
+                version = to_version(same)
+                _expect_number(new, version.number, "these files are that version already")
+                return version
+            highest = select(func.max(schema.versions.c.number)).where(schema.versions.c.adapter_id == adapter_id)
+            number = (connection.execute(highest).scalar() or 0) + 1
+            _expect_number(new, number, "that number is taken or is not the next one")
+            connection.execute(insert(schema.versions).values(_row(new, adapter_id, number)))
+            add_event(connection, new.tenant, "version_added", new.actor, new.name, number, detail=_added(new))
+            return to_version(version_row(connection, new.tenant, new.name, number), is_new=True)
+
+    def set_status(
+        self,
+        tenant: str,
+        name: str,
+        number: int,
+        status: VersionStatus,
+        *,
+        reasons: Sequence[Problem] = (),
+        proof: dict[str, Any] | None = None,
+        actor: str = OPERATOR,
+    ) -> AdapterVersion:
+        """Move a version on in its life; the first that becomes ready becomes `stable` in the same transaction."""
+        with self.database.writing() as connection:
+            row = version_row(connection, tenant, name, number)
+            found = VersionStatus(row.status)
+            if found is not status:
+                _check_step(row, found, status)
+            values: dict[str, Any] = {"status": str(status)}
+            if reasons:
+                values["reasons"] = [problem.as_dict() for problem in reasons]
+            if proof is not None:
+                values["proof"] = proof
+            if status is not VersionStatus.READY:
+                values["is_warm"] = False
+            _update_version(connection, row, values)
+            detail = {"from": str(found), "to": str(status), "reasons": values.get("reasons", [])}
+            add_event(connection, tenant, "status_changed", actor, row.name, number, detail=detail)
+            if status is VersionStatus.READY:
+                self._first_ready(connection, row, actor)
+            return to_version(version_row(connection, tenant, name, number))
+
+    def get(self, tenant: str, name: str, number: int) -> AdapterVersion:
+        """One version; raises ModelNotFound."""
+        with self.database.reading() as connection:
+            return to_version(version_row(connection, tenant, name, number))
+
+    def resolve(self, ref: AdapterRef) -> AdapterVersion:
+        """The version that a model id means now; raises ModelNotFound."""
+        with self.database.reading() as connection:
+            number = ref.number
+            if number is None:
+                number = self._alias(connection, ref.tenant, ref.name, ref.alias or STABLE).number
+            return to_version(version_row(connection, ref.tenant, ref.name, number))
+
+    def adapters(self, tenant: str) -> list[str]:
+        """Names of the tenant's adapters, sorted."""
+        names = select(schema.adapters.c.name).where(schema.adapters.c.tenant == tenant)
+        with self.database.reading() as connection:
+            return list(connection.execute(names.order_by(schema.adapters.c.name_key)).scalars())
+
+    def versions(self, tenant: str, name: str) -> list[AdapterVersion]:
+        """All versions of an adapter, oldest first; raises ModelNotFound when there is no such adapter."""
+        query = version_query(tenant).where(schema.adapters.c.name == name).order_by(schema.versions.c.number)
+        with self.database.reading() as connection:
+            found = [to_version(row) for row in connection.execute(query)]
+        if not found:
+            raise ModelNotFound(f"There is no adapter {name!r}.", param="model")
+        return found
+
+    def all_versions(self) -> list[AdapterVersion]:
+        """Of every tenant, in the order they were made."""
+        with self.database.reading() as connection:
+            return [to_version(row) for row in connection.execute(version_query().order_by(schema.versions.c.id))]
+
+    def retire(self, tenant: str, name: str, number: int, *, actor: str = OPERATOR) -> AdapterVersion:
+        """Take a version out of service for good; raises Conflict while an alias points at it."""
+        with self.database.writing() as connection:
+            row = version_row(connection, tenant, name, number)
+            pointing = self._aliases_at(connection, row.adapter_id, number)
+            if pointing:
+                raise Conflict(
+                    f"{name}@{number} is {', '.join(pointing)}: promote another version first, then retire it.",
+                    param="version",
+                )
+            found = VersionStatus(row.status)
+            if found is not VersionStatus.RETIRED:
+                _check_step(row, found, VersionStatus.RETIRED)
+                _update_version(connection, row, {"status": str(VersionStatus.RETIRED), "is_warm": False})
+                add_event(connection, tenant, "retired", actor, name, number)
+            return to_version(version_row(connection, tenant, name, number))
+
+    def digests_in_use(self) -> set[str]:
+        """Of every version whose files must be there; a blob with another digest may go."""
+        with self.database.reading() as connection:
+            return digests_in_use(connection)
+
+    def set_warm(self, tenant: str, name: str, number: int, is_warm: bool, *, actor: str = OPERATOR) -> AdapterVersion:
+        """Whether the version should come back into the engine after a restart; raises NotServable unless ready."""
+        with self.database.writing() as connection:
+            row = version_row(connection, tenant, name, number)
+            if is_warm and row.status != VersionStatus.READY:
+                raise not_servable(to_version(row))
+            if row.is_warm != is_warm:
+                _update_version(connection, row, {"is_warm": is_warm})
+                add_event(connection, tenant, "warmed" if is_warm else "cooled", actor, name, number)
+            return to_version(version_row(connection, tenant, name, number))
+
+    def warm_set(self) -> list[AdapterVersion]:
+        """Ready versions that should be in the engine, of all tenants, oldest first."""
+        query = version_query().where(schema.versions.c.is_warm, schema.versions.c.status == VersionStatus.READY)
+        with self.database.reading() as connection:
+            return [to_version(row) for row in connection.execute(query.order_by(schema.versions.c.id))]
+
+    def engine_id(self, tenant: str, name: str, number: int) -> int:
+        """The version's integer id in an engine: one for the row, given at first use and used again after that."""
+        with self.database.reading() as connection:
+            found = version_row(connection, tenant, name, number).engine_id
+        return found or self._new_engine_id(tenant, name, number, only_if_none=True)
+
+    def burn_engine_id(self, tenant: str, name: str, number: int) -> int:
+        """A new id for the version; the old one, which a failed load may have left registered, is never used again."""
+        return self._new_engine_id(tenant, name, number, only_if_none=False)
+
+    def _new_engine_id(self, tenant: str, name: str, number: int, *, only_if_none: bool) -> int:
+        with self.database.writing() as connection:
+            row = version_row(connection, tenant, name, number)
+            if row.engine_id and only_if_none:
+                return int(row.engine_id)
+            values = {"tenant": tenant, "adapter_id": row.adapter_id, "number": number}
+            inserted = connection.execute(insert(schema.engine_ids).values(values)).inserted_primary_key
+            engine_id = int(inserted[0])  # type: ignore[index]
+            _update_version(connection, row, {"engine_id": engine_id})
+            return engine_id
+
+    def _first_ready(self, connection: Connection, row: Row[Any], actor: str) -> None:
+        if self._find_alias(connection, row.adapter_id, STABLE) is None:
+            self._write_alias(connection, row, STABLE, None, (), actor, "promoted")
+
+
+def not_servable(version: AdapterVersion) -> NotServable:
+    """Why a version cannot answer requests, with its first reason and what to change."""
+    reason = version.reasons[0] if version.reasons else {}
+    more = f": {reason['path']} {reason['message']}. {reason.get('advice', '')}".rstrip() if reason else ""
+    return NotServable(f"{version.ref} is {version.status} and cannot be served{more}", param="model")
+
+
+def version_query(tenant: str | None = None) -> Select[Any]:
+    query = select(schema.versions, schema.adapters.c.name).join_from(
+        schema.versions, schema.adapters, schema.versions.c.adapter_id == schema.adapters.c.id
+    )
+    return query if tenant is None else query.where(schema.versions.c.tenant == tenant)
+
+
+def version_row(connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
+    """The row of one version; raises ModelNotFound. Names are compared exactly: a model id has one spelling."""
+    query = version_query(tenant).where(schema.adapters.c.name == name, schema.versions.c.number == number)
+    row = connection.execute(query).first()
+    if row is None:
+        raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
+    return row
+
+
+def digests_in_use(connection: Connection) -> set[str]:
+    query = select(schema.versions.c.digest).where(schema.versions.c.status.in_([str(s) for s in WITH_FILES]))
+    return {digest for digest in connection.execute(query).scalars() if digest}
+
+
+def to_version(row: Row[Any], *, is_new: bool = False) -> AdapterVersion:
+    return AdapterVersion(
+        tenant=row.tenant,
+        name=row.name,
+        number=row.number,
+        status=VersionStatus(row.status),
+        digest=row.digest,
+        base_digest=row.base_digest,
+        rank=row.rank,
+        size_bytes=row.size_bytes,
+        parent=row.parent,
+        created_at=row.created_at,
+        reasons=tuple(row.reasons),
+        dropped=tuple(row.dropped),
+        card=row.card,
+        proof=row.proof,
+        is_warm=row.is_warm,
+        is_new=is_new,
+    )
+
+
+def _row(new: NewVersion, adapter_id: int, number: int) -> dict[str, Any]:
+    return {
+        "tenant": new.tenant,
+        "adapter_id": adapter_id,
+        "number": number,
+        "status": str(new.status),
+        "digest": new.digest,
+        "base_digest": new.base_digest,
+        "rank": new.rank,
+        "size_bytes": new.size_bytes,
+        "parent": new.parent[:255] if new.parent else None,
+        "created_at": new.created_at,
+        "reasons": [problem.as_dict() for problem in new.reasons],
+        "dropped": list(new.dropped),
+        "card": new.card,
+        "proof": None,
+        "is_warm": False,
+    }
+
+
+def _added(new: NewVersion) -> dict[str, Any]:
+    return {"status": str(new.status), "digest": new.digest, "reasons": [problem.code for problem in new.reasons]}
+
+
+def _ensure_adapter(connection: Connection, tenant: str, name: str, now: float) -> int:
+    ensure_tenant(connection, tenant, now)
+    query = select(schema.adapters.c.id, schema.adapters.c.name).where(
+        schema.adapters.c.tenant == tenant, schema.adapters.c.name_key == name.lower()
+    )
+    row = connection.execute(query).first()
+    if row is None:
+        values = {"tenant": tenant, "name": name, "name_key": name.lower(), "created_at": now}
+        return int(connection.execute(insert(schema.adapters).values(values)).inserted_primary_key[0])  # type: ignore[index]
+    if row.name != name:
+        raise Conflict(f"The name {name!r} differs only in case from {row.name!r}, which is taken.", param="name")
+    return int(row.id)
+
+
+def _same_files(connection: Connection, adapter_id: int, new: NewVersion) -> Row[Any] | None:
+    if new.digest is None:
+        return None
+    query = version_query(new.tenant).where(
+        schema.versions.c.adapter_id == adapter_id,
+        schema.versions.c.digest == new.digest,
+        schema.versions.c.base_digest == new.base_digest,
+        schema.versions.c.status.in_([str(status) for status in WITH_FILES]),
+    )
+    return connection.execute(query).first()
+
+
+def _expect_number(new: NewVersion, number: int, why: str) -> None:
+    if new.number is not None and new.number != number:
+        raise Conflict(f"{new.name}@{new.number} was asked for, {number} is it: {why}.", param="version")
+
+
+def _check_step(row: Row[Any], found: VersionStatus, status: VersionStatus) -> None:
+    if status not in NEXT[found]:
+        allowed = ", ".join(NEXT[found]) or "nothing: it is final"
+        raise Conflict(
+            f"{row.name}@{row.number} is {found}; it cannot become {status} (possible: {allowed}).", param="version"
+        )
+
+
+def _update_version(connection: Connection, row: Row[Any], values: dict[str, Any]) -> None:
+    connection.execute(update(schema.versions).where(schema.versions.c.id == row.id).values(values))
+
+
+__all__ = ["Alias", "NewVersion", "Registry", "not_servable"]

@@ -1,0 +1,139 @@
+"""The registry's tables. Every row has its tenant. A change needs a migration beside it; a test compares the two."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    false,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("name_key", String(63), nullable=False),  # lower case: names are unique regardless of case
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("tenant", "name_key"),
+)
+
+# One number per version row and per burnt load: an engine's integer id is never used for two things.
+engine_ids = Table(
+    "engine_ids",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("adapter_id", ForeignKey(adapters.c.id), nullable=False),
+    Column("number", Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("adapter_id", ForeignKey(adapters.c.id), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("digest", String(71)),
+    Column("base_digest", String(71)),
+    Column("rank", Integer),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("parent", String(255)),
+    Column("created_at", Float, nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("dropped", JSON, nullable=False),
+    Column("card", JSON(none_as_null=True)),
+    Column("proof", JSON(none_as_null=True)),
+    Column("is_warm", Boolean, nullable=False, server_default=false()),
+    Column("engine_id", ForeignKey(engine_ids.c.id)),
+    UniqueConstraint("adapter_id", "number"),
+    Index(None, "digest"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("adapter_id", Integer, primary_key=True),
+    Column("alias_key", String(63), primary_key=True),
+    Column("alias", String(63), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("previous", JSON, nullable=False),
+    ForeignKeyConstraint(["adapter_id", "number"], ["versions.adapter_id", "versions.number"]),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("name", String(63)),
+    Column("number", Integer),
+    Column("alias", String(63)),
+    Column("actor", String(120), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Index(None, "tenant", "name"),
+    sqlite_autoincrement=True,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.id), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_hash", String(128), nullable=False),
+    Column("response", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+exports = Table(
+    "exports",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("ref", String(140), nullable=False),
+    Column("format", String(20), nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("progress", Float, nullable=False),
+    Column("path", String(4096)),
+    Column("report", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Index(None, "tenant", "created_at"),
+)
