@@ -23,7 +23,17 @@ from adapters.header import ITEM_BYTES, TensorInfo, cap_problems
 from adapters.inspect import CONFIG_FILE, INITIAL_ADAPTER_FILE, WEIGHTS_FILE, Inspection
 from adapters.lora_config import LoraSettings
 
-__all__ = ["CanonicalAdapter", "ModuleAdapter", "Verdict", "VerdictKind", "canonicalise", "check", "digest_folder"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "CanonicalAdapter",
+    "ModuleAdapter",
+    "Verdict",
+    "VerdictKind",
+    "canonicalise",
+    "check",
+    "digest_folder",
+]
 
 CHUNK_BYTES = 4 << 20
 CANONICAL_FILES = (CONFIG_FILE, WEIGHTS_FILE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
@@ -30,19 +30,26 @@ class Event:
     actor: str
     detail: Mapping[str, Any]
 
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 class Journal:
     """The part of the registry that remembers what happened."""
 
     database: Database
 
-    def events(self, tenant: str, name: str | None = None, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """The tenant's events with an id above `after`, oldest first; of one adapter when it is named."""
-        query = select(schema.events).where(schema.events.c.tenant == tenant, schema.events.c.id > after)
+    def events(
+        self, tenant: str, name: str | None = None, *, before: int | None = None, limit: int = 100
+    ) -> list[Event]:
+        """The tenant's newest events, newest first; with an id below `before` and of one adapter when given."""
+        query = select(schema.events).where(schema.events.c.tenant == tenant)
+        if before is not None:
+            query = query.where(schema.events.c.id < before)
         if name is not None:
             query = query.where(schema.events.c.name == name)
         with self.database.reading() as connection:
-            rows = connection.execute(query.order_by(schema.events.c.id).limit(limit))
+            rows = connection.execute(query.order_by(schema.events.c.id.desc()).limit(limit))
             return [Event(**row._mapping) for row in rows]
 
     def recall(self, tenant: str, key: str, request_hash: str) -> dict[str, Any] | None:

@@ -154,6 +154,19 @@ class Registry(AliasRows, ExportRows, Journal):
         with self.database.reading() as connection:
             return [to_version(row) for row in connection.execute(version_query().order_by(schema.versions.c.id))]
 
+    def quarantined(self) -> list[AdapterVersion]:
+        """Versions that wait for their proof, of all tenants, oldest first."""
+        query = version_query().where(schema.versions.c.status == VersionStatus.QUARANTINED)
+        with self.database.reading() as connection:
+            return [to_version(row) for row in connection.execute(query.order_by(schema.versions.c.id))]
+
+    def status_counts(self) -> dict[VersionStatus, int]:
+        """How many versions have each status, of all tenants; every status is there."""
+        query = select(schema.versions.c.status, func.count()).group_by(schema.versions.c.status)
+        with self.database.reading() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {status: found.get(str(status), 0) for status in VersionStatus}
+
     def retire(self, tenant: str, name: str, number: int, *, actor: str = OPERATOR) -> AdapterVersion:
         """Take a version out of service for good; raises Conflict while an alias points at it."""
         with self.database.writing() as connection:

@@ -1,0 +1,212 @@
+"""Is the state folder sound? Registry against blobs, each finding explained, and what can be repaired repaired.
+
+Two kinds of finding. *Litter* is what an interrupted publish or retire may leave: a staging folder, a blob no version
+needs. It harms nothing and the next start sweeps it. *Damage* is what no interruption may cause: bytes that changed, a
+version without its files, an alias that points at nothing that can answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select, text
+
+from adapters import schema
+from adapters.database import FILE
+from adapters.errors import Conflict, HotshoeError, ModelNotFound, Problem, StorageDamaged
+from adapters.registry import WITH_FILES, Registry
+from adapters.store import BlobStore
+from adapters.types import AdapterVersion, Alias, VersionStatus
+
+ACTOR = "doctor"
+LITTER = ("leftover", "blob_unused")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    code: str
+    subject: str
+    message: str
+    repair: str
+    is_repaired: bool = False
+
+    @property
+    def is_damage(self) -> bool:
+        return self.code not in LITTER
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was looked at and what was found."""
+
+    home: str
+    versions: int
+    blobs: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing was found, not even litter."""
+        return not self.findings
+
+    @property
+    def is_sound(self) -> bool:
+        """No damage is left; litter does not count."""
+        return all(finding.is_repaired or not finding.is_damage for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        findings = [{**asdict(finding), "is_damage": finding.is_damage} for finding in self.findings]
+        return {
+            "home": self.home,
+            "versions": self.versions,
+            "blobs": self.blobs,
+            "is_sound": self.is_sound,
+            "findings": findings,
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = [
+            f"{finding.code}  {finding.subject}: {finding.message}"
+            f"  -> {'repaired: ' if finding.is_repaired else ''}{finding.repair}"
+            for finding in self.findings
+        ]
+        verdict = "sound" if self.is_sound else "DAMAGED"
+        return [*found, f"{self.home}: {verdict}; {self.versions} versions, {self.blobs} blobs looked at"]
+
+
+def run_doctor(home: Path, repair: bool = False) -> Report:
+    """Look through the state folder, and with `repair` put right what can be; hold its lock meanwhile.
+
+    A version whose files are damaged or gone cannot be made whole: repair takes it out of service, and an alias that
+    pointed at it goes back to its newest earlier version that is ready, or away.
+    """
+    if not (home / FILE).is_file():
+        message = "there is no registry here"
+        finding = Finding("registry_missing", str(home / FILE), message, "Check HOTSHOE_HOME; `serve` makes a new one.")
+        return Report(str(home), 0, 0, (finding,))
+    try:
+        registry = Registry.open(home)
+    except StorageDamaged as error:
+        return Report(str(home), 0, 0, (_unreadable(home, error.message),))
+    try:
+        return _Examination(home, registry, BlobStore(home / "blobs"), repair).report()
+    except StorageDamaged as error:
+        return Report(str(home), 0, 0, (_unreadable(home, error.message),))
+    finally:
+        registry.close()
+
+
+def _unreadable(home: Path, message: str) -> Finding:
+    return Finding("registry_damaged", str(home / FILE), message, "Restore the file from a backup.")
+
+
+class _Examination:
+    def __init__(self, home: Path, registry: Registry, store: BlobStore, repair: bool) -> None:
+        self.home, self.registry, self.store, self.repair = home, registry, store, repair
+        self.versions = registry.all_versions()
+
+    def report(self) -> Report:
+        findings = [*self._database(), *self._files(), *self._aliases(), *self._litter()]
+        return Report(str(self.home), len(self.versions), len(self.store.digests()), tuple(findings))
+
+    def _database(self) -> Iterator[Finding]:
+        with self.registry.database.reading() as connection:
+            troubles = [str(row[0]) for row in connection.execute(text("PRAGMA integrity_check")) if row[0] != "ok"]
+            orphans = connection.execute(text("PRAGMA foreign_key_check")).all()
+            count, highest = schema.versions.c.number, func.max(schema.versions.c.number)
+            gaps = connection.execute(
+                select(schema.adapters.c.name, highest, func.count(count))
+                .join_from(schema.versions, schema.adapters, schema.versions.c.adapter_id == schema.adapters.c.id)
+                .group_by(schema.versions.c.adapter_id)
+                .having(highest != func.count(count))
+            ).all()
+        for trouble in troubles[:20]:
+            yield _unreadable(self.home, trouble)
+        for row in orphans[:20]:
+            yield Finding("row_orphaned", f"{row[0]} row {row[1]}", f"refers to no {row[2]}", "Restore from a backup.")
+        for name, top, found in gaps:
+            message = f"has {found} versions numbered up to {top}: rows are missing"
+            yield Finding("version_missing", name, message, "Restore from a backup.")
+
+    def _files(self) -> Iterator[Finding]:
+        verified: dict[str, str] = {}
+        for version in self.versions:
+            if version.status not in WITH_FILES:
+                continue
+            if version.digest is None:
+                yield self._out_of_service(version, "blob_missing", "has no digest")
+                continue
+            trouble = verified.get(version.digest)
+            if trouble is None:
+                trouble = verified[version.digest] = self._trouble(version.digest)
+            if trouble:
+                code = "blob_damaged" if self.store.has(version.digest) else "blob_missing"
+                yield self._out_of_service(version, code, trouble)
+
+    def _trouble(self, digest: str) -> str:
+        try:
+            self.store.verify(digest)
+        except HotshoeError as error:
+            return error.message
+        return ""
+
+    def _out_of_service(self, version: AdapterVersion, code: str, message: str) -> Finding:
+        finding = Finding(
+            code, version.ref, message, "Take it out of service; upload the adapter again for a new version."
+        )
+        if not self.repair:
+            return finding
+        where = (version.tenant, version.name, version.number)
+        for alias in self.registry.aliases(version.tenant, version.name):
+            if alias.number == version.number:
+                self._move_away(alias)
+        problem = Problem(code, "adapter_model.safetensors", message, finding.repair)
+        if version.status is VersionStatus.READY:
+            self.registry.set_status(*where, VersionStatus.QUARANTINED, reasons=(problem,), actor=ACTOR)
+        if version.status is VersionStatus.EXPORT_ONLY:
+            self.registry.retire(*where, actor=ACTOR)
+        else:
+            self.registry.set_status(*where, VersionStatus.REJECTED, reasons=(problem,), actor=ACTOR)
+        return replace(finding, is_repaired=True)
+
+    def _aliases(self) -> Iterator[Finding]:
+        for tenant, name in sorted({(version.tenant, version.name) for version in self.versions}):
+            for alias in self.registry.aliases(tenant, name):
+                trouble = self._alias_trouble(alias)
+                if trouble:
+                    repair = "Move it to its newest earlier version that is ready, or remove it."
+                    finding = Finding("alias_dangling", f"{name}@{alias.alias}", trouble, repair)
+                    if self.repair:
+                        self._move_away(alias)
+                    yield replace(finding, is_repaired=self.repair)
+
+    def _alias_trouble(self, alias: Alias) -> str:
+        try:
+            status = self.registry.get(alias.tenant, alias.name, alias.number).status
+        except ModelNotFound:
+            return f"points at version {alias.number}, which is not there"
+        return "" if status is VersionStatus.READY else f"points at version {alias.number}, which is {status}"
+
+    def _move_away(self, alias: Alias) -> None:
+        try:
+            self.registry.rollback(alias.tenant, alias.name, alias.alias, actor=ACTOR)
+        except Conflict:
+            self.registry.remove_alias(alias.tenant, alias.name, alias.alias, actor=ACTOR)
+
+    def _litter(self) -> Iterator[Finding]:
+        in_use = self.registry.digests_in_use()
+        litter = [
+            *(Finding("leftover", str(path.relative_to(self.home)), "was left by an interruption", "Remove it.")
+              for path in self.store.leftovers()),
+            *(Finding("blob_unused", digest, "is needed by no version", "Remove it.")
+              for digest in sorted(self.store.digests() - in_use)),
+        ]  # fmt: skip
+        if self.repair:
+            self.store.sweep(in_use)
+        yield from (replace(finding, is_repaired=self.repair) for finding in litter)
