@@ -1,0 +1,239 @@
+"""One export, from adapter to finished folder: plan, merge, prove, seal, rename once.
+
+The output appears whole or not at all: it is written into a hidden sibling folder, fsynced, and renamed. What a killed
+process left is swept by the next export beside it. `python -m adapters.export SPEC.json` runs one as a child process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX, BaseModel, load_base
+from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputExists, ParityFailed, Problem, StorageFull
+from adapters.merge import merge, plan_merge
+from adapters.merge_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MergePlan
+from adapters.parity_report import Tell, dtype_of, percents, prove
+from adapters.staging import explained, json_bytes, publish, sha256, staging, write_file
+
+FORMATS = ("hf",)
+MANIFEST, PARITY = "manifest.json", "parity.json"
+# What a Hugging Face folder may hold beside its weights; anything else of the base's folder is left out and listed.
+COMPANIONS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
+    *("LICENSE", "LICENSE.txt", "NOTICE"),
+)
+EXPECTED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+SPACE_MARGIN_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export. `accepted_digests` are digests of bases, beside the merge base, that it may be made for."""
+
+    adapter: Path
+    base: BaseModel
+    out: Path
+    source: str  # NAME@N or the folder, for the manifest
+    format: str = "hf"
+    dtype: str | None = None
+    with_logits: bool = True
+    base_digest: str | None = None  # the base that the adapter was checked against
+    accepted_digests: tuple[str, ...] = ()
+    card: Mapping[str, Any] | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export: the folder, what is in it, and its parity report."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    parity: Mapping[str, Any]
+    lacking: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        files = self.manifest["files"]
+        return {
+            "path": str(self.folder),
+            "source": self.manifest["source"],
+            "size_bytes": sum(entry["size_bytes"] for entry in files.values()),
+            "files": files,
+            "lacking": list(self.lacking),
+            "parity": self.parity,
+        }
+
+
+def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
+    """Merge into `request.out`, which must not exist, and prove it.
+
+    Raises OutputExists, BaseMismatch, BaseInvalid, MergeFailed, StorageFull or ParityFailed (after `report` got the
+    failed parity); whatever is raised, nothing is left behind. The same inputs give the same bytes. `report` gets
+    progress as dicts with a `stage`.
+    """
+    tell = report or (lambda _: None)
+    _check_request(request)
+    plan = plan_merge(request.adapter, request.base, dtype=request.dtype)
+    tell({"stage": "planned", **plan.as_dict()})
+    try:
+        with staging(request.out) as folder:
+            _check_space(plan, request.out.parent)
+            merge(plan, folder, workers=request.workers, progress=percents(tell, "merging", plan.weight_bytes))
+            _write_companions(request, folder)
+            parity = _prove(request, plan, folder, tell)
+            write_file(folder / PARITY, json_bytes(parity))
+            manifest = _seal(request, plan, folder)
+            publish(folder, request.out)
+    except OSError as error:
+        raise explained(error) from error
+    tell({"stage": "done"})
+    return ExportResult(request.out, manifest, parity, _lacking(request.base.folder))
+
+
+def _check_request(request: ExportRequest) -> None:
+    if request.format not in FORMATS:
+        raise InvalidRequest(f"format {request.format!r} is not one of {', '.join(FORMATS)}.", param="format")
+    if os.path.lexists(request.out):
+        raise OutputExists(f"{request.out} exists already. Choose another --out, or remove it first.", param="out")
+    accepted = {request.base.digest, *request.accepted_digests}
+    if request.base_digest is not None and request.base_digest not in accepted:
+        raise BaseMismatch(
+            f"{request.source} was made for the base {request.base_digest}; the merge base {request.base.folder} is "
+            f"{request.base.digest}. Pass --base with the base it was made for.",
+            param="base",
+        )
+
+
+def _check_space(plan: MergePlan, parent: Path) -> None:
+    free = shutil.disk_usage(parent).free
+    companions = sum(path.stat().st_size for path in _companions(plan.base.folder))
+    needed = plan.weight_bytes + companions + SPACE_MARGIN_BYTES
+    if free < needed:
+        raise StorageFull(f"{parent} has {free:,} bytes free and the export needs {needed:,}.", param="out")
+
+
+def _companions(folder: Path) -> list[Path]:
+    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
+
+
+def _lacking(folder: Path) -> tuple[str, ...]:
+    """Files of a complete folder that the base does not have, so the export has not either."""
+    lacking = [name for name in EXPECTED if not (folder / name).is_file()]
+    settings = folder / "tokenizer_config.json"
+    if "chat_template.jinja" in lacking and settings.is_file() and b'"chat_template"' in settings.read_bytes():
+        lacking.remove("chat_template.jinja")
+    return tuple(lacking)
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Files of the base that the export does not carry over."""
+    weights = {SINGLE_WEIGHTS, WEIGHT_INDEX, *COMPANIONS}
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name not in weights and not name.endswith(".safetensors") and name[0] != "."]
+
+
+def _write_companions(request: ExportRequest, folder: Path) -> None:
+    for path in _companions(request.base.folder):
+        content = path.read_bytes()
+        if path.name == "config.json" and request.dtype:
+            config = json.loads(content)
+            keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+            content = (json.dumps({**config, **dict.fromkeys(keys, request.dtype)}, indent=2) + "\n").encode()
+        write_file(folder / path.name, content)
+
+
+def _prove(request: ExportRequest, plan: MergePlan, folder: Path, tell: Tell) -> dict[str, Any]:
+    """The parity report; raises ParityFailed, after `tell` got the report."""
+    parity = {**prove(plan, folder, with_logits=request.with_logits, tell=tell), "notes": _notes(request)}
+    if parity["verdict"] != "passed":
+        tell({"stage": "failed", "parity": parity})
+        raise ParityFailed(
+            f"The merged weights of {request.source} are not what base + adapter gives; nothing was exported.",
+            problems=tuple(Problem("parity_failed", PARITY, text) for text in parity["problems"]),
+        )
+    return parity
+
+
+def _notes(request: ExportRequest) -> list[str]:
+    notes = []
+    if "nf4" in json.dumps(dict(request.card or {})).lower() or "qlora" in json.dumps(dict(request.card or {})).lower():
+        notes.append(
+            "The adapter was trained on an NF4-quantised base and is merged into the unquantised weights here: "
+            "answers may differ a little from those seen in training."
+        )
+    missing = _lacking(request.base.folder)
+    if missing:
+        notes.append(f"The base folder has no {', '.join(missing)}; the export has none either.")
+    left = _left_out(request.base.folder)
+    if left:
+        notes.append(f"Left out of the base folder: {', '.join(left)}.")
+    return notes
+
+
+def _seal(request: ExportRequest, plan: MergePlan, folder: Path) -> dict[str, Any]:
+    """Write manifest.json: the digest of every file and of the inputs; no times, so that a re-run is the same."""
+    files = {
+        path.name: {"sha256": sha256(path), "size_bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+    }
+    manifest = {
+        "format": request.format,
+        "source": request.source,
+        "dtype": dtype_of(plan),
+        "base": {"id": request.base.id, "digest": request.base.digest},
+        "adapter": {name: sha256(request.adapter / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+        "files": files,
+    }
+    write_file(folder / MANIFEST, json_bytes(manifest))
+    return manifest
+
+
+def request_from_spec(spec: Mapping[str, Any]) -> ExportRequest:
+    """The request in a SPEC.json: the fields of ExportRequest, with `base` a folder."""
+    values = dict(spec)
+    values["base"] = load_base(values["base"])
+    values["adapter"], values["out"] = Path(values["adapter"]), Path(values["out"])
+    values["accepted_digests"] = tuple(values.get("accepted_digests", ()))
+    return ExportRequest(**values)
+
+
+def main(spec_path: str) -> int:
+    """The child process: JSON lines on stdout, the last of them `result` or `error`; 0, or 3 with an error.
+
+    It ends with its process group when stdin closes (the parent died) and cleans up on SIGTERM (cancel).
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    spec = json.loads(Path(spec_path).read_text())
+    os.nice(spec.pop("nice", 0))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        result = export(request_from_spec(spec), _say)
+    except HotshoeError as error:
+        _say({"stage": "error", "error": error.as_dict()})
+        return 3
+    _say({"stage": "result", "result": result.as_dict()})
+    return 0
+
+
+def _say(message: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,114 @@
+"""A folder that appears whole or not at all: written under a hidden name beside its place, fsynced, renamed once."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import HotshoeError, OutputExists, StorageFull
+
+SUFFIX = ".hotshoe-partial"
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A fresh hidden folder beside `out`, locked while this process lives; gone afterwards unless it was published."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sweep_partial(out.parent)
+    folder = out.parent / f".{out.name[:100]}.{secrets.token_hex(6)}{SUFFIX}"
+    with _locked(out.parent):  # no sweep may see the folder before its own lock is there
+        folder.mkdir()
+        handle = _open_folder(folder)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def sweep_partial(parent: Path) -> list[Path]:
+    """Remove what killed exports left in `parent`, and return it. A live export holds a lock on its folder."""
+    removed = []
+    with _locked(parent):
+        for folder in sorted(parent.glob(f".*{SUFFIX}")):
+            with suppress(OSError):
+                handle = _open_folder(folder)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+                    removed.append(folder)
+                finally:
+                    os.close(handle)
+    return removed
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = _open_folder(folder)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Give a staged folder its place; raises OutputExists. Its files are fsynced already."""
+    sync_folder(folder)
+    if os.path.lexists(out):
+        raise OutputExists(f"{out} appeared while the export ran; it was left as it is.", param="out")
+    folder.rename(out)
+    sync_folder(out.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync the entries of a folder."""
+    handle = _open_folder(folder)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def explained(error: OSError) -> HotshoeError:
+    """What an OSError during an export means to a person."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(
+            f"The disk filled up during the export ({error}). Nothing of it was kept: free space, run it again."
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        return OutputExists(f"The output folder appeared while the export ran: {error}.", param="out")
+    return HotshoeError(f"The export failed in the file system: {error}. Nothing of it was kept.")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write and fsync a new file."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented UTF-8 JSON; the same value gives the same bytes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
