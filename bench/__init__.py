@@ -1,0 +1,1 @@
+"""Measurements against peers started in the same run. Prints tables; asserts nothing."""

@@ -1,0 +1,79 @@
+"""A `hotshoe serve` of the bench's own: state in a temporary folder, stopped at the end whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from bench.client import Target
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server: its gateway, its engine's own socket, and how long it took to be ready."""
+
+    gateway: Target
+    engine: Target
+    ready_seconds: float
+
+    def system(self) -> dict[str, object]:
+        body: dict[str, object] = httpx.get(f"{self.gateway.url}/v1/system", timeout=10).json()
+        return body
+
+    def base_id(self) -> str:
+        return str(httpx.get(f"{self.gateway.url}/v1/models", timeout=10).json()["data"][0]["id"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve(*flags: str, timeout_seconds: float = 300) -> Iterator[Served]:
+    """Start `hotshoe serve` with these flags and wait for /ready."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        port = free_port()
+        environment = os.environ | {"HOTSHOE_HOME": f"{folder}/home", "TMPDIR": folder}
+        environment.pop("HOTSHOE_API_KEY", None)
+        hotshoe = str(Path(sys.executable).with_name("hotshoe"))
+        command = [hotshoe, "serve", "--port", str(port), *flags]
+        with (Path(folder) / "server.log").open("w") as log:
+            started = time.monotonic()
+            server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                url = f"http://127.0.0.1:{port}"
+                wait_ready(server, url, started + timeout_seconds, Path(log.name))
+                ready_seconds = time.monotonic() - started
+                engine_socket = next(Path(folder).glob("hotshoe-*/engine.sock"))
+                yield Served(Target("gateway", url), Target("engine", "http://engine", engine_socket), ready_seconds)
+            finally:
+                server.send_signal(signal.SIGTERM)
+                try:
+                    server.wait(60)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+                    server.wait()
+
+
+def wait_ready(server: subprocess.Popen[bytes], url: str, deadline: float, log: Path) -> None:
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"hotshoe serve ended with {server.returncode}:\n{log.read_text()[-2000:]}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"not ready in time:\n{log.read_text()[-2000:]}")
