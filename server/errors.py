@@ -156,7 +156,7 @@ def from_engine(status: int, raw: bytes) -> WireError:
         found = None
     error = found.get("error") if isinstance(found, dict) else None
     error = error if isinstance(error, dict) else {}
-    message = error.get("message") if isinstance(error.get("message"), str) else f"The engine answered {status}."
+    message = str(error.get("message") or f"The engine answered {status}.")
     status = status if 400 <= status < 600 else 500
     return engine_error(status, message, error.get("param"))
 

@@ -1,14 +1,14 @@
 """The parts of one running server, built once in `server/app.py` and handed to every router.
 
-A router module of `server/routes/` has one function, `router(services: Services) -> APIRouter`; `create_app` calls each from
-an explicit list. Registry and store are synchronous: a route calls them through `asyncio.to_thread`. Who is asking is
-`caller_of(request)`: the gateway has put it there.
+A router module of `server/routes/` has one function, `router(services: Services) -> APIRouter`; `create_app` calls each
+from an explicit list. Registry and store are synchronous: a route calls them through `asyncio.to_thread`. Who is asking
+is `caller_of(request)`: the gateway has put it there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from fastapi import Request
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from adapters.publish import PublishContext
     from adapters.registry import Registry
     from adapters.store import BlobStore
-    from server.admission import Admission
+    from server.door import Door
     from server.engine.base import Engine
+    from server.lifecycle import Lifecycle
     from server.metrics import Metrics
     from server.proving import Prover
-    from server.residency import Residency
+    from server.proxy import EngineProxy
+    from server.residency import Residents
     from server.settings import Settings
 
 CALLER_KEY = "hotshoe.caller"
@@ -45,6 +47,13 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+class Worker(Protocol):
+    """Something that works in the background for as long as the server runs: export jobs, later training jobs."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
 @dataclass
 class Services:
     """Everything a route may need. `merge_base` is None where exports have nothing to merge into."""
@@ -55,15 +64,20 @@ class Services:
     registry: Registry
     store: BlobStore
     engine: Engine
-    admission: Admission
-    residency: Residency
+    proxy: EngineProxy
+    door: Door
+    residents: Residents
     prover: Prover
     metrics: Metrics
+    lifecycle: Lifecycle
+    workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
 
-    def publish_context(self, caller: Caller) -> PublishContext:
+    async def publish_context(self, caller: Caller) -> PublishContext:
         """What `adapters.publish.publish` needs to work for this caller."""
         from adapters.publish import PublishContext
 
+        capacity = await self.lifecycle.capacity(self)
+        dtype = {"serving_dtype": capacity.dtype} if capacity else {}
         return PublishContext(
             registry=self.registry,
             store=self.store,
@@ -71,4 +85,5 @@ class Services:
             max_rank=self.settings.max_rank,
             tenant=caller.tenant,
             actor=caller.actor,
+            **dtype,
         )

@@ -1,7 +1,7 @@
 """Every setting of the service once: its name, default, unit and what it does.
 
-Each is an environment variable `HOTSHOE_<NAME>` and, for the ones that people type, a flag of `hotshoe serve`. A flag wins
-over the variable. `docs/operations.md` prints this table; a test holds the two equal.
+Each is an environment variable `HOTSHOE_<NAME>` and, for the ones that people type, a flag of `hotshoe serve`. A flag
+wins over the variable. `docs/operations.md` prints this table; a test holds the two equal.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def check_settings(settings: Settings) -> Settings:
         raise ConfigInvalid("tls_cert and tls_key belong together: give both or neither.", param="tls_cert")
     if settings.staged_limit < settings.slots:
         raise ConfigInvalid(
-            f"staged_limit {settings.staged_limit} is below slots {settings.slots}: every slot's adapter is staged too.",
+            f"staged_limit {settings.staged_limit} is below slots {settings.slots}: each slot's adapter is staged too.",
             param="staged_limit",
         )
     return settings

@@ -1,7 +1,316 @@
+"""Verbs about adapters on a server, over HTTP: push, ls, show, promote, rollback, retire, chat."""
+
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from adapters.errors import AdapterRefused, EngineUnavailable, InvalidRequest, Problem
+from server.cli.output import print_json
+
+if TYPE_CHECKING:
+    from server.cli.client import Client
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
+PARTS = {
+    "config": ("adapter_config.json", "application/json"),
+    "weights": ("adapter_model.safetensors", "application/octet-stream"),
+    "card": ("card.json", "application/json"),
+    "initial_adapter": ("initial_adapter.safetensors", "application/octet-stream"),
+}
+WAIT_ROUND_SECONDS = 30
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the app."""
+    for verb in (push, ls, show, promote, rollback, retire, chat):
+        app.command(verb.__name__)(verb)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter folder that a trainer saved.")],
+    name: Annotated[str, typer.Option(help="The adapter's name on the server.")],
+    promote: Annotated[bool, typer.Option("--promote", help="Make it `stable` once it is ready.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while it is still quarantined.")] = False,
+    base_is: Annotated[str | None, typer.Option(help="`served`: it was made for the base that is served.")] = None,
+    timeout: Annotated[float, typer.Option(help="Longest wait for its proof, in seconds.")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Upload an adapter as a new version, and wait until it is ready.
+
+    Sends adapter_config.json, adapter_model.safetensors and card.json, and says what else lies in DIR and was left out.
+    Leaves with 3 when the server refuses or rejects it, with 4 when no server answers.
+    """
+    from server.cli.client import open_client
+
+    left_out = check_folder(folder)
+    with open_client(timeout_seconds=600.0) as client:
+        version = upload(client, folder, name, base_is)
+        version["left_out"] = left_out
+        if not as_json:
+            typer.echo(f"{version['id']}  {version['size_bytes']:,} bytes  {version['digest']}")
+            for item in left_out:
+                typer.echo(f"  left out: {item}")
+            for item in version["dropped"]:
+                typer.echo(f"  dropped: {item}")
+        if not no_wait or promote:
+            version |= wait_for(client, version, timeout)
+            raise_if_rejected(version)
+        if promote and version["status"] == "ready":
+            move(client, version["name"], "stable", version["version"])
+            version |= read_version(client, version["name"], version["version"])
+    if as_json:
+        print_json(version)
+    else:
+        typer.echo(f"{version['id']} is {version['status']}" + is_named(version))
+
+
+def check_folder(folder: Path) -> list[str]:
+    """What would not be sent; raises when what must be sent is not there."""
+    for part in ("config", "weights"):
+        if not (folder / PARTS[part][0]).is_file():
+            raise AdapterRefused(
+                f"{folder} is not an adapter folder: it has no {PARTS[part][0]}.",
+                problems=(Problem("file_missing", PARTS[part][0], "is not there", advice_for(folder)),),
+            )
+    sent = {file for file, _ in PARTS.values()}
+    return sorted(item.name for item in folder.iterdir() if item.name not in sent)
+
+
+def advice_for(folder: Path) -> str:
+    if any(folder.glob("adapter_model.bin")):
+        return "Save it again with safe_serialization=True: pickled weights are not taken."
+    return "Name the folder that save_pretrained() wrote."
+
+
+def upload(client: Client, folder: Path, name: str, base_is: str | None) -> dict[str, Any]:
+    with ExitStack() as stack:
+        files = {
+            part: (file, stack.enter_context((folder / file).open("rb")), kind)
+            for part, (file, kind) in PARTS.items()
+            if (folder / file).is_file()
+        }
+        data = {"name": name} | ({"base_is": base_is} if base_is else {})
+        row: dict[str, Any] = client.post("/v1/adapters", data=data, files=files)
+        return row
+
+
+def wait_for(client: Client, version: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
+    """The version's row once it is no longer quarantined; raises EngineUnavailable when that takes too long."""
+    deadline = time.monotonic() + timeout_seconds
+    row = version
+    while row["status"] == "quarantined":
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise EngineUnavailable(f"{version['id']} is still quarantined after {timeout_seconds:g} seconds.")
+        query = {"wait": min(WAIT_ROUND_SECONDS, left)}
+        row = client.get(f"/v1/adapters/{version['name']}/versions/{version['version']}", params=query)
+    return {key: value for key, value in row.items() if key != "card"}
+
+
+def raise_if_rejected(version: dict[str, Any]) -> None:
+    if version["status"] == "rejected":
+        problems = tuple(
+            Problem(row["code"], row["path"], row["message"], row.get("advice", "")) for row in version["reasons"]
+        )
+        raise AdapterRefused(f"{version['id']} was rejected.", problems=problems)
+
+
+def is_named(version: dict[str, Any]) -> str:
+    return f" and named by {', '.join(version['aliases'])}" if version.get("aliases") else ""
+
+
+def ls(as_json: AsJson = False) -> None:
+    """List the base and every adapter with its versions."""
+    from server.cli.client import open_client
+
+    with open_client() as client:
+        rows = client.get("/v1/models", params={"view": "all"})["data"]
+    if as_json:
+        print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "status", "residency", "rank", "bytes", "named by", box=None)
+    table.add_row(rows[0]["id"], "base", "", "", "", "")
+    for adapter in rows[1:]:
+        for one in adapter["versions"]:
+            cells = (one["id"], one["status"], one["residency"], str(one["rank"] or ""), f"{one['size_bytes']:,}")
+            table.add_row(*cells, ", ".join(one["aliases"]))
+    Console().print(table)
+
+
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME[@N]", help="An adapter, or one version of it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show an adapter with its aliases and versions, or one version with its card and proof."""
+    from server.cli.client import open_client
+
+    adapter, _, number = name.partition("@")
+    with open_client() as client:
+        if number.isdigit():
+            row = read_version(client, adapter, int(number))
+        else:
+            row = client.get(f"/v1/adapters/{segment(adapter)}")
+    if as_json:
+        print_json(row)
+        return
+    for key, value in row.items():
+        if key == "versions":
+            for one in value:
+                typer.echo(f"  {one['id']}: {one['status']}, {one['residency']}{is_named(one)}")
+        else:
+            typer.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+def promote(
+    name: Annotated[str, typer.Argument(metavar="NAME@N", help="The version that the alias shall name.")],
+    alias: Annotated[str, typer.Option(help="The alias to move.")] = "stable",
+    if_generation: Annotated[
+        int | None, typer.Option(help="Only if the alias is at this generation (0: does not exist).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an alias, `stable` unless said otherwise, name a version; running answers end on the one they began on."""
+    from server.cli.client import open_client
+
+    adapter, number = numbered(name)
+    with open_client() as client:
+        row = move(client, adapter, alias, number, if_generation)
+    print_moved(row, as_json)
+
+
+def rollback(
+    name: Name,
+    alias: Annotated[str, typer.Option(help="The alias to move back.")] = "stable",
+    as_json: AsJson = False,
+) -> None:
+    """Make an alias name again what it named before."""
+    from server.cli.client import open_client
+
+    with open_client() as client:
+        row = client.post(f"/v1/adapters/{segment(name)}/rollback", json={"alias": alias})
+    print_moved(row, as_json)
+
+
+def retire(
+    name: Annotated[str, typer.Argument(metavar="NAME@N", help="The version to retire.")],
+    as_json: AsJson = False,
+) -> None:
+    """Retire a version: it answers no more and its place in memory is freed. Refused while an alias names it."""
+    from server.cli.client import open_client
+
+    adapter, number = numbered(name)
+    with open_client() as client:
+        row = client.call("DELETE", f"/v1/adapters/{segment(adapter)}/versions/{number}")
+    if as_json:
+        print_json(row)
+    else:
+        typer.echo(f"{row['id']} is {row['status']}")
+
+
+def chat(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model: the base, NAME, NAME@N or NAME@ALIAS.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to say; left out, each line of the terminal is a turn.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is the likeliest answer.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Talk to a model; the answer is printed as it comes."""
+    from server.cli.client import open_client
+
+    body: dict[str, Any] = {"model": name, "messages": [{"role": "system", "content": system}] if system else []}
+    body |= {"max_tokens": max_tokens} if max_tokens is not None else {}
+    body |= {"temperature": temperature} if temperature is not None else {}
+    with open_client(timeout_seconds=600.0) as client:
+        for said in [prompt] if prompt is not None else lines_of_terminal():
+            body["messages"].append({"role": "user", "content": said})
+            if as_json:
+                answer = client.post("/v1/chat/completions", json=body)
+                print_json(answer)
+                text = answer["choices"][0]["message"]["content"]
+            else:
+                text = print_stream(client, body)
+            body["messages"].append({"role": "assistant", "content": text})
+
+
+def lines_of_terminal() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def print_stream(client: Client, body: dict[str, Any]) -> str:
+    """Print the answer piece by piece; returns it whole. Raises the error that a stream ends with."""
+    import httpx
+
+    from server.cli.client import error_of, unreachable
+
+    pieces: list[str] = []
+    try:
+        with client.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+            if response.is_error:
+                raise error_of(response.status_code, response.read())
+            for line in response.iter_lines():
+                if not line.startswith("data:") or line.endswith("[DONE]"):
+                    continue
+                event = json.loads(line[5:])
+                if "error" in event:
+                    raise error_of(502, line[5:].encode())
+                for choice in event["choices"]:
+                    piece = choice["delta"].get("content") or ""
+                    typer.echo(piece, nl=False)
+                    pieces.append(piece)
+    except httpx.HTTPError as error:
+        raise unreachable(client.http, error) from error
+    typer.echo()
+    return "".join(pieces)
+
+
+def numbered(name: str) -> tuple[str, int]:
+    adapter, _, number = name.partition("@")
+    if not number.isdigit():
+        raise InvalidRequest(f"Name a version, as in {adapter}@1; `hotshoe show {adapter}` lists them.", param="name")
+    return adapter, int(number)
+
+
+def segment(name: str) -> str:
+    """The name as one part of a path."""
+    from urllib.parse import quote
+
+    return quote(name, safe="")
+
+
+def read_version(client: Client, name: str, number: int) -> dict[str, Any]:
+    row: dict[str, Any] = client.get(f"/v1/adapters/{segment(name)}/versions/{number}")
+    return row
+
+
+def move(client: Client, name: str, alias: str, number: int, generation: int | None = None) -> dict[str, Any]:
+    headers = {"if-match": f'"{generation}"'} if generation is not None else {}
+    path = f"/v1/adapters/{segment(name)}/aliases/{segment(alias)}"
+    row: dict[str, Any] = client.call("PUT", path, json={"version": number}, headers=headers)
+    return row
+
+
+def print_moved(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(row)
+    else:
+        typer.echo(f"{row['model']} is {row['name']}@{row['version']} (generation {row['generation']})")

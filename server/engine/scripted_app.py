@@ -46,6 +46,7 @@ class Call:
     top_logprobs: int | None
     is_stream: bool
     has_usage_chunk: bool
+    echoed: tuple[str, ...] = ()  # the prompt's words, which a completion with `echo` repeats
 
     @property
     def finish_reason(self) -> str:
@@ -123,6 +124,7 @@ class ScriptedModels:
             top_logprobs=_top_logprobs(body),
             is_stream=bool(body.get("stream")),
             has_usage_chunk=bool((body.get("stream_options") or {}).get("include_usage")),
+            echoed=tuple(prompt.split()) if body.get("echo") is True else (),
         )
 
     async def speak(self, call: Call) -> AsyncIterator[tuple[int, str]]:
@@ -274,7 +276,8 @@ class CompletionForm(Form):
         return prompt
 
     def whole(self, call: Call, text: str) -> dict[str, Any]:
-        return {"text": text, "logprobs": self._logprobs(call, list(call.words))}
+        shown = " ".join((*call.echoed, text))
+        return {"text": shown, "logprobs": self._logprobs(call, [*call.echoed, *call.words])}
 
     def delta(self, call: Call, index: int, word: str) -> dict[str, Any]:
         return {"text": word, "logprobs": self._logprobs(call, [word.strip()])}
@@ -283,10 +286,13 @@ class CompletionForm(Form):
         if call.top_logprobs is None:
             return None
         rows = [call.logprobs_of(word) for word in words]
+        values: list[float | None] = [row[0][1] for row in rows]
+        if call.echoed and len(words) > 1:
+            values[0] = None  # nothing comes before the first word
         offsets = itertools.accumulate((len(word) + 1 for word in words[:-1]), initial=0)
         return {
             "tokens": words,
-            "token_logprobs": [row[0][1] for row in rows],
+            "token_logprobs": values,
             "top_logprobs": [dict(row) for row in rows],
             "text_offset": list(offsets),
         }

@@ -1,0 +1,165 @@
+"""Which routes there are, what each needs, and who is asking. A route that is not in the table does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from urllib.parse import urlsplit
+
+from adapters.errors import InvalidRequest
+from server.errors import Forbidden, MethodNotAllowed, RouteNotFound, Unauthenticated
+from server.services import Caller
+from server.settings import LOOPBACK_NAMES, Settings, is_loopback
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Kind(StrEnum):
+    """Who answers a route, and how its body is taken."""
+
+    PROXIED = "proxied"  # the engine, after the gateway named the version
+    PLAIN = "plain"  # ours; the body is read whole, up to the limit
+    UPLOAD = "upload"  # ours; the body streams
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method and path, and the scope a caller needs; no scope means public."""
+
+    method: str
+    path: str
+    scope: str | None
+    kind: Kind = Kind.PLAIN
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\{\w+\}", "[^/]+", self.path))
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/chat/completions", "infer", Kind.PROXIED),
+    Route("POST", "/v1/completions", "infer", Kind.PROXIED),
+    Route("POST", "/v1/responses", "infer", Kind.PROXIED),
+    Route("POST", "/v1/messages", "infer", Kind.PROXIED),
+    Route("POST", "/tokenize", "infer", Kind.PROXIED),
+    Route("POST", "/detokenize", "infer", Kind.PROXIED),
+    Route("GET", "/v1/models", "infer"),
+    Route("GET", "/v1/models/{model}", "infer"),
+    Route("DELETE", "/v1/models/{model}", "promote"),
+    Route("POST", "/v1/adapters", "upload", Kind.UPLOAD),
+    Route("GET", "/v1/adapters", "read"),
+    Route("GET", "/v1/adapters/{name}", "read"),
+    Route("GET", "/v1/adapters/{name}/versions", "read"),
+    Route("GET", "/v1/adapters/{name}/versions/{number}", "read"),
+    Route("DELETE", "/v1/adapters/{name}/versions/{number}", "promote"),
+    Route("GET", "/v1/adapters/{name}/versions/{number}/card", "read"),
+    Route("GET", "/v1/adapters/{name}/versions/{number}/files/{file}", "read"),
+    Route("POST", "/v1/adapters/{name}/versions/{number}/warm", "promote"),
+    Route("PUT", "/v1/adapters/{name}/aliases/{alias}", "promote"),
+    Route("POST", "/v1/adapters/{name}/rollback", "promote"),
+    Route("GET", "/v1/adapters/{name}/events", "read"),
+    Route("POST", "/v1/exports", "export"),
+    Route("GET", "/v1/exports", "export"),
+    Route("GET", "/v1/exports/{export_id}", "export"),
+    Route("GET", "/v1/exports/{export_id}/content", "export"),
+    Route("POST", "/v1/exports/{export_id}/cancel", "export"),
+    Route("GET", "/health", None),
+    Route("GET", "/ready", None),
+    Route("GET", "/metrics", "metrics"),
+    Route("GET", "/v1/system", "read"),
+    Route("GET", "/openapi.json", "read"),
+)
+PUBLIC = frozenset(route.path for route in ROUTES if route.scope is None)
+
+
+def find_route(method: str, path: str) -> Route:
+    """The table's row; raises RouteNotFound, or MethodNotAllowed when the path exists with other methods."""
+    others = []
+    for route in ROUTES:
+        if route.pattern.fullmatch(path):
+            if route.method == method:
+                return route
+            others.append(route.method)
+    if others:
+        raise MethodNotAllowed(f"{method[:20]} is not a method of this path; it has {', '.join(sorted(others))}.")
+    raise RouteNotFound("There is no such path here; docs/http.md lists the routes.")
+
+
+class Access:
+    """Decides who a request is from. Pure but for the settings it was made with."""
+
+    def __init__(self, settings: Settings) -> None:
+        key = settings.api_key
+        self._digest = None if key is None else _digest(key.get_secret_value().encode())
+
+    def caller(self, headers: Headers, path: str) -> Caller:
+        """The caller, who may be nobody in particular on a public path; raises Unauthenticated or Forbidden."""
+        found = list(headers)
+        if self._digest is None:
+            check_local(found)
+            return Caller()
+        if path in PUBLIC:
+            return Caller(actor="anonymous", scopes=frozenset())
+        if not hmac.compare_digest(_digest(sent_key(found, path)), self._digest):
+            raise Unauthenticated("The API key is not one of this server's.")
+        return Caller(actor="api-key")
+
+
+def sent_key(headers: Headers, path: str) -> bytes:
+    """The key in the request: `Authorization: Bearer KEY`, or `x-api-key` as Anthropic's clients send it."""
+    sent = [value for name, value in headers if name == b"authorization"]
+    if path == "/v1/messages" and not sent:
+        sent = [b"Bearer " + value for name, value in headers if name == b"x-api-key"]
+    if len(sent) != 1:
+        raise Unauthenticated("Send one API key as `Authorization: Bearer KEY`.")
+    scheme, _, key = sent[0].partition(b" ")
+    if scheme.lower() != b"bearer" or not key.strip():
+        raise Unauthenticated("Send one API key as `Authorization: Bearer KEY`.")
+    return key.strip()
+
+
+def check_local(headers: Headers) -> None:
+    """Without keys only this machine's own programs are served: a web page that the user visits is not one.
+
+    A page of a foreign site can post here, or have a name of its own resolve to this address; it cannot choose Host and
+    Origin.
+    """
+    found = list(headers)
+    hosts = [value for name, value in found if name == b"host"]
+    if len(hosts) != 1 or not _is_local_name(f"//{hosts[0].decode('latin-1')}"):
+        raise Forbidden(
+            f"Host must be one of {', '.join(LOOPBACK_NAMES)} while the server has no API key.", param="host"
+        )
+    for name, value in found:
+        if name == b"origin" and not _is_local_name(value.decode("latin-1")):
+            raise Forbidden("A foreign Origin is refused while the server has no API key.", param="origin")
+
+
+def check_scope(caller: Caller, route: Route) -> None:
+    """Raises Forbidden when the caller lacks the route's scope."""
+    if route.scope is not None and route.scope not in caller.scopes:
+        raise Forbidden(f"This needs the scope {route.scope}, which the key does not have.")
+
+
+def check_headers(headers: Headers) -> None:
+    """Refuse what would make two readers of the request disagree; raises InvalidRequest."""
+    lengths = {value for name, value in headers if name == b"content-length"}
+    if len(lengths) > 1:
+        raise InvalidRequest("The request has more than one Content-Length.")
+
+
+def _is_local_name(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and is_loopback(parts.hostname or "") and not (parts.path or parts.query)
+    except ValueError:
+        return False
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,153 @@
+"""The service put together, from explicit lists: nothing registers itself by being imported."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from adapters.bases import BaseModel
+from adapters.embedded import open_base
+from adapters.errors import HotshoeError
+from adapters.registry import Registry
+from adapters.store import BlobStore
+from server.admission import Admission, Limits
+from server.door import Door
+from server.engine.base import Engine, EngineOptions
+from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
+from server.gateway import Gateway
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.proving import Engaged, Prover
+from server.proxy import EngineProxy
+from server.residency import Residents
+from server.routes import adapters, models, ops, versions
+from server.services import Services
+from server.settings import Settings
+
+log = structlog.get_logger("hotshoe.app")
+
+ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
+    models.router,
+    adapters.router,
+    versions.router,
+    ops.router,
+)
+
+
+def create_app(settings: Settings, services: Services | None = None) -> Gateway:
+    """The ASGI app of one server. Its lifespan starts and stops the engine and all that goes with it."""
+    parts = services or build_services(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await parts.lifecycle.start(parts)
+        try:
+            yield
+        finally:
+            await parts.lifecycle.stop(parts)
+
+    app = FastAPI(title="Hotshoe", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for router in ROUTERS:
+        app.include_router(router(parts))
+    app.exception_handler(HotshoeError)(_on_ours)
+    app.exception_handler(RequestValidationError)(_on_validation)
+    app.exception_handler(HTTPException)(_on_http)
+    return Gateway(app, parts)
+
+
+def build_services(settings: Settings) -> Services:
+    """Everything a server works with; opens the registry, starts nothing."""
+    base = open_base(settings.base, settings.base_names)
+    merge_base = open_base(settings.merge_base) if settings.merge_base else None
+    registry = Registry.open(settings.home)
+    store = BlobStore(settings.home / "blobs")
+    store.sweep(keep=registry.digests_in_use())
+    metrics = Metrics(settings.label_limit)
+    engine = build_engine(settings, base)
+    proxy = EngineProxy(engine.socket_path)
+    residents = Residents(engine, registry, store, metrics, settings.staged_limit)
+    limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
+    engaged = Engaged(
+        engine=engine,
+        registry=registry,
+        residents=residents,
+        complete=proxy.complete,
+        metrics=metrics,
+        base_id=base.id,
+        base_digest=base.digest,
+        tolerance=settings.probe_tolerance,
+    )
+    return Services(
+        settings=settings,
+        base=base,
+        merge_base=merge_base,
+        registry=registry,
+        store=store,
+        engine=engine,
+        proxy=proxy,
+        door=Door(Admission(limits), metrics, settings.queue_seconds),
+        residents=residents,
+        prover=Prover(engaged),
+        metrics=metrics,
+        lifecycle=Lifecycle(),
+    )
+
+
+def build_engine(settings: Settings, base: BaseModel) -> Engine:
+    """The engine that the settings name, not started. Its socket lies in a folder that only this user may enter."""
+    options = EngineOptions(
+        base_folder=base.folder,
+        base_id=base.id,
+        run_dir=Path(tempfile.mkdtemp(prefix="hotshoe-")),
+        slots=settings.slots,
+        max_rank=settings.max_rank,
+        staged_limit=settings.staged_limit,
+        dtype=settings.dtype,
+        extra_args=settings.engine_args,
+        log_path=settings.home / "engine.log",
+    )
+    if settings.engine == "scripted":
+        from server.engine.scripted import ScriptedEngine
+
+        return ScriptedEngine(options)
+    from server.engine.vllm import VllmEngine
+
+    return VllmEngine(options)
+
+
+async def _on_ours(request: Request, error: HotshoeError) -> JSONResponse:
+    wire = to_wire(error)
+    if wire.status == 500:
+        log.error("request failed", code=error.code, reason=error.message)
+    return _answer(wire)
+
+
+async def _on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Which field, and what is wrong with it; never the value that was sent."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    if first["type"] == "json_invalid":
+        where = "body"
+    return _answer(to_wire(Unprocessable(f"{where}: {first['msg']}.", param=where)))
+
+
+async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
+    if error.status_code == 404:
+        return _answer(to_wire(RouteNotFound("There is no such path here; docs/http.md lists the routes.")))
+    if error.status_code == 405:
+        return _answer(to_wire(MethodNotAllowed("The path exists, with other methods.")))
+    if error.status_code < 500:
+        return _answer(to_wire(Unprocessable("The request cannot be read.")))
+    return _answer(unexpected())
+
+
+def _answer(wire: WireError) -> JSONResponse:
+    return JSONResponse(wire.body, status_code=wire.status, headers=wire.headers)

@@ -1,0 +1,113 @@
+"""Every metric of the service once. `docs/http.md` holds the same table; a test compares them.
+
+The label `model` is the concrete id (`NAME@N`, or the base's); after `label_limit` of them the rest counts as `other`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+OTHER = "other"
+NO_MODEL = "none"
+OUTCOMES = (
+    "completed",  # answered to the end
+    "refused",  # the request could not be right, or named no servable model: 4xx
+    "overloaded",  # no place: 503 from admission or residency
+    "unavailable",  # the engine was not there
+    "failed",  # the engine or the server failed, before or during the answer
+    "aborted",  # the client went away
+)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one finished inference request adds."""
+
+    model: str
+    outcome: str
+    seconds: float
+    queue_seconds: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_estimated: bool = False  # counted from the events delivered, as the stream ended early
+    first_token_seconds: float | None = None
+    token_seconds: float | None = None
+
+
+class Metrics:
+    """One server's metrics, in a registry of its own."""
+
+    def __init__(self, label_limit: int) -> None:
+        self.registry = CollectorRegistry()
+        self._label_limit = label_limit
+        self._labels: set[str] = set()
+        self.requests = self._counter("requests", "Inference requests by how they ended.", "model", "outcome")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests.", "model")
+        self.completion_tokens = self._counter(
+            "completion_tokens",
+            "Tokens generated; `counted` is usage, or events where a stream ended early.",
+            "model",
+            "counted",
+        )
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "Arrival to first event of a stream.", SECONDS
+        )
+        self.per_token = self._histogram("time_per_output_token_seconds", "Between tokens of a stream.", TOKEN_SECONDS)
+        self.request_seconds = self._histogram("request_seconds", "Arrival to end.", SECONDS)
+        self.queue_seconds = self._histogram("queue_seconds", "Waiting for a place or a slot.", SECONDS)
+        self.running = self._gauge("running_requests", "Inference requests at the engine.")
+        self.queued = self._gauge("queued_requests", "Inference requests waiting for a place.")
+        self.versions = self._gauge("adapter_versions", "Versions by durable status.", "status")
+        self.residents = self._gauge("resident_adapters", "Versions by residency in the engine.", "residency")
+        self.resident_bytes = self._gauge("resident_adapter_bytes", "File bytes of the versions in the engine.")
+        self.loads = self._counter("adapter_loads", "Loads into the engine by outcome.", "outcome")
+        self.load_seconds = self._plain_histogram("adapter_load_seconds", "One load into the engine.", SECONDS)
+        self.evictions = self._counter("adapter_evictions", "Idle versions that left the engine to make room.")
+        self.proofs = self._counter("adapter_proofs", "Proofs of effect by outcome.", "outcome")
+        self.engine_ready = self._gauge("engine_ready", "1 while the engine answers and the warm set is back.")
+        self.engine_restarts = self._counter("engine_restarts", "Times that a dead engine was started again.")
+        self.http = self._counter("http_responses", "All responses by route and status.", "route", "status")
+
+    def label(self, model: str) -> str:
+        """The label for a model: itself while there is room, then `other`."""
+        if model in self._labels:
+            return model
+        if len(self._labels) >= self._label_limit:
+            return OTHER
+        self._labels.add(model)
+        return model
+
+    def record(self, sample: Sample) -> None:
+        """Count one finished inference request."""
+        model = self.label(sample.model)
+        self.requests.labels(model, sample.outcome).inc()
+        self.request_seconds.labels(model).observe(sample.seconds)
+        self.prompt_tokens.labels(model).inc(sample.prompt_tokens)
+        counted = "events" if sample.is_estimated else "usage"
+        self.completion_tokens.labels(model, counted).inc(sample.completion_tokens)
+        if sample.queue_seconds is not None:
+            self.queue_seconds.labels(model).observe(sample.queue_seconds)
+        if sample.first_token_seconds is not None:
+            self.first_token.labels(model).observe(sample.first_token_seconds)
+        if sample.token_seconds is not None:
+            self.per_token.labels(model).observe(sample.token_seconds)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"hotshoe_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"hotshoe_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"hotshoe_{name}", text, ("model",), buckets=buckets, registry=self.registry)
+
+    def _plain_histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"hotshoe_{name}", text, buckets=buckets, registry=self.registry)

@@ -1,0 +1,150 @@
+"""The way to the engine's Unix socket: bytes go through as they are, streams at event boundaries."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from starlette.types import Send
+
+from adapters.errors import EngineUnavailable
+from server.errors import WireError, from_engine, to_wire
+from server.inference import InferenceRequest
+from server.stream import EventReader, Usage, ends_with_done
+
+CONNECT_SECONDS = 5.0
+PROBE_SECONDS = 120.0
+READ_BUFFER_BYTES = 1024 * 1024
+FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+
+
+@dataclass(slots=True)
+class Forwarded:
+    """What one forwarded request came to, so far."""
+
+    status: int = 200
+    is_complete: bool = False
+    usage: Usage | None = None
+    events: int = 0  # of a stream, as delivered
+    first_at: float | None = None  # monotonic seconds of a stream's first event
+    last_at: float | None = None
+
+
+class EngineProxy:
+    """One connection pool to the engine's inference routes."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+        self._session: aiohttp.ClientSession | None = None
+
+    async def complete(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """One completion, for the probe; raises EngineUnavailable."""
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        try:
+            async with self._open().post("http://engine/v1/completions", json=body, timeout=timeout) as response:
+                return response.status, await response.read()
+        except FAILURES as error:
+            raise EngineUnavailable(f"The engine did not answer the probe: {type(error).__name__}.") from error
+
+    async def metrics(self) -> bytes:
+        """The engine's own metrics in Prometheus' text form; empty while it does not answer."""
+        try:
+            async with self._open().get("http://engine/metrics", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                return await response.read() if response.status == 200 else b""
+        except FAILURES:
+            return b""
+
+    async def forward(
+        self, request: InferenceRequest, model: str, request_id: str, send: Send, result: Forwarded
+    ) -> Forwarded:
+        """Answer the client with what the engine answers; raises EngineUnavailable while nothing was sent yet.
+
+        `result` is filled in as the answer passes, so that an answer that is cut short is still counted.
+        """
+        body = request.for_engine(model)
+        headers = {"content-type": "application/json", "x-request-id": request_id}
+        try:
+            async with self._open().post(f"http://engine{request.path}", data=body, headers=headers) as response:
+                if response.status >= 400:
+                    return await _send_error(response, send, result)
+                if response.content_type == "text/event-stream":
+                    return await _send_stream(response, request, send, result)
+                raw = await response.read()
+        except FAILURES as error:
+            raise EngineUnavailable("The engine stopped before it answered; it is being restarted.") from error
+        await send_whole(send, response.status, raw, {"content-type": response.headers["content-type"]})
+        result.status, result.is_complete, result.usage = response.status, True, _usage_of(raw)
+        return result
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path=str(self.socket_path), limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                read_bufsize=READ_BUFFER_BYTES,
+                auto_decompress=False,
+            )
+        return self._session
+
+
+async def send_whole(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
+    """One whole response."""
+    fields = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    fields.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: WireError) -> None:
+    await send_whole(send, error.status, error.as_json(), {"content-type": "application/json", **error.headers})
+
+
+async def _send_error(response: aiohttp.ClientResponse, send: Send, result: Forwarded) -> Forwarded:
+    raw = await response.read()
+    if response.status == 404 and b"does not exist" in raw:
+        raise EngineUnavailable("The engine lost the adapter: it was restarted and is being filled again.")
+    error = from_engine(response.status, raw)
+    await send_error(send, error)
+    result.status = error.status
+    return result
+
+
+async def _send_stream(
+    response: aiohttp.ClientResponse, request: InferenceRequest, send: Send, result: Forwarded
+) -> Forwarded:
+    reader = EventReader(request.path, request.has_usage or not ends_with_done(request.path))
+    result.status = response.status
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    try:
+        async for chunk in response.content.iter_any():
+            data = reader.feed(chunk)
+            result.last_at = time.monotonic()
+            result.first_at = result.first_at or result.last_at
+            result.events, result.usage = reader.events, reader.usage
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+    except FAILURES:
+        reader.is_ended = False
+    result.usage, result.events = reader.usage, reader.events
+    result.is_complete = reader.is_ended and reader.error is None
+    failure = to_wire(EngineUnavailable("The engine stopped in the middle of this answer; it is being restarted."))
+    await send({"type": "http.response.body", "body": reader.closing(failure), "more_body": False})
+    return result
+
+
+def _usage_of(raw: bytes) -> Usage | None:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    return Usage.read(found.get("usage")) if isinstance(found, dict) else None

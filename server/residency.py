@@ -1,0 +1,256 @@
+"""Which versions are in the engine: loaded on demand once, counted while they answer, drained before they leave.
+
+Residency is volatile and of one engine; what is *wanted* there is the registry's `is_warm`, which follows it: loading a
+version makes it warm, evicting or dropping it makes it cold. After a restart of engine or server the warm set is loaded
+again. The same bytes keep one (engine name, path, engine id) for ever; a failed load burns the id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import structlog
+
+from adapters.errors import (
+    EngineBusy,
+    EngineFailed,
+    EngineUnavailable,
+    HotshoeError,
+    ModelNotFound,
+    NotServable,
+    StorageDamaged,
+)
+from adapters.publish import remove_files
+from adapters.registry import Registry
+from adapters.store import BlobStore
+from adapters.types import AdapterVersion, VersionStatus
+from server.engine.base import Engine, EngineAdapter, engine_name
+from server.metrics import Metrics
+
+log = structlog.get_logger("hotshoe.residency")
+Key = tuple[str, str, int]
+
+
+class Residency(StrEnum):
+    """Where a version is with regard to one engine, just now."""
+
+    ABSENT = "absent"
+    STAGING = "staging"
+    RESIDENT = "resident"
+    DRAINING = "draining"
+
+
+@dataclass(eq=False)
+class Resident:
+    """One version in the engine, with the count of requests that hold it there."""
+
+    version: AdapterVersion
+    engine_name: str
+    state: Residency = Residency.STAGING
+    references: int = 0
+    last_used: float = 0.0
+    load_seconds: float | None = None
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hold(self) -> None:
+        self.references += 1
+        self.last_used = time.monotonic()
+        self.idle.clear()
+
+    def let_go(self) -> None:
+        self.references -= 1
+        self.last_used = time.monotonic()
+        if not self.references:
+            self.idle.set()
+
+
+def key_of(version: AdapterVersion) -> Key:
+    return (version.tenant, version.name, version.number)
+
+
+class Residents:
+    """The versions in one engine. Loads go one at a time; requests for one absent version share its load."""
+
+    def __init__(
+        self, engine: Engine, registry: Registry, store: BlobStore, metrics: Metrics, staged_limit: int
+    ) -> None:
+        self.engine = engine
+        self.registry = registry
+        self.store = store
+        self.metrics = metrics
+        self.staged_limit = staged_limit
+        self.is_restored = False
+        self._rows: dict[Key, Resident] = {}
+        self._loads: dict[Key, asyncio.Task[Resident]] = {}
+        self._lock = asyncio.Lock()
+
+    def state_of(self, version: AdapterVersion) -> Residency:
+        row = self._rows.get(key_of(version))
+        if row is not None:
+            return row.state
+        return Residency.STAGING if key_of(version) in self._loads else Residency.ABSENT
+
+    def rows(self) -> list[Resident]:
+        return list(self._rows.values())
+
+    @asynccontextmanager
+    async def holding(self, version: AdapterVersion) -> AsyncIterator[Resident]:
+        """The version in the engine for as long as the block runs; loads it first when it is absent.
+
+        Raises EngineUnavailable, EngineBusy when everything loaded is in use, EngineFailed when the files do not load.
+        """
+        row = await self._hold(version)
+        try:
+            yield row
+        finally:
+            row.let_go()
+
+    async def warm(self, version: AdapterVersion) -> Resident:
+        """Have the version in the engine, and wanted there."""
+        async with self.holding(version) as row:
+            return row
+
+    async def want(self, version: AdapterVersion) -> None:
+        """Have the version back after a restart, when it is in the engine now."""
+        if key_of(version) in self._rows:
+            with contextlib.suppress(NotServable):  # retired or rejected meanwhile: nobody wants it
+                await asyncio.to_thread(self.registry.set_warm, *key_of(version), True)
+
+    async def drop(self, version: AdapterVersion) -> None:
+        """Take the version out once nobody holds it; its files go too when no version needs them any more."""
+        await self._leave(version)
+        if version.digest is not None:
+            await asyncio.to_thread(remove_files, self.registry, self.store, version.digest)
+
+    async def _leave(self, version: AdapterVersion) -> None:
+        row = self._rows.get(key_of(version))
+        if row is None or row.state is Residency.DRAINING:
+            return
+        row.state = Residency.DRAINING
+        self._count()
+        if row.references:
+            await row.idle.wait()
+        async with self._lock:
+            await self._remove(row)
+
+    async def restore(self) -> None:
+        """Load the warm set into an engine that holds nothing; a version that fails is logged and stays wanted."""
+        self.is_restored = False
+        self._rows.clear()
+        try:
+            wanted = await asyncio.to_thread(self.registry.warm_set)
+            for version in wanted[: self.staged_limit]:
+                try:
+                    await self.warm(version)
+                except EngineUnavailable:
+                    if not self.engine.is_ready():
+                        raise
+                    log.warning("warm version did not load", model=version.ref)
+                except HotshoeError as error:
+                    log.warning("warm version did not load", model=version.ref, code=error.code, reason=error.message)
+        finally:
+            self._count()
+        self.is_restored = True
+
+    async def _hold(self, version: AdapterVersion) -> Resident:
+        key = key_of(version)
+        while True:
+            if not self.engine.is_ready():
+                raise EngineUnavailable("The engine is starting or restarting; try again shortly.")
+            row = self._rows.get(key)
+            if row is None:
+                row = await self._shared_load(version)
+            if row.state is Residency.DRAINING:
+                raise NotServable(f"{version.ref} is leaving the engine.", param="model")
+            if self._rows.get(key) is row:
+                row.hold()
+                return row
+
+    async def _shared_load(self, version: AdapterVersion) -> Resident:
+        key = key_of(version)
+        task = self._loads.get(key)
+        if task is None:
+            task = asyncio.create_task(self._load(version))
+            self._loads[key] = task
+            task.add_done_callback(lambda done: self._loads.pop(key, None) if self._loads.get(key) is done else None)
+        return await asyncio.shield(task)
+
+    async def _load(self, version: AdapterVersion) -> Resident:
+        async with self._lock:
+            await self._make_room()
+            digest = version.digest
+            if digest is None:
+                raise NotServable(f"{version.ref} has no files.", param="model")
+            try:
+                await asyncio.to_thread(self.store.verify, digest)
+            except StorageDamaged:
+                self.metrics.loads.labels("damaged").inc()
+                raise
+            row = Resident(version, engine_name(*key_of(version)))
+            started = time.monotonic()
+            await self._hand_over(version, row.engine_name, digest)
+            row.load_seconds = time.monotonic() - started
+            row.state, row.last_used = Residency.RESIDENT, time.monotonic()
+            self._rows[key_of(version)] = row
+            self.metrics.loads.labels("loaded").inc()
+            self.metrics.load_seconds.observe(row.load_seconds)
+            log.info("adapter loaded", model=version.ref, seconds=round(row.load_seconds, 3))
+            if version.status is VersionStatus.READY:
+                await self.want(version)
+            self._count()
+            return row
+
+    async def _hand_over(self, version: AdapterVersion, name: str, digest: str) -> None:
+        engine_id = await asyncio.to_thread(self.registry.engine_id, *key_of(version))
+        path = self.store.folder(digest)
+        try:
+            await self.engine.load(EngineAdapter(name, path, engine_id))
+        except EngineFailed:
+            self.metrics.loads.labels("failed").inc()
+            await asyncio.to_thread(self.registry.burn_engine_id, *key_of(version))
+            raise
+        except EngineUnavailable:
+            self.metrics.loads.labels("unavailable").inc()
+            raise
+
+    async def _make_room(self) -> None:
+        """Evict the least recently used idle version when the engine holds as many as it may. The lock is held."""
+        while len(self._rows) >= self.staged_limit:
+            idle = [row for row in self._rows.values() if not row.references and row.state is Residency.RESIDENT]
+            if not idle:
+                raise EngineBusy(
+                    f"All {self.staged_limit} adapters in the engine are in use: try again, or raise staged_limit."
+                )
+            oldest = min(idle, key=lambda row: row.last_used)
+            oldest.state = Residency.DRAINING
+            await self._remove(oldest)
+            await asyncio.to_thread(self.registry.set_warm, *key_of(oldest.version), False)
+            self.metrics.evictions.inc()
+
+    async def _remove(self, row: Resident) -> None:
+        """Unload a draining row that nobody holds. The lock is held."""
+        if self._rows.get(key_of(row.version)) is not row:
+            return
+        try:
+            await self.engine.unload(row.engine_name)
+        except ModelNotFound:
+            pass  # a new engine that never had it
+        except EngineUnavailable as error:
+            if self.engine.is_ready():
+                log.error("adapter did not leave the engine", model=row.version.ref, reason=error.message)
+        if self._rows.get(key_of(row.version)) is row:
+            del self._rows[key_of(row.version)]
+        self._count()
+
+    def _count(self) -> None:
+        for state in Residency:
+            if state is not Residency.ABSENT:
+                count = sum(row.state is state for row in self._rows.values())
+                self.metrics.residents.labels(state).set(count)
+        self.metrics.resident_bytes.set(sum(row.version.size_bytes for row in self._rows.values()))

@@ -1,0 +1,54 @@
+"""From a model id on the wire to the base or one concrete version that may answer now."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from adapters.errors import HotshoeError, ModelNotFound, NotServable
+from adapters.registry import not_servable
+from adapters.types import AdapterRef, AdapterVersion, VersionStatus
+from server.services import Caller, Services
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What answers: the base (no version), or a version. `ref` is its concrete id."""
+
+    ref: str
+    version: AdapterVersion | None = None
+
+
+async def resolve_model(services: Services, caller: Caller, model: str) -> Target:
+    """Raises ModelNotFound for what is not there (or is not the caller's), NotServable for what may not answer."""
+    if model == services.base.id:
+        return Target(model)
+    version = await find_version(services, caller, model)
+    check_servable(version, services.base.digest)
+    return Target(version.ref, version)
+
+
+async def find_version(services: Services, caller: Caller, model: str) -> AdapterVersion:
+    """The version that a model id names, whatever its status; raises ModelNotFound."""
+    try:
+        ref = AdapterRef.parse(model, caller.tenant)
+        return await asyncio.to_thread(services.registry.resolve, ref)
+    except (ModelNotFound, HotshoeError) as error:
+        if error.code in ("model_not_found", "not_found", "name_invalid"):
+            shown = model if len(model) <= 80 and model.isprintable() else "that id"
+            raise ModelNotFound(
+                f"There is no model {shown} here; GET /v1/models lists the ones there are.", param="model"
+            ) from error
+        raise
+
+
+def check_servable(version: AdapterVersion, base_digest: str) -> None:
+    """Raises NotServable, with the reason, for a version that may not answer on this base."""
+    if version.status is not VersionStatus.READY:
+        raise not_servable(version)
+    if version.base_digest != base_digest:
+        raise NotServable(
+            f"{version.ref} was made for another base ({version.base_digest}), and this server runs {base_digest}: "
+            "it can be exported with its own base.",
+            param="model",
+        )

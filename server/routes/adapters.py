@@ -1,0 +1,170 @@
+"""Adapters: upload, list, read, and the canonical files."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, JSONResponse
+
+from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
+from adapters.errors import InvalidRequest, NotFound
+from adapters.inspect import read_card
+from adapters.publish import publish
+from adapters.strict_json import JsonInvalid as StrictJsonInvalid
+from adapters.types import AdapterVersion, VersionStatus, check_name
+from server.errors import JsonInvalid, PayloadTimeout
+from server.gateway import ClientGone
+from server.idempotency import idempotent
+from server.services import Caller, Services, caller_of
+from server.uploads import Upload, UploadLimits, receive_upload
+from server.wire import adapter_row, listing, version_row
+
+MAX_WAIT_SECONDS = 600.0
+FILES = {CONFIG_FILE: "application/json", WEIGHTS_FILE: "application/octet-stream"}
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+    @routes.post("", status_code=201, summary="Upload an adapter: multipart parts name, config, weights, card, base_is")
+    async def upload(request: Request, wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS)) -> JSONResponse:
+        caller = caller_of(request)
+        folder = await asyncio.to_thread(services.store.stage)
+        try:
+            found = await receive(services, request, folder)
+
+            async def act() -> tuple[int, dict[str, Any]]:
+                return await take(services, caller, found, folder)
+
+            status, body = await idempotent(services, request, found.fingerprint, act)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if wait:
+            version = await asyncio.to_thread(
+                services.registry.get, caller.tenant, str(body["name"]), int(body["version"])
+            )
+            body = await shown(services, await services.prover.wait(version, wait))
+        return JSONResponse(body, status_code=status)
+
+    @routes.get("", summary="Every adapter, with its aliases and its versions' statuses")
+    async def list_adapters(request: Request) -> dict[str, Any]:
+        tenant = caller_of(request).tenant
+        names = await asyncio.to_thread(services.registry.adapters, tenant)
+        return listing([await one_adapter(services, tenant, name, is_short=True) for name in names])
+
+    @routes.get("/{name}", summary="One adapter with its versions")
+    async def read_adapter(request: Request, name: str) -> dict[str, Any]:
+        return await one_adapter(services, caller_of(request).tenant, check_name(name))
+
+    @routes.get("/{name}/versions", summary="The versions of one adapter, newest first")
+    async def list_versions(request: Request, name: str) -> dict[str, Any]:
+        row = await one_adapter(services, caller_of(request).tenant, check_name(name))
+        return listing(row["versions"])
+
+    @routes.get(
+        "/{name}/versions/{number}", summary="One version, with its card; wait for its proof with ?wait=SECONDS"
+    )
+    async def read_version(
+        request: Request, name: str, number: int, wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS)
+    ) -> dict[str, Any]:
+        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        if wait:
+            version = await services.prover.wait(version, wait)
+        return {**await shown(services, version), "card": version.card}
+
+    @routes.get("/{name}/versions/{number}/card", summary="What the uploader says of the version")
+    async def read_version_card(request: Request, name: str, number: int) -> dict[str, Any]:
+        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        if version.card is None:
+            raise NotFound(f"{version.ref} came without a card.")
+        return version.card
+
+    @routes.get("/{name}/versions/{number}/files/{file}", summary="A canonical file of the version")
+    async def read_file(request: Request, name: str, number: int, file: str) -> FileResponse:
+        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        path = file_path(services, version, file)
+        return FileResponse(path, media_type=FILES[file], filename=file, headers={"etag": f'"{version.digest}"'})
+
+    @routes.get("/{name}/events", summary="What happened to the adapter, newest first; go on with ?before=ID")
+    async def read_events(
+        request: Request, name: str, before: int | None = Query(None, ge=1), limit: int = Query(100, ge=1, le=1000)
+    ) -> dict[str, Any]:
+        tenant = caller_of(request).tenant
+        await asyncio.to_thread(services.registry.versions, tenant, check_name(name))
+        found = await asyncio.to_thread(lambda: services.registry.events(tenant, name, before=before, limit=limit))
+        return listing([event.as_dict() for event in found])
+
+    return routes
+
+
+async def receive(services: Services, request: Request, folder: Path) -> Upload:
+    settings = services.settings
+    limits = UploadLimits(settings.max_weights_bytes, settings.max_config_bytes)
+    content_type = request.headers.get("content-type", "")
+    upload = await receive_upload(pieces_of(request, settings.body_seconds), content_type, folder, limits)
+    check_name(upload.name)
+    if upload.name.lower() == services.base.id.lower():
+        raise InvalidRequest(f"{upload.name} is the base's name: choose another.", param="name")
+    return upload
+
+
+async def pieces_of(request: Request, pause_seconds: float) -> AsyncIterator[bytes]:
+    """The body as it comes; raises PayloadTimeout when it stops, ClientGone when the client does."""
+    while True:
+        try:
+            message = await asyncio.wait_for(request.receive(), pause_seconds)
+        except TimeoutError:
+            raise PayloadTimeout(f"No piece of the upload came for {pause_seconds:g} seconds.") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        yield message.get("body", b"")
+        if not message.get("more_body"):
+            return
+
+
+async def take(services: Services, caller: Caller, upload: Upload, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Check, store and register the upload, and have it proven; 200 where the same bytes were there already."""
+    context = await services.publish_context(caller)
+    card = await asyncio.to_thread(card_of, folder)
+    version = await asyncio.to_thread(
+        lambda: publish(folder, upload.name, context=context, card=card, base_is_served=upload.is_base_served)
+    )
+    if version.status is VersionStatus.QUARANTINED:
+        services.prover.submit(version)
+    return 201 if version.is_new else 200, await shown(services, version)
+
+
+def card_of(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_card(folder)
+    except StrictJsonInvalid as error:
+        raise JsonInvalid(f"card.json {error}.", param="card") from None
+
+
+async def shown(services: Services, version: AdapterVersion) -> dict[str, Any]:
+    """A version's row as it is now."""
+    aliases = await asyncio.to_thread(services.registry.aliases, version.tenant, version.name)
+    return version_row(services, version, aliases)
+
+
+async def one_adapter(services: Services, tenant: str, name: str, *, is_short: bool = False) -> dict[str, Any]:
+    versions = await asyncio.to_thread(services.registry.versions, tenant, name)
+    aliases = await asyncio.to_thread(services.registry.aliases, tenant, name)
+    return adapter_row(services, name, versions, aliases, is_short=is_short)
+
+
+def file_path(services: Services, version: AdapterVersion, file: str) -> Path:
+    """Where a canonical file of the version lies; the name is one of two, never a path of the client's."""
+    if file not in FILES:
+        raise NotFound(f"The files of a version are {' and '.join(FILES)}.")
+    if version.digest is None or version.status is VersionStatus.RETIRED:
+        raise NotFound(f"{version.ref} has no files.")
+    path = services.store.folder(version.digest) / file
+    if not path.is_file():
+        raise NotFound(f"{version.ref} has no files.")
+    return path

@@ -1,0 +1,146 @@
+"""How the server is: alive, ready, its metrics, and what is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import psutil
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from adapters.errors import EngineUnavailable
+from adapters.types import AdapterVersion, VersionStatus
+from server.errors import to_wire
+from server.services import Services, caller_of
+from server.wire import version_row
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(tags=["operations"])
+    started_at = time.time()
+
+    @routes.get("/health", summary="The process answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/ready", summary="The engine answers and the warm set is back; 503 until then")
+    async def ready() -> JSONResponse:
+        if services.lifecycle.is_ready(services):
+            return JSONResponse({"status": "ready"})
+        failure = services.lifecycle.failure or EngineUnavailable(services.lifecycle.why_not(services))
+        wire = to_wire(EngineUnavailable(failure.message))
+        return JSONResponse(wire.body, status_code=503, headers=wire.headers)
+
+    @routes.get("/metrics", summary="Prometheus metrics: ours, then the engine's own")
+    async def metrics() -> Response:
+        services.metrics.engine_ready.set(services.lifecycle.is_ready(services))
+        await count_versions(services)
+        body = services.metrics.render() + await services.proxy.metrics()
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.get("/v1/system", summary="Engine, memory, slots, and every adapter's place in them")
+    async def system(request: Request) -> dict[str, Any]:
+        tenant = caller_of(request).tenant
+        return {
+            "object": "system",
+            "status": "ready" if services.lifecycle.is_ready(services) else "not_ready",
+            "pid": os.getpid(),
+            "started_at": int(started_at),
+            "base": {"id": services.base.id, "digest": services.base.digest},
+            "merge_base": services.merge_base.id if services.merge_base else None,
+            "merge_base_folder": merge_base_folder(services),
+            "engine": await engine_row(services),
+            "memory": await memory_row(services),
+            "requests": {
+                "running": services.door.admission.running,
+                "queued": len(services.door.admission.queue),
+            },
+            "adapters": await place_rows(services, tenant),
+        }
+
+    return routes
+
+
+def merge_base_folder(services: Services) -> str | None:
+    """Where exports on this machine find their base. Told only without keys: every caller is on this machine then."""
+    return str((services.merge_base or services.base).folder) if services.settings.is_keyless else None
+
+
+async def engine_row(services: Services) -> dict[str, Any]:
+    settings = services.settings
+    row: dict[str, Any] = {
+        "is_ready": services.engine.is_ready(),
+        "slots": settings.slots,
+        "staged_limit": settings.staged_limit,
+        "max_rank": settings.max_rank,
+    }
+    try:
+        capacity = await services.engine.capacity()
+    except EngineUnavailable:
+        return row
+    return row | {
+        "slots": capacity.slots,
+        "staged_limit": capacity.staged_limit,
+        "max_rank": capacity.max_rank,
+        "dtype": capacity.dtype,
+        "context_length_tokens": capacity.context_length_tokens,
+        "engine_version": capacity.engine_version,
+    }
+
+
+async def memory_row(services: Services) -> dict[str, Any]:
+    row: dict[str, Any] = {"server_rss_bytes": psutil.Process().memory_info().rss}
+    try:
+        usage = await services.engine.usage()
+    except EngineUnavailable:
+        return row
+    return row | {
+        "engine_rss_bytes": usage.rss_bytes,
+        "kv_cache_bytes": usage.kv_cache_bytes,
+        "kv_cache_used_fraction": usage.kv_cache_used_fraction,
+        "slot_bytes": usage.slot_bytes,
+    }
+
+
+async def place_rows(services: Services, tenant: str) -> list[dict[str, Any]]:
+    """Per version: `absent`, `staged` in the engine's main memory, or `resident` in a slot; and its bytes."""
+    try:
+        in_slot = {row.engine_name for row in await services.engine.loaded() if row.is_in_slot}
+    except EngineUnavailable:
+        in_slot = set()
+    residents = {
+        (row.version.name, row.version.number): row for row in services.residents.rows() if row.version.tenant == tenant
+    }
+    rows = []
+    for version in await all_versions(services, tenant):
+        resident = residents.get((version.name, version.number))
+        place = "absent" if resident is None else "resident" if resident.engine_name in in_slot else "staged"
+        short = {
+            key: version_row(services, version)[key]
+            for key in ("id", "status", "residency", "is_warm", "rank", "size_bytes")
+        }
+        rows.append(
+            {
+                **short,
+                "place": place,
+                "references": resident.references if resident else 0,
+                "load_seconds": resident.load_seconds if resident else None,
+            }
+        )
+    return rows
+
+
+async def all_versions(services: Services, tenant: str) -> list[AdapterVersion]:
+    found: list[AdapterVersion] = []
+    for name in await asyncio.to_thread(services.registry.adapters, tenant):
+        found += await asyncio.to_thread(services.registry.versions, tenant, name)
+    return found
+
+
+async def count_versions(services: Services) -> None:
+    found = await asyncio.to_thread(services.registry.all_versions)
+    for status in VersionStatus:
+        services.metrics.versions.labels(status).set(sum(version.status is status for version in found))

@@ -1,0 +1,130 @@
+"""What moves: promote an alias, roll back, preload, retire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.errors import EngineUnavailable, InvalidRequest
+from adapters.types import STABLE, AdapterVersion, check_name
+from server.idempotency import idempotent
+from server.resolve import check_servable
+from server.routes.adapters import shown
+from server.services import Caller, Services, caller_of
+from server.wire import alias_row
+
+LOAD_BEFORE_MOVE_SECONDS = 60.0
+
+
+class PromoteBody(BaseModel):
+    """Which version the alias shall name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: int = Field(ge=1)
+
+
+class RollbackBody(BaseModel):
+    """Which alias goes back; `stable` when it is not said."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    alias: str = STABLE
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(prefix="/v1/adapters/{name}", tags=["versions"])
+
+    @routes.put("/aliases/{alias}", summary="Promote: the alias names this version from now on")
+    async def promote(request: Request, name: str, alias: str, body: PromoteBody) -> JSONResponse:
+        caller = caller_of(request)
+        expected = generation_of(request)
+
+        async def act() -> tuple[int, dict[str, Any]]:
+            return 200, await move(
+                services, caller, (check_name(name), check_name(alias, "alias")), body.version, expected
+            )
+
+        return tagged(*await idempotent(services, request, f"{expected} {body.version}", act))
+
+    @routes.post("/rollback", summary="The alias names again what it named before")
+    async def roll_back(request: Request, name: str, body: RollbackBody | None = None) -> JSONResponse:
+        caller = caller_of(request)
+        alias = check_name((body or RollbackBody()).alias, "alias")
+
+        async def act() -> tuple[int, dict[str, Any]]:
+            moved = await asyncio.to_thread(
+                lambda: services.registry.rollback(caller.tenant, check_name(name), alias, actor=caller.actor)
+            )
+            return 200, alias_row(moved)
+
+        return tagged(*await idempotent(services, request, alias, act))
+
+    @routes.post("/versions/{number}/warm", summary="Load the version into the engine and keep it wanted there")
+    async def warm(request: Request, name: str, number: int) -> dict[str, Any]:
+        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        check_servable(version, services.base.digest)
+        resident = await services.residents.warm(version)
+        row = await shown(services, await refreshed(services, version))
+        return {**row, "load_seconds": resident.load_seconds}
+
+    @routes.delete(
+        "/versions/{number}", summary="Retire the version: it answers no more, and leaves the engine once it is idle"
+    )
+    async def retire(request: Request, name: str, number: int) -> JSONResponse:
+        caller = caller_of(request)
+
+        async def act() -> tuple[int, dict[str, Any]]:
+            return 200, await retire_version(services, caller, check_name(name), number)
+
+        status, body = await idempotent(services, request, str(number), act)
+        return JSONResponse(body, status_code=status)
+
+    return routes
+
+
+def generation_of(request: Request) -> int | None:
+    """The generation in If-Match: `"3"`, `"0"` for an alias that does not exist yet; None without the header."""
+    text = request.headers.get("if-match")
+    if text is None or text.strip() == "*":
+        return None
+    digits = text.strip().removeprefix("W/").strip('"')
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        raise InvalidRequest('If-Match must be the alias\'s generation, as in "3".', param="if-match")
+    return int(digits)
+
+
+def tagged(status: int, body: dict[str, Any]) -> JSONResponse:
+    """An alias with its generation as ETag."""
+    return JSONResponse(body, status_code=status, headers={"etag": f'"{body["generation"]}"'})
+
+
+async def move(
+    services: Services, caller: Caller, alias: tuple[str, str], number: int, expected: int | None
+) -> dict[str, Any]:
+    """Load first, then move: no request of the alias's waits for the load. The move itself is one compare-and-swap."""
+    name, label = alias
+    version = await asyncio.to_thread(services.registry.get, caller.tenant, name, number)
+    check_servable(version, services.base.digest)
+    with contextlib.suppress(EngineUnavailable, TimeoutError):  # the first request loads it then
+        await asyncio.wait_for(services.residents.warm(version), LOAD_BEFORE_MOVE_SECONDS)
+    moved = await asyncio.to_thread(
+        lambda: services.registry.move_alias(
+            caller.tenant, name, label, number, expected_generation=expected, actor=caller.actor
+        )
+    )
+    return alias_row(moved)
+
+
+async def retire_version(services: Services, caller: Caller, name: str, number: int) -> dict[str, Any]:
+    """The row is retired now; requests that run on it end, then it leaves the engine."""
+    version = await asyncio.to_thread(lambda: services.registry.retire(caller.tenant, name, number, actor=caller.actor))
+    services.lifecycle.spawn(services.residents.drop(version))
+    return await shown(services, version)
+
+
+async def refreshed(services: Services, version: AdapterVersion) -> AdapterVersion:
+    return await asyncio.to_thread(services.registry.get, version.tenant, version.name, version.number)

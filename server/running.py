@@ -1,0 +1,135 @@
+"""One server process from the lock to the last line: uvicorn in front, signals, what is printed at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from contextlib import closing
+from typing import Any
+
+import structlog
+import uvicorn
+
+from adapters.errors import ConfigInvalid
+from server.app import build_services, create_app
+from server.cli.output import exit_code_of
+from server.gateway import Gateway
+from server.lifecycle import state_lock
+from server.services import Services
+from server.settings import Settings
+
+EXIT_INTERRUPTED = 130
+BACKLOG = 2048
+
+
+def run_server(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises AlreadyRunning and ConfigInvalid first."""
+    configure_logging(settings.log_level)
+    with state_lock(settings.home), closing(listen(settings)) as listener:
+        services = build_services(settings)
+        app = create_app(settings, services)
+        return asyncio.run(_serve(settings, app, services, listener))
+
+
+async def _serve(settings: Settings, app: Gateway, services: Services, listener: socket.socket) -> int:
+    received: list[int] = []
+    # uvicorn puts its own handlers over these while it serves and raises the signal again afterwards, for us.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: received.append(signum))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            ws="none",
+            lifespan="on",
+        )
+    )
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    services.lifecycle.on_failure = give_up
+    announce(settings, services, listener)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await services.lifecycle.stop(services)
+    failure = services.lifecycle.failure
+    if failure is not None:
+        sys.stderr.write(f"{failure.code}: {failure.message}\n")
+        return exit_code_of(failure)
+    return EXIT_INTERRUPTED if signal.SIGINT in received else 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket, bound before anything dear is started; raises ConfigInvalid."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigInvalid(
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. Choose another with --port.",
+            param="port",
+        ) from error
+    return listener
+
+
+def announce(settings: Settings, services: Services, listener: socket.socket) -> None:
+    """Say where the server is and what its engine is started with."""
+    scheme = "https" if settings.tls_cert else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    lines = [
+        f"hotshoe serves {services.base.id} on {scheme}://{host}:{listener.getsockname()[1]}/v1",
+        f"  base    {services.base.folder} ({services.base.digest[:19]})",
+        f"  state   {settings.home}",
+        f"  key     {'none: this machine only' if settings.is_keyless else 'required'}",
+        f"  engine  {describe_engine(settings, services)}",
+        f"  log of the engine: {settings.home / 'engine.log'}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def describe_engine(settings: Settings, services: Services) -> str:
+    command: Any = getattr(services.engine, "command", None)
+    if callable(command):
+        command = command()
+    flags = " ".join(str(word) for word in command) if command else " ".join(settings.engine_args)
+    return f"{settings.engine} {flags}".strip()
+
+
+def configure_logging(level: str) -> None:
+    """JSON lines on stderr, ours and the libraries', without any content of requests."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processor=structlog.processors.JSONRenderer(), foreign_pre_chain=shared)
+    )
+    logging.basicConfig(handlers=[handler], level=number, force=True)
+    for chatty in ("httpx", "asyncio", "uvicorn.error", "aiohttp.access", "alembic"):
+        logging.getLogger(chatty).setLevel(max(number, logging.WARNING))

@@ -1,0 +1,70 @@
+"""Adapters, versions and aliases as JSON on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters.types import STABLE, AdapterVersion, Alias
+from server.services import Services
+
+
+def version_row(services: Services, version: AdapterVersion, aliases: list[Alias] = []) -> dict[str, Any]:  # noqa: B006 - read only
+    """Everything about one version but its card."""
+    return {
+        "id": version.ref,
+        "object": "adapter.version",
+        "name": version.name,
+        "version": version.number,
+        "status": str(version.status),
+        "residency": str(services.residents.state_of(version)),
+        "is_warm": version.is_warm,
+        "aliases": [alias.alias for alias in aliases if alias.number == version.number],
+        "digest": version.digest,
+        "base_digest": version.base_digest,
+        "is_for_served_base": version.base_digest == services.base.digest,
+        "rank": version.rank,
+        "size_bytes": version.size_bytes,
+        "parent": version.parent,
+        "created_at": int(version.created_at),
+        "has_card": version.card is not None,
+        "reasons": [dict(reason) for reason in version.reasons],
+        "dropped": list(version.dropped),
+        "proof": version.proof,
+    }
+
+
+def alias_row(alias: Alias) -> dict[str, Any]:
+    """One alias; `generation` is what If-Match compares."""
+    return {
+        "object": "adapter.alias",
+        "name": alias.name,
+        "alias": alias.alias,
+        "model": alias.name if alias.alias == STABLE else f"{alias.name}@{alias.alias}",
+        "version": alias.number,
+        "generation": alias.generation,
+        "previous": list(alias.previous),
+    }
+
+
+def adapter_row(
+    services: Services, name: str, versions: list[AdapterVersion], aliases: list[Alias], *, is_short: bool = False
+) -> dict[str, Any]:
+    """One adapter: its aliases, and its versions, newest first."""
+    newest = sorted(versions, key=lambda version: -version.number)
+    row: dict[str, Any] = {
+        "id": name,
+        "object": "adapter",
+        "name": name,
+        "created_at": int(min((version.created_at for version in versions), default=0)),
+        "stable": next((alias.number for alias in aliases if alias.alias == STABLE), None),
+        "aliases": [alias_row(alias) for alias in aliases],
+    }
+    if is_short:
+        row["versions"] = [{"version": one.number, "status": str(one.status)} for one in newest]
+    else:
+        row["versions"] = [version_row(services, one, aliases) for one in newest]
+    return row
+
+
+def listing(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": rows}
