@@ -14,21 +14,6 @@ from bench.report import Report
 from bench.served import Served, serve
 
 WORDS = ("light", "kitchen", "lamp", "door", "window", "heating", "bedroom", "blinds", "music", "garage", "garden")
-    "light",
-    "kitchen",
-    "lamp",
-    "door",
-    "window",
-    "heating",
-    "bedroom",
-    "blinds",
-    "music",
-    "garage",
-    "garden",
-    "hall",
-    "fan",
-    "oven",
-]
 
 
 def bodies(model: str, count: int, max_tokens: int) -> list[dict[str, object]]:
