@@ -48,14 +48,14 @@ class EngineClient:
     async def capacity(self) -> EngineCapacity:
         return EngineCapacity(**await self._call("GET", "/hotshoe/capacity"))
 
-    async def is_answering(self, timeout_seconds: float) -> bool:
-        """Whether the health route says 200 in time; never raises for an engine that does not answer."""
+    async def health(self, timeout_seconds: float) -> int | None:
+        """The status of the health route, None where nobody answers in time; never raises for that."""
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_seconds)
             async with self._open().get("http://engine/health", timeout=timeout) as response:
-                return response.status == 200
+                return response.status
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+            return None
 
     async def close(self) -> None:
         if self._session is not None:

@@ -1,0 +1,172 @@
+"""The general plugin, run in every vLLM process: the grouped CPU LoRA path, and a life no longer than the parent's.
+
+vLLM's own CPU operators (punica_cpu.py of 0.32) gather one copy of the LoRA weights per token and index them with -1
+for rows of the base, which is the last slot: the base gets that adapter's update. Here rows are grouped once per
+batch mapping by slot, base rows are in no group, and a group costs one small GEMM for all A of a layer and one per B.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+import torch
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from server.engine.lifeline import die_with_parent
+from server.vllm_plugin.grouped import Group, Packed, group_rows, matrix, pack
+
+
+def register() -> None:
+    """What `vllm.general_plugins` names. Idempotent, as vLLM asks: it may run more than once in a process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid)
+    install()
+
+
+def install() -> None:
+    """Have vLLM's CPU platform use the grouped path; nothing changes on another platform."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    wrapper = f"{__name__}.{GroupedLoraWrapper.__name__}"
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: wrapper)
+    if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
+        BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
+        BaseLinearLayerWithLoRA.reset_lora = _reset_lora
+
+
+def _reset_lora(layer: Any, index: int) -> None:
+    """Every `set_lora` of a linear layer begins with its `reset_lora`: then a packed copy of the slot is stale."""
+    layer.hotshoe_reset_lora(index)
+    forget = getattr(layer.punica_wrapper, "forget_slot", None)
+    if forget is not None:
+        forget(layer.lora_a_stacked, index)
+
+
+class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not type-checked here
+    """vLLM's LoRA operators for one model on a CPU, by groups of rows. Shapes are those of PunicaWrapperBase."""
+
+    def __init__(
+        self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
+    ) -> None:
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        self.groups: tuple[Group, ...] = ()
+        self._packed: dict[int, dict[int, tuple[torch.dtype, Packed | None]]] = {}
+
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
+    ) -> None:
+        self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
+        self.groups = group_rows(self.token_lora_indices.numpy())
+        self.is_prefill = mapping.is_prefill
+        self.no_lora = not self.groups
+
+    def forget_slot(self, lora_a_stacked: tuple[torch.Tensor, ...], slot: int) -> None:
+        """The layer with these weights has other contents in `slot` now."""
+        self._packed.get(lora_a_stacked[0].data_ptr(), {}).pop(slot, None)
+
+    @property
+    def packed_bytes(self) -> int:
+        entries = (entry for layer in self._packed.values() for _, entry in layer.values())
+        return sum(entry.nbytes for entry in entries if entry is not None)
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """y[rows of slot s] += scale * (x @ A_s^T) @ B_s^T, slice by slice; rows of the base stay as they are."""
+        for group in self.groups:
+            packed = self._pack(lora_a_stacked, lora_b_stacked, group.slot, output_slices, x.dtype)
+            if packed is None:
+                continue
+            if group.rows is not None:
+                packed.apply_to_rows(y, x, group.rows, scale)
+            for run in group.runs:
+                packed.apply(y[run], x[run], scale)
+
+    def add_shrink(
+        self,
+        y: tuple[torch.Tensor, ...] | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """y[i][rows of slot s] = scale * x @ A_s[i]^T (fully sharded layers gather between shrink and expand)."""
+        x = x.view(-1, x.shape[-1])
+        for buffer, stacked in zip(y, lora_a_stacked, strict=True):
+            for group, run in self._runs(self.groups):
+                a = matrix(stacked, group.slot).to(buffer.dtype)
+                buffer[run] = scale * (x[run].to(buffer.dtype) @ a.t())
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: tuple[torch.Tensor, ...] | torch.Tensor,
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """y[rows of slot s, slice i] += x[i] @ B_s[i]^T (or = where `add_inputs` is false)."""
+        y = y.view(-1, y.shape[-1])
+        offset = offset_start
+        for buffer, stacked, size in zip(x, lora_b_stacked, output_slices, strict=True):
+            for group, run in self._runs(self.groups):
+                b = matrix(stacked, group.slot)[:size].to(y.dtype)
+                update = buffer[run].to(y.dtype) @ b.t()
+                columns = slice(offset, offset + size)
+                y[run, columns] = y[run, columns] + update if add_inputs else update
+            offset += size
+
+    def add_lora_embedding(
+        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
+    ) -> None:
+        """y[rows of slot s] += x @ B_s^T."""
+        self.add_expand(y, (x,), (lora_b_stacked,), (y.shape[-1],), 0, add_inputs)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """y[requests of slot s] += scale * (x @ A_s^T) @ B_s^T over the columns that B has (y may be padded)."""
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        for group, run in self._runs(group_rows(self.sampler_indices.numpy())):
+            a, b = matrix(lora_a_stacked, group.slot).to(x.dtype), matrix(lora_b_stacked, group.slot).to(x.dtype)
+            update = (scale * (x[run] @ a.t()) @ b.t()).to(y.dtype)
+            columns = min(update.shape[1], y.shape[1])
+            y[run, :columns] = y[run, :columns] + update[:, :columns]
+
+    def _pack(
+        self,
+        lora_a: tuple[torch.Tensor, ...],
+        lora_b: tuple[torch.Tensor, ...],
+        slot: int,
+        output_slices: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> Packed | None:
+        layer = self._packed.setdefault(lora_a[0].data_ptr(), {})
+        entry = layer.get(slot)
+        if entry is None or entry[0] != dtype:
+            entry = layer[slot] = (dtype, pack(lora_a, lora_b, slot, output_slices, dtype))
+        return entry[1]
+
+    @staticmethod
+    def _runs(groups: tuple[Group, ...]) -> list[tuple[Group, Any]]:
+        """Every group with each of its runs, or with its rows: what may index a tensor's first dimension."""
+        pairs: list[tuple[Group, Any]] = [(group, run) for group in groups for run in group.runs]
+        return pairs + [(group, group.rows) for group in groups if group.rows is not None]

@@ -1,0 +1,125 @@
+"""The endpoint plugin: the control routes inside vLLM's HTTP server, and the model names that its answers carry."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+import psutil
+from fastapi import FastAPI
+from starlette.datastructures import State
+from starlette.requests import Request
+from vllm.engine.protocol import EngineClient
+from vllm.lora.request import LoRARequest
+from vllm.version import __version__
+
+from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, wire_name
+from server.engine.control import Control, attach
+
+
+class ControlRoutes:
+    """What `vllm.endpoint_plugins` names: attached to the app first, given the engine later."""
+
+    name = "hotshoe_routes"
+    required_tasks = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        attach(app, _control)
+
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+        """Needs an engine with `--enable-lora`; raises RuntimeError otherwise, which ends the start."""
+        if engine_client is None or state.vllm_config.lora_config is None:
+            raise RuntimeError("hotshoe_routes needs an engine that was started with --enable-lora.")
+        name_by_wire_name(state.openai_serving_models)
+        state.hotshoe_control = Control(VllmWorker(engine_client, state))
+
+
+def _control(request: Request) -> Control:
+    control: Control = request.app.state.hotshoe_control
+    return control
+
+
+def name_by_wire_name(serving_models: Any) -> None:
+    """Let responses, streamed or not, call an adapter by its name without the tenant."""
+    given = serving_models.model_name
+
+    def model_name(lora_request: LoRARequest | None = None) -> str:
+        return wire_name(given(lora_request)) if lora_request is not None else str(given())
+
+    serving_models.model_name = model_name
+
+
+class VllmWorker:
+    """Loads and unloads through the engine client; asks the worker processes, through their extension, about slots."""
+
+    def __init__(self, engine_client: EngineClient, state: State) -> None:
+        self._engine: Any = engine_client
+        self._state = state
+
+    async def add(self, adapter: EngineAdapter) -> None:
+        request = LoRARequest(lora_name=adapter.engine_name, lora_int_id=adapter.engine_id, lora_path=str(adapter.path))
+        try:
+            if not await self._engine.add_lora(request):
+                raise RuntimeError("the engine did not take it")
+        except BaseException:
+            # vLLM registers the id before it copies the weights: a half-loaded adapter must not keep its place.
+            await self._engine.remove_lora(adapter.engine_id)
+            raise
+        self._state.openai_serving_models.lora_requests[adapter.engine_name] = request
+
+    async def remove(self, adapter: EngineAdapter) -> None:
+        self._state.openai_serving_models.lora_requests.pop(adapter.engine_name, None)
+        await self._engine.remove_lora(adapter.engine_id)
+        if adapter.engine_id in await self._engine.list_loras():
+            raise RuntimeError(f"id {adapter.engine_id} is still in the engine")
+
+    async def in_slots(self) -> set[int]:
+        answers: list[dict[str, Any]] = await self._engine.collective_rpc("hotshoe_report")
+        return set.intersection(*(set(answer["slots"]) for answer in answers))
+
+    async def usage(self) -> EngineUsage:
+        answers: list[dict[str, Any]] = await self._engine.collective_rpc("hotshoe_report")
+        running, waiting, used = self._scheduler_stats()
+        return EngineUsage(
+            rss_bytes=rss_bytes(),
+            kv_cache_bytes=sum(answer["kv_cache_bytes"] for answer in answers),
+            kv_cache_used_fraction=used,
+            slot_bytes=sum(answer["slot_bytes"] for answer in answers),
+            running=running,
+            waiting=waiting,
+        )
+
+    def capacity(self) -> EngineCapacity:
+        config = self._state.vllm_config
+        return EngineCapacity(
+            slots=config.lora_config.max_loras - 1,
+            staged_limit=config.lora_config.max_cpu_loras,
+            max_rank=config.lora_config.max_lora_rank,
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            context_length_tokens=config.model_config.max_model_len,
+            base_id=self._state.openai_serving_models.base_model_paths[0].name,
+            engine_version=f"vllm {__version__}",
+        )
+
+    def _scheduler_stats(self) -> tuple[int, int, float]:
+        """Running, waiting and the used fraction of the KV cache, from vLLM's own gauges."""
+        from prometheus_client import REGISTRY
+
+        found = {"vllm:num_requests_running": 0.0, "vllm:num_requests_waiting": 0.0, "vllm:kv_cache_usage_perc": 0.0}
+        for metric in REGISTRY.collect():
+            if metric.name in found:
+                found[metric.name] = sum(sample.value for sample in metric.samples)
+        running, waiting, used = found.values()
+        return int(running), int(waiting), used
+
+
+def rss_bytes() -> int:
+    """Resident bytes of this process and of every process below it."""
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
