@@ -197,7 +197,9 @@ def generate_http(
             return answer
 
         async with (
-            openai.AsyncOpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=api_key or "none") as client,
+            openai.AsyncOpenAI(
+                base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1", api_key=api_key or "none"
+            ) as client,
             asyncio.TaskGroup() as group,
         ):
             tasks = [group.create_task(ask(prompt)) for prompt in prompts]

@@ -37,6 +37,7 @@ def export_and_compare(shop: Workshop, results: Results) -> None:
     merged = shop.folder / "router-en-2-merged"
     exported = shop.hotshoe_json("export", "router-en@2", "--out", merged)
     results.facts["export"] = exported
+    shop.console.lines(f"parity: {json.dumps(exported['parity'], ensure_ascii=False)}")
     rows = results.data("more").splits["test"]
     evaluate(shop, "router-en@2", rows, results, "router-en@2, its test")
     served = results.facts["answers: router-en@2, its test"]

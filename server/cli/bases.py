@@ -108,25 +108,19 @@ def describe(base: BaseModel) -> dict[str, Any]:
 
 
 def verdict_as_dict(inspection: Inspection, verdict: Verdict) -> dict[str, Any]:
-    """What `inspect --json` prints."""
+    """What `inspect --json` prints: the verdict first, then what the files hold."""
     ranks = sorted({module.rank for module in verdict.modules.values()})
-    return {
-        "verdict": verdict.verdict,
-        "reasons": [problem.as_dict() for problem in verdict.reasons],
-        "dropped": list(verdict.dropped),
-        "modules": len(verdict.modules),
-        "ranks": ranks,
-        "tensors": len(inspection.tensors),
-    }
+    return {**verdict.as_dict(), "ranks": ranks, "base_digest": verdict.base_digest, "files": inspection.as_dict()}
 
 
 def _print_verdict(inspection: Inspection, verdict: Verdict) -> None:
     found = verdict_as_dict(inspection, verdict)
     ranks = ", ".join(map(str, found["ranks"])) or "none"
     colour = "red" if verdict.verdict == "refuse" else "green"
-    typer.secho(f"{verdict.verdict}: {found['modules']} modules, rank {ranks}, {found['tensors']} tensors", fg=colour)
+    typer.secho(f"{found['verdict']}: {found['modules']} modules, rank {ranks}", fg=colour)
     for problem in verdict.reasons:
         advice = f"  -> {problem.advice}" if problem.advice else ""
         typer.echo(f"  {problem.code}  {problem.path}: {problem.message}{advice}")
-    if verdict.dropped:
-        typer.echo(f"  left out: {', '.join(verdict.dropped)}")
+    left_out = [*verdict.dropped, *inspection.left_out]
+    if left_out:
+        typer.echo(f"  left out: {', '.join(left_out)}")
