@@ -1,0 +1,149 @@
+"""The wrapper that vLLM's CPU platform gets from us, through vLLM's own classes: right where stock is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.model,  # importing vLLM takes seconds
+    pytest.mark.filterwarnings("ignore"),
+]
+SLOTS, MAX_RANK, IN_FEATURES, SIZES = 4, 8, 16, (12, 4, 4)
+IDS: list[int | None] = [11, 12, 13, 14]
+
+
+@pytest.fixture(scope="module")
+def wrappers() -> Any:
+    """The grouped class and stock's, by name."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from server.vllm_plugin.cpu_lora import GroupedLoraWrapper, PunicaWrapperCPU
+
+    return {"grouped": GroupedLoraWrapper, "stock": PunicaWrapperCPU}
+
+
+def full_slots() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    random = torch.Generator().manual_seed(0)
+    lora_a = tuple(torch.randn(SLOTS, 1, MAX_RANK, IN_FEATURES, generator=random) for _ in SIZES)
+    lora_b = tuple(torch.randn(SLOTS, 1, size, MAX_RANK, generator=random) for size in SIZES)
+    return lora_a, lora_b
+
+
+def applied(wrapper_class: Any, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, y and y after the layer's update for a batch whose rows belong to adapters `ids`, 0 for the base."""
+    wrapper = wrapper_class(64, max_batches=64, device="cpu")
+    mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=True)
+    wrapper.update_metadata(mapping, IDS, SLOTS + 1, 100)
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(len(ids), IN_FEATURES, generator=random)
+    y = torch.randn(len(ids), sum(SIZES), generator=random)
+    result = y.clone()
+    wrapper.add_lora_linear(result, x, *full_slots(), 1.0, SIZES)
+    return x, y, result
+
+
+def test_base_rows_beside_adapters_stay_as_they_are_with_every_slot_full(wrappers: Any) -> None:
+    _, y, result = applied(wrappers["grouped"], [0, 11, 0, 14, 12])
+    assert torch.equal(result[[0, 2]], y[[0, 2]])
+    assert not torch.allclose(result[[1, 3, 4]], y[[1, 3, 4]])
+
+
+def test_stock_gives_base_rows_the_last_slots_update(wrappers: Any) -> None:
+    """The upstream bug that the grouped path is for (vllm-project/vllm#48421): when this fails, vLLM has mended it."""
+    _, y, result = applied(wrappers["stock"], [0, 11, 0, 14, 12])
+    assert not torch.allclose(result[[0, 2]], y[[0, 2]])
+
+
+@pytest.mark.parametrize("ids", [[11] * 5, [11, 12, 13, 14, 11, 12], [14, 13, 13]])
+def test_where_stock_is_right_the_grouped_path_gives_the_same(wrappers: Any, ids: list[int]) -> None:
+    expected, result = applied(wrappers["stock"], ids)[2], applied(wrappers["grouped"], ids)[2]
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ids", [[11] * 3, [0, 12, 0, 14, 12, 12, 0, 12]])
+def test_shrink_and_expand_apart_give_what_the_whole_layer_gives(wrappers: Any, ids: list[int]) -> None:
+    x, y, expected = applied(wrappers["grouped"], ids)
+    wrapper = wrappers["grouped"](64, max_batches=64, device="cpu")
+    mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=True)
+    wrapper.update_metadata(mapping, IDS, SLOTS + 1, 100)
+    lora_a, lora_b = full_slots()
+    buffers = tuple(torch.zeros(len(ids), MAX_RANK) for _ in SIZES)
+    wrapper.add_shrink(buffers, x, lora_a, 1.0)
+    wrapper.add_expand(y, buffers, lora_b, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_logits_and_embeddings_leave_base_rows_alone(wrappers: Any) -> None:
+    ids = [0, 12, 0, 14]
+    wrapper = wrappers["grouped"](64, max_batches=64, device="cpu")
+    mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=True)
+    wrapper.update_metadata(mapping, IDS, SLOTS + 1, 100)
+    (a, *_), (b, *_) = full_slots()
+    x, y = torch.randn(4, IN_FEATURES), torch.randn(4, 14)  # two columns of padding
+    logits = y.clone()
+    wrapper.add_lora_logits(logits, x, a, b, 0.5)
+    expected = y[1, :12] + 0.5 * x[1] @ a[1, 0].T @ b[1, 0].T
+    torch.testing.assert_close(logits[1, :12], expected, atol=1e-4, rtol=1e-5)
+    assert torch.equal(logits[[0, 2]], y[[0, 2]])
+    assert torch.equal(logits[:, 12:], y[:, 12:])
+    embedded, rows = torch.zeros(4, 12), torch.randn(4, MAX_RANK)
+    wrapper.add_lora_embedding(embedded, rows, b)
+    torch.testing.assert_close(embedded[3], rows[3] @ b[3, 0].T, atol=1e-5, rtol=1e-5)
+    assert not embedded[[0, 2]].any()
+
+
+def test_a_slot_that_is_set_again_gives_the_new_adapters_update(wrappers: Any) -> None:
+    wrapper = wrappers["grouped"](64, max_batches=64, device="cpu")
+    mapping = SimpleNamespace(index_mapping=(12,), prompt_mapping=(12,), is_prefill=True)
+    wrapper.update_metadata(mapping, IDS, SLOTS + 1, 100)
+    lora_a, lora_b = full_slots()
+    x = torch.randn(1, IN_FEATURES)
+    first, second = torch.zeros(1, sum(SIZES)), torch.zeros(1, sum(SIZES))
+    wrapper.add_lora_linear(first, x, lora_a, lora_b, 1.0, SIZES)
+    for stacked in lora_a:
+        stacked[1] *= 2
+    wrapper.forget_slot(lora_a, 1)
+    wrapper.add_lora_linear(second, x, lora_a, lora_b, 1.0, SIZES)
+    torch.testing.assert_close(second, 2 * first, atol=1e-4, rtol=1e-5)
+    assert wrapper.packed_bytes == sum(4 * MAX_RANK * (IN_FEATURES + size) for size in SIZES)
+
+
+def test_installing_twice_routes_vllms_own_layers_through_the_grouped_path_once(wrappers: Any) -> None:
+    """In a process of its own: installing changes vLLM's classes."""
+    program = """
+        import torch
+        from types import SimpleNamespace
+        from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+        from server.vllm_plugin import cpu_lora
+        cpu_lora.register(); cpu_lora.register()
+        from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
+        from vllm.platforms import current_platform
+        wrapper = get_punica_wrapper(64, max_batches=64, device="cpu")
+        assert type(wrapper).__name__ == "GroupedLoraWrapper", wrapper
+        layer = SimpleNamespace(n_slices=1, punica_wrapper=wrapper, tp_size=1,
+            lora_a_stacked=(torch.zeros(2, 1, 8, 16),), lora_b_stacked=(torch.zeros(2, 1, 12, 8),))
+        layer.hotshoe_reset_lora = lambda index: BaseLinearLayerWithLoRA.hotshoe_reset_lora(layer, index)
+        layer.reset_lora = lambda index: BaseLinearLayerWithLoRA.reset_lora(layer, index)
+        mapping = SimpleNamespace(index_mapping=(5,), prompt_mapping=(5,), is_prefill=True)
+        wrapper.update_metadata(mapping, [5, None], 3, 100)
+        for rank in (2, 8, 1):
+            a, b, x = torch.randn(rank, 16), torch.randn(12, rank), torch.randn(1, 16)
+            BaseLinearLayerWithLoRA.set_lora(layer, 0, a, b)
+            y = torch.zeros(1, 12)
+            wrapper.add_lora_linear(y, x, layer.lora_a_stacked, layer.lora_b_stacked, 1.0, (12,))
+            torch.testing.assert_close(y, x @ a.T @ b.T, atol=1e-4, rtol=1e-5)
+        print("as it must be")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.stdout.strip().endswith("as it must be"), done.stderr[-2000:]
