@@ -46,12 +46,16 @@ class BlobStore:
         return folder
 
     def publish(self, staged: Path, digest: str) -> Path:
-        """Make the staged folder the blob of `digest`: fsync files and folder, one rename, fsync the parent."""
+        """Make the staged folder the blob of `digest`: fsync files and folder, one rename, fsync the parent.
+
+        A blob that is there already stays, unless it is damaged: then it is replaced.
+        """
         target = self.folder(digest)
         with self.exclusive(), disk_errors(target):
-            if target.is_dir():
+            if target.is_dir() and self._is_whole(digest):
                 shutil.rmtree(staged)
                 return target
+            self.delete(digest)
             for path in sorted(staged.iterdir()):
                 path.chmod(0o444)
                 sync(path)
@@ -81,6 +85,13 @@ class BlobStore:
             raise StorageDamaged(f"Blob {digest} cannot be read: {error.strerror}.") from error
         if found != digest:
             raise StorageDamaged(f"Blob {digest} has changed on the disk: its bytes are {found}.")
+
+    def _is_whole(self, digest: str) -> bool:
+        try:
+            self.verify(digest)
+        except StorageDamaged:
+            return False
+        return True
 
     def delete(self, digest: str) -> None:
         """Remove the blob in one step (a rename), then its bytes; nothing happens when it is absent."""
