@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import ConfigInvalid, DataInvalid, EngineUnavailable, InvalidRequest, Problem
+from adapters.errors import ConfigInvalid, EngineUnavailable, InvalidRequest, Problem
+from training.data.formats import bad_rows, read_chat
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -77,22 +78,16 @@ class Latency:
 
 
 def load_examples(path: Path) -> list[Example]:
-    """The rows of a chat JSONL file; raises DataInvalid with every bad line."""
-    examples, problems = [], []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            messages = json.loads(line)["messages"]
-            last = messages[-1]
-            if last["role"] != "assistant" or not isinstance(last["content"], str):
-                raise ValueError("the last message is not an assistant's text")
-            examples.append(Example(messages[:-1], last["content"]))
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            problems.append(Problem("data_invalid", f"{path.name}:{number}", f"not a chat row to score: {error}"))
-    if problems or not examples:
-        raise DataInvalid(f"{path} cannot be scored: {len(problems)} bad lines.", problems=tuple(problems))
-    return examples
+    """The rows of a chat JSONL file; raises DataInvalid with every row that has no text answer to compare."""
+    rows = read_chat(path).rows
+    problems = [
+        Problem("not_scorable", f"{path}:{row.line}", "it has tools or calls them; eval compares text answers")
+        for row in rows
+        if row.tools or any(message.get("tool_calls") for message in row.messages)
+    ]
+    if problems:
+        raise bad_rows(path, problems, len(rows))
+    return [Example([dict(message) for message in row.messages[:-1]], row.messages[-1]["content"]) for row in rows]
 
 
 def score(expected: Sequence[str], answers: Sequence[str], label: str = "intent") -> Scores:

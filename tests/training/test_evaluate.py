@@ -59,13 +59,19 @@ def test_latency_is_the_median_and_the_95th_percentile_and_single_tokens_have_no
 
 def test_every_bad_line_of_a_data_file_is_named(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
-    good = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": RIGHT}]})
-    data.write_text(f'{good}\n\n{{"messages": []}}\nno json\n')
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": RIGHT}]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    data.write_text(f'{json.dumps(row)}\n\n{{"messages": []}}\nno json\n')
     with pytest.raises(DataInvalid) as raised:
         load_examples(data)
-    assert [problem.path for problem in raised.value.problems] == ["data.jsonl:3", "data.jsonl:4"]
-    data.write_text(good)
-    assert [example.expected for example in load_examples(data)] == [RIGHT]
+    assert [problem.path for problem in raised.value.problems] == [f"{data}:3", f"{data}:4"]
+    data.write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'tools': [tool]})}\n")
+    with pytest.raises(DataInvalid, match="1 of 2 rows"):
+        load_examples(data)
+    data.write_text(json.dumps(row))
+    assert [(example.messages, example.expected) for example in load_examples(data)] == [
+        ([{"role": "user", "content": "a"}], RIGHT)
+    ]
 
 
 def test_no_server_is_said_plainly_and_ends_with_its_exit_code(tmp_path: Path) -> None:
