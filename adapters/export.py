@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX, BaseModel, load_base
+from adapters.canonical import canonicalise, check, digest_folder
 from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputExists, ParityFailed, Problem, StorageFull
+from adapters.inspect import inspect_folder
+from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
-from adapters.merge_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MergePlan
+from adapters.merge_plan import MergePlan
 from adapters.parity_report import Tell, dtype_of, percents, prove
 from adapters.staging import explained, json_bytes, publish, sha256, staging, write_file
 
@@ -98,6 +101,16 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
         raise explained(error) from error
     tell({"stage": "done"})
     return ExportResult(request.out, manifest, parity, _lacking(request.base.folder))
+
+
+def canonical_copy(source: Path, base: BaseModel, out: Path, *, base_is_named: bool = False) -> Path:
+    """Any trainer's folder as canonical files in `out`; raises AdapterRefused with every problem.
+
+    `base_is_named` believes the caller over the base that the folder's config claims.
+    """
+    inspection = inspect_folder(source)
+    verdict = check(inspection, base, max_rank=MAX_RANK, base_is_served=base_is_named)
+    return canonicalise(source, inspection, verdict, out, serving_dtype="float32").folder
 
 
 def _check_request(request: ExportRequest) -> None:
@@ -190,7 +203,7 @@ def _seal(request: ExportRequest, plan: MergePlan, folder: Path) -> dict[str, An
         "source": request.source,
         "dtype": dtype_of(plan),
         "base": {"id": request.base.id, "digest": request.base.digest},
-        "adapter": {name: sha256(request.adapter / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+        "adapter": {"digest": digest_folder(request.adapter)},
         "files": files,
     }
     write_file(folder / MANIFEST, json_bytes(manifest))

@@ -157,7 +157,7 @@ def plan_merge(
     `adapter` is a PEFT-layout folder, canonical or not. `dtype` is float32, bfloat16 or float16 for all weights. A base
     without weights is planned from its config when `allow_shape_only`; such a plan can be read but not merged.
     """
-    code = _dtype_code(dtype)
+    code = check_dtype(dtype)
     if base.config.get("quantization_config"):
         raise BaseInvalid(
             f"{base.folder} holds quantised weights; a merge needs the 16 or 32-bit ones: pass --base with them."
@@ -169,10 +169,11 @@ def plan_merge(
     return MergePlan(adapter, base, dtype, files, is_shape_only)
 
 
-def _dtype_code(dtype: str | None) -> str | None:
+def check_dtype(dtype: str | None) -> str | None:
+    """The safetensors code of an output dtype, None for None; raises InvalidRequest."""
     codes = {name: code for code, name in FLOATS.items()}
     if dtype is not None and dtype not in codes:
-        raise InvalidRequest(f"dtype {dtype!r} is not one of {', '.join(codes)}.", param="dtype")
+        raise InvalidRequest(f"dtype {dtype[:40]!r} is not one of {', '.join(codes)}.", param="dtype")
     return codes[dtype] if dtype else None
 
 

@@ -22,13 +22,14 @@ from server.admission import Admission, Limits
 from server.door import Door
 from server.engine.base import Engine, EngineOptions
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
+from server.exports import Exports
 from server.gateway import Gateway
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
-from server.routes import adapters, models, ops, versions
+from server.routes import adapters, exports, models, ops, versions
 from server.services import Services
 from server.settings import Settings
 
@@ -38,6 +39,7 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
     models.router,
     adapters.router,
     versions.router,
+    exports.router,
     ops.router,
 )
 
@@ -85,6 +87,7 @@ def build_services(settings: Settings) -> Services:
         base_digest=base.digest,
         tolerance=settings.probe_tolerance,
     )
+    jobs = Exports(registry, store, settings.home, base, merge_base)
     return Services(
         settings=settings,
         base=base,
@@ -98,6 +101,8 @@ def build_services(settings: Settings) -> Services:
         prover=Prover(engaged),
         metrics=metrics,
         lifecycle=Lifecycle(),
+        exports=jobs,
+        workers=[jobs],
     )
 
 

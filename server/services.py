@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapters.store import BlobStore
     from server.door import Door
     from server.engine.base import Engine
+    from server.exports import Exports
     from server.lifecycle import Lifecycle
     from server.metrics import Metrics
     from server.proving import Prover
@@ -70,6 +71,7 @@ class Services:
     prover: Prover
     metrics: Metrics
     lifecycle: Lifecycle
+    exports: Exports
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
 
     async def publish_context(self, caller: Caller) -> PublishContext:

@@ -1,7 +1,188 @@
+"""`hotshoe export`: an adapter merged into its base as a complete Hugging Face folder, with its proof."""
+
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from server.cli.output import print_json
+
+if TYPE_CHECKING:
+    from adapters.bases import BaseModel
+    from adapters.export import ExportRequest
+    from server.cli.client import Client
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the app."""
+    app.command("export")(export)
+
+
+def export(
+    source: Annotated[str, typer.Argument(metavar="NAME[@N]|DIR", help="A version on the server, or a local folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to make; it must not exist.")],
+    base: Annotated[str | None, typer.Option(help="The 16 or 32-bit base to merge into: a folder or Hub id.")] = None,
+    format: Annotated[str, typer.Option(help="The form of the export: hf.")] = "hf",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the base's own unless given.")
+    ] = None,
+    no_parity: Annotated[bool, typer.Option("--no-parity", help="Leave the comparison of logits out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Merge an adapter into its base: a complete Hugging Face folder, read back and proved before it appears.
+
+    NAME@N (or NAME, NAME@ALIAS) is fetched from HOTSHOE_URL and merged here; DIR is an adapter folder that any trainer
+    made. Exit code 3 when the adapter is refused or parity fails; nothing is left behind then.
+    """
+    import dataclasses
+
+    from adapters import export as exporting
+
+    with tempfile.TemporaryDirectory(prefix="hotshoe-export-") as scratch, _progress(as_json) as tell:
+        opened = _from_folder if (Path(source) / ADAPTER_FILES[0]).is_file() else _from_server
+        request = opened(source, base, out.absolute(), Path(scratch))
+        request = dataclasses.replace(request, format=format, dtype=dtype, with_logits=not no_parity)
+        result = exporting.export(request, tell)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        _describe(result.as_dict())
+
+
+def _from_folder(source: str, base: str | None, out: Path, scratch: Path) -> ExportRequest:
+    """A folder of any trainer, made canonical first. A base named by --base is believed over the folder's claim."""
+    from adapters.embedded import EMBEDDED, open_base
+    from adapters.export import ExportRequest, canonical_copy
+    from adapters.inspect import read_card
+
+    opened = open_base(base or EMBEDDED)
+    folder = Path(source)
+    adapter = canonical_copy(folder, opened, scratch / "canonical", base_is_named=base is not None)
+    return ExportRequest(adapter, opened, out, source=folder.resolve().name, card=read_card(folder))
+
+
+def _from_server(source: str, base: str | None, out: Path, scratch: Path) -> ExportRequest:
+    """The canonical files of a version, fetched and checked against its digest."""
+    from adapters.export import ExportRequest
+    from server.cli.client import open_client
+
+    with open_client() as client:
+        version = _find_version(client, source)
+        path = f"/v1/adapters/{version['name']}/versions/{version['version']}"
+        for name in ADAPTER_FILES:
+            _download(client, f"{path}/files/{name}", scratch / name)
+        card = client.get(f"{path}/card") if version["has_card"] else None
+        system = client.get("/v1/system")
+    _check_digest(scratch, version)
+    opened = _merge_base(system, version, base)
+    family = (system["base"]["digest"],) if system["merge_base"] else ()
+    return ExportRequest(
+        scratch,
+        opened,
+        out,
+        source=version["id"],
+        base_digest=version["base_digest"],
+        accepted_digests=family,
+        card=card,
+    )
+
+
+def _find_version(client: Client, source: str) -> dict[str, Any]:
+    from adapters.errors import ModelNotFound
+    from adapters.types import AdapterRef
+
+    ref = AdapterRef.parse(source)
+    number = ref.number
+    if number is None:
+        adapter = client.get(f"/v1/adapters/{ref.name}")
+        number = next((row["version"] for row in adapter["aliases"] if row["alias"] == ref.alias), None)
+    if number is None:
+        raise ModelNotFound(f"{ref.name} has no alias {ref.alias!r}: name a version, {ref.name}@N.", param="source")
+    version: dict[str, Any] = client.get(f"/v1/adapters/{ref.name}/versions/{number}")
+    return version
+
+
+def _download(client: Client, path: str, target: Path) -> None:
+    import httpx
+
+    from server.cli.client import error_of, unreachable
+
+    try:
+        with client.http.stream("GET", path) as response, target.open("wb") as file:
+            if response.is_error:
+                raise error_of(response.status_code, response.read())
+            for piece in response.iter_bytes():
+                file.write(piece)
+    except httpx.HTTPError as error:
+        raise unreachable(client.http, error) from error
+
+
+def _check_digest(folder: Path, version: dict[str, Any]) -> None:
+    from adapters.canonical import digest_folder
+    from adapters.errors import StorageDamaged
+
+    digest = digest_folder(folder)
+    if digest != version["digest"]:
+        raise StorageDamaged(f"The files of {version['id']} have the digest {digest}, not {version['digest']}.")
+
+
+def _merge_base(system: dict[str, Any], version: dict[str, Any], named: str | None) -> BaseModel:
+    """--base, else the server's merge base if its folder is on this machine, else the embedded base if it is that."""
+    from adapters.bases import load_base
+    from adapters.embedded import EMBEDDED, open_base
+    from adapters.errors import MergeBaseMissing
+
+    if named is not None:
+        return open_base(named)
+    folder = system.get("merge_base_folder")
+    if folder and (Path(folder) / "config.json").is_file():
+        return load_base(folder)
+    embedded = open_base(EMBEDDED)
+    if embedded.digest == version["base_digest"]:
+        return embedded
+    raise MergeBaseMissing(
+        f"The base of {version['id']} ({version['base_digest']}) is not on this machine: name its folder with --base.",
+        param="base",
+    )
+
+
+@contextmanager
+def _progress(is_silent: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar on stderr that follows the stages of an export."""
+    if is_silent:
+        yield lambda message: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("planning", total=100)
+        yield lambda message: bar.update(task, description=message["stage"], completed=message.get("percent"))
+
+
+def _describe(result: dict[str, Any]) -> None:
+    parity, weights = result["parity"], result["parity"]["weights"]
+    typer.echo(
+        f"{result['source']} -> {result['path']}  ({len(result['files'])} files, {result['size_bytes']:,} bytes)"
+    )
+    typer.echo(
+        f"weights: {weights['changed_tensors']} changed, {weights['unchanged_tensors_equal']} unchanged and equal; "
+        f"relative error {weights['relative_error']:.3g}, of which rounding {weights['rounding_floor']:.3g}"
+    )
+    if parity["level"] == "logits":
+        merged, floor = parity["logits"]["merged_against_peft"], parity["logits"]["rounding_floor"]
+        typer.echo(
+            f"logits against PEFT: largest difference {merged['max_abs']:.3g} (rounding alone {floor['max_abs']:.3g}), "
+            f"same top token in {merged['top1_agreement']:.1%} of {merged['positions']} positions"
+        )
+    else:
+        typer.echo(f"logits not compared: {parity['reason']}")
+    for note in parity["notes"]:
+        typer.echo(f"note: {note}")

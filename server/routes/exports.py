@@ -1,0 +1,102 @@
+"""Exports: merge on demand. Order one, watch it, fetch it, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict
+
+from adapters.errors import NotFound
+from adapters.export import MANIFEST
+from adapters.export_rows import ExportRow
+from adapters.staging import sha256
+from server.exports import ExportOrder
+from server.idempotency import idempotent
+from server.services import Services, caller_of
+from server.tar import tar_size, tar_stream
+from server.wire import listing
+
+
+class ExportBody(BaseModel):
+    """What to export: `model` is NAME, NAME@N or NAME@ALIAS."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str
+    format: str = "hf"
+    dtype: str | None = None
+    parity: bool = True
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(prefix="/v1/exports", tags=["exports"])
+    exports, registry = services.exports, services.registry
+
+    @routes.post("", summary="Merge a version into its base, as a job", status_code=202)
+    async def order(request: Request, body: ExportBody) -> JSONResponse:
+        caller = caller_of(request)
+
+        async def act() -> tuple[int, dict[str, Any]]:
+            wanted = ExportOrder(body.model, body.format, body.dtype, body.parity)
+            return 202, export_row(services, await exports.submit(caller.tenant, wanted, caller.actor))
+
+        status, answer = await idempotent(services, request, body.model_dump_json(), act)
+        return JSONResponse(answer, status_code=status)
+
+    @routes.get("", summary="All exports, newest first")
+    async def list_exports(request: Request) -> dict[str, Any]:
+        rows = await asyncio.to_thread(registry.exports, caller_of(request).tenant)
+        return listing([export_row(services, row) for row in reversed(rows)])
+
+    @routes.get("/{export_id}", summary="How far it is; its files and parity report once it has ended")
+    async def read(request: Request, export_id: str) -> dict[str, Any]:
+        row = await asyncio.to_thread(registry.get_export, caller_of(request).tenant, export_id)
+        return export_row(services, row)
+
+    @routes.get("/{export_id}/content", summary="The folder as a tar stream, or one file of it with ?file=NAME")
+    async def content(request: Request, export_id: str, file: str | None = Query(None)) -> Response:
+        row = await asyncio.to_thread(registry.get_export, caller_of(request).tenant, export_id)
+        folder = exports.folder(row)
+        if not folder.is_dir():
+            raise NotFound(f"The files of {row.id} are no longer there: export {row.ref} again.", param="id")
+        names = sorted(path.name for path in folder.iterdir())
+        if file is not None:
+            if file not in names:
+                raise NotFound(f"{row.id} has no such file; it has {', '.join(names)}.", param="file")
+            return FileResponse(folder / file, filename=file, media_type="application/octet-stream")
+        headers = {
+            "content-length": str(tar_size(folder)),
+            "content-disposition": f'attachment; filename="{row.ref.replace("@", "-")}.tar"',
+            "etag": f'"{await asyncio.to_thread(sha256, folder / MANIFEST)}"',
+        }
+        return StreamingResponse(tar_stream(folder), media_type="application/x-tar", headers=headers)
+
+    @routes.post("/{export_id}/cancel", summary="End it; one that ended already stays as it is")
+    async def cancel(request: Request, export_id: str) -> dict[str, Any]:
+        return export_row(services, await exports.cancel(caller_of(request).tenant, export_id))
+
+    return routes
+
+
+def export_row(services: Services, row: ExportRow) -> dict[str, Any]:
+    """One export on the wire. Its folder is told only without keys: every caller is on this machine then."""
+    report = dict(row.report or {})
+    return {
+        "id": row.id,
+        "object": "export",
+        "model": row.ref,
+        "format": row.format,
+        "dtype": row.options.get("dtype"),
+        "status": str(row.status),
+        "progress": row.progress,
+        "created_at": int(row.created_at),
+        "finished_at": int(row.finished_at) if row.finished_at else None,
+        "path": row.path if services.settings.is_keyless else None,
+        "size_bytes": report.get("size_bytes"),
+        "files": report.get("files"),
+        "lacking": report.get("lacking"),
+        "parity": report.get("parity"),
+        "error": row.error,
+    }
