@@ -112,14 +112,16 @@ class Admission:
 
     def _is_held_back(self, adapter: str | None, now: float, before: Ticket | None = None) -> bool:
         """An older request comes first: one that only lacks room in the batch, or one whose patience is over."""
+        is_barred = False  # for adapters: somebody older has waited long enough for a slot
         for older in self.queue:
             if older is before:
-                return False
+                break
+            if is_barred and older.adapter is not None:
+                continue
             if self._has_slot(older.adapter):
                 return True
-            if adapter is not None and now - older.arrived_at >= self.limits.patience_seconds:
-                return True
-        return False
+            is_barred = is_barred or now - older.arrived_at >= self.limits.patience_seconds
+        return is_barred and adapter is not None
 
     def _start(self, ticket: Ticket) -> Ticket:
         self.running += 1

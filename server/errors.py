@@ -168,7 +168,7 @@ def engine_error(status: int, message: str, param: Any = None) -> WireError:
     body = {
         "code": code,
         "message": without_content(message),
-        "param": param if isinstance(param, str) else None,
+        "param": param.removeprefix("body.") if isinstance(param, str) else None,
         "type": kind,
     }
     headers = {"retry-after": str(int(DEFAULT_RETRY_AFTER_SECONDS))} if status == 503 else {}

@@ -7,6 +7,7 @@ of the batch around it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ PROMPTS = (
     '{"intent": "turn_on", "area": "kitchen", "name": "desk lamp"}',
     "Xin chào, hôm nay trời đẹp quá. 1 + 1 = 2",
 )
-CONTINUATION_TOKENS = 4
 NOISE_FACTOR = 3.0
 
 
@@ -70,18 +70,10 @@ async def probe(complete: Completions, base_id: str, adapter_name: str, toleranc
 
 
 async def _log_probabilities(complete: Completions, model: str, may_be_non_finite: bool = False) -> list[float]:
+    """Of every prompt's tokens, the prompts in one batch."""
+    answers = await asyncio.gather(*(complete(_question(model, prompt)) for prompt in PROMPTS))
     values: list[float] = []
-    for prompt in PROMPTS:
-        body = {
-            "model": model,
-            "prompt": prompt,
-            "max_tokens": CONTINUATION_TOKENS,
-            "min_tokens": CONTINUATION_TOKENS,
-            "temperature": 0,
-            "logprobs": 1,
-            "echo": True,
-        }
-        status, raw = await complete(body)
+    for status, raw in answers:
         if status != 200:
             if may_be_non_finite and is_non_finite_error(raw):
                 return [math.nan]
@@ -90,14 +82,15 @@ async def _log_probabilities(complete: Completions, model: str, may_be_non_finit
     return values
 
 
+def _question(model: str, prompt: str) -> dict[str, Any]:
+    return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+
+
 def read_log_probabilities(raw: bytes) -> list[float]:
-    """The prompt's tokens' log-probabilities; generated tokens count only as far as finite or not."""
+    """The prompt's tokens' log-probabilities; of the generated one it only counts whether it is finite."""
     choice = json.loads(raw)["choices"][0]
-    found = [value for value in choice["logprobs"]["token_logprobs"] if value is not None]
-    echoed, generated = found[:-CONTINUATION_TOKENS], found[-CONTINUATION_TOKENS:]
-    if not all(math.isfinite(value) for value in generated):
-        return [math.nan]
-    return [float(value) for value in echoed]
+    found = [float(value) for value in choice["logprobs"]["token_logprobs"] if value is not None]
+    return found[:-1] if math.isfinite(found[-1]) else [math.nan]
 
 
 def is_non_finite_error(raw: bytes) -> bool:

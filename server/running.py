@@ -104,11 +104,9 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
 
 
 def describe_engine(settings: Settings, services: Services) -> str:
-    command: Any = getattr(services.engine, "command", None)
-    if callable(command):
-        command = command()
-    flags = " ".join(str(word) for word in command) if command else " ".join(settings.engine_args)
-    return f"{settings.engine} {flags}".strip()
+    """The engine with every flag that it is started with."""
+    flags = getattr(services.engine, "flags", settings.engine_args)
+    return " ".join((settings.engine, *flags))
 
 
 def configure_logging(level: str) -> None:

@@ -33,7 +33,7 @@ def router(services: Services) -> APIRouter:
         if model == services.base.id:
             return await base_row(services, is_full=False)
         version = await find_version(services, caller_of(request), model)
-        return {**model_row(services, model, version), **version_row(services, version), "id": model, "object": "model"}
+        return {**version_row(services, version), **model_row(services, model, version)}
 
     @routes.delete("/{model}", summary="Retire a version, named NAME@N")
     async def delete_model(request: Request, model: str) -> dict[str, Any]:
