@@ -1,0 +1,176 @@
+"""What watches a run: progress for people, the curve for the card, and the guard that stops a run gone wrong."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from adapters.errors import TrainingStopped
+
+LONGEST_CURVE = 1000  # points of a curve in the card
+EXPLOSION = 3.0  # nats above the first loss, and
+EXPLOSION_RATIO = 3.0  # times the lowest one, over the last few steps: the run has diverged
+RECENT_STEPS = 5
+
+
+@dataclass
+class Curve:
+    """Training loss by step and validation loss by step, as (step, loss); thinned evenly above 1,000 points."""
+
+    training: list[tuple[int, float]] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        stride = math.ceil(len(self.training) / LONGEST_CURVE) or 1
+        return {"training": self.training[::stride], "validation": self.validation}
+
+
+@dataclass
+class Meter:
+    """Tokens that went through the model in training, and the seconds that took; validation is not in it."""
+
+    tokens: int = 0
+    supervised_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Raises TrainingStopped on a loss or gradient that is no number, or that exploded."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        for key in ("loss", "grad_norm", "eval_loss"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(float(value)):
+                raise TrainingStopped(
+                    f"{key} is {value} at step {state.global_step}: the run diverged and nothing was saved. "
+                    "Lower --learning-rate (a quarter is a good next try), or use --dtype float32."
+                )
+        if logs and "loss" in logs:
+            self._check(float(logs["loss"]), state.global_step)
+
+    def _check(self, loss: float, step: int) -> None:
+        self.losses.append(loss)
+        recent = self.losses[-RECENT_STEPS:]
+        if len(self.losses) <= RECENT_STEPS:
+            return
+        lowest = min(recent)
+        if lowest > self.losses[0] + EXPLOSION and lowest > EXPLOSION_RATIO * min(self.losses):
+            raise TrainingStopped(
+                f"The loss exploded: {lowest:.2f} or more over the last {RECENT_STEPS} steps, {self.losses[0]:.2f} at "
+                f"the start and {min(self.losses):.2f} at best (step {step}). Nothing was saved. Lower --learning-rate."
+            )
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes the curve."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.curve = curve
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self.curve.training.append((state.global_step, round(float(logs["loss"]), 5)))
+        if logs and "eval_loss" in logs:
+            self.curve.validation.append((state.global_step, round(float(logs["eval_loss"]), 5)))
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A bar with loss, validation loss, tokens/s and time left in a terminal; else a plain line now and then."""
+
+    def __init__(
+        self, meter: Meter, say: Callable[[str], None] | None = None, seconds_between_lines: float = 15
+    ) -> None:
+        self.meter = meter
+        self.say = say or _say
+        self.is_terminal = say is None and sys.stderr.isatty()
+        self.seconds_between_lines = seconds_between_lines
+        self.last_line_at = 0.0
+        self.started_at = 0.0
+        self.shown: dict[str, str] = {}
+        self.bar: Any = None
+        self.task: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started_at = self.last_line_at = time.monotonic()
+        if self.is_terminal:
+            self.bar = _bar()
+            self.task = self.bar.add_task("training", total=state.max_steps, text="")
+            self.bar.start()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self.shown["loss"] = f"{float(logs['loss']):.3f}"
+        if logs and "eval_loss" in logs:
+            self.shown["validation"] = f"{float(logs['eval_loss']):.3f}"
+        is_due = time.monotonic() - self.last_line_at >= self.seconds_between_lines
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step, text=self._text())
+        elif is_due or (logs and "eval_loss" in logs) or (state.global_step == 1 and "loss" in (logs or {})):
+            self.last_line_at = time.monotonic()
+            self.say(f"step {state.global_step}/{state.max_steps}  {self._text()}  {self._left(state)}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _text(self) -> str:
+        rate = f"{self.meter.tokens_per_second:,.0f} tokens/s"
+        return "  ".join([*(f"{key} {value}" for key, value in self.shown.items()), rate])
+
+    def _left(self, state: TrainerState) -> str:
+        passed = time.monotonic() - self.started_at
+        left = passed / max(1, state.global_step) * (state.max_steps - state.global_step)
+        return f"{_clock(passed)} passed, {_clock(left)} left"
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

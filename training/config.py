@@ -1,0 +1,281 @@
+"""Every setting of a training run once: its name, default and effect; and what is chosen where one is left open.
+
+`TrainingConfig` is what a person asks for, `Settings` what the run uses: the same names with nothing left open, as it
+stands in the card. `choose` goes from one to the other by rules that depend on nothing but the data's and model's size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from adapters.bases import PROJECTIONS
+from adapters.errors import ConfigInvalid
+from adapters.types import check_name
+
+Method = Literal["qlora", "lora"]
+METHODS = ("qlora", "lora")
+OVER_LONG = ("error", "cut", "drop")
+SUPERVISE = ("all", "last")
+DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
+WANTED_STEPS = 100  # below this many steps in all, a smaller batch teaches more
+SMALL_MODEL_PARAMETERS = 300_000_000
+MAX_TOKENS_PER_PASS = 8192  # of one forward pass; a batch above it is accumulated
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run as it was asked for. None means: choose for this data and model size."""
+
+    data: Path = field(metadata={"doc": "Chat JSONL to train on: one object with `messages` a line."})
+    name: str = field(metadata={"doc": "Name of the adapter."})
+    out: Path | None = field(
+        default=None, metadata={"doc": "Folder that the adapter is written to; default ./NAME. It must not exist."}
+    )
+    validation: Path | None = field(
+        default=None, metadata={"doc": "Chat JSONL for the validation loss; without it a share of DATA is held out."}
+    )
+    validation_share: float | None = field(
+        default=None,
+        metadata={
+            "doc": "Share of DATA held out where no validation file is given; default 0.1, at most 256 rows, from 100 rows."
+        },
+    )
+    base: str | None = field(
+        default=None, metadata={"doc": "Base folder or Hub id as OWNER/NAME@REVISION; default the embedded base."}
+    )
+    method: Method | None = field(
+        default=None,
+        metadata={
+            "doc": "qlora (base in NF4) or lora (base in 16 or 32 bits); default lora where the base fits in memory so."
+        },
+    )
+    initial_adapter: Path | None = field(default=None, metadata={"doc": "Adapter folder to go on from."})
+    parent: str | None = field(
+        default=None, metadata={"doc": "NAME@N that the initial adapter is, for the card's lineage."}
+    )
+    epochs: float | None = field(
+        default=None, metadata={"doc": "Passes over the data; default 3, or 2 above 10,000 rows."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"doc": "Peak learning rate; default 1e-3 below 0.3 billion parameters, else 2e-4."}
+    )
+    scheduler: str = field(
+        default="cosine", metadata={"doc": "How the rate falls after warm-up: linear, cosine or constant_with_warmup."}
+    )
+    warmup_ratio: float = field(
+        default=0.05, metadata={"doc": "Share of the steps during which the rate rises from 0."}
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata={"doc": "Rows per optimizer step; default 16, or 8 or 4 where 16 would give fewer than 100 steps."},
+    )
+    rank: int | None = field(default=None, metadata={"doc": "Rank of the update; default 16, or 32 above 20,000 rows."})
+    alpha: float | None = field(
+        default=None, metadata={"doc": "lora_alpha, the update is scaled by alpha / rank; default twice the rank."}
+    )
+    target_modules: tuple[str, ...] = field(
+        default=PROJECTIONS, metadata={"doc": "Projections that get an adapter; default all seven."}
+    )
+    use_rslora: bool = field(default=False, metadata={"doc": "Scale by alpha / sqrt(rank) instead."})
+    dropout: float = field(default=0.0, metadata={"doc": "Dropout on the adapter's input."})
+    weight_decay: float = field(default=0.0, metadata={"doc": "AdamW's weight decay."})
+    max_gradient_norm: float = field(default=1.0, metadata={"doc": "Gradients are scaled down to this norm."})
+    max_length: int | None = field(default=None, metadata={"doc": "Longest row in tokens; default the base's context."})
+    over_long: str = field(
+        default="error",
+        metadata={"doc": "Rows above max_length: error, cut (their end) or drop; cut and dropped are named."},
+    )
+    supervise: str = field(
+        default="all", metadata={"doc": "Which assistant turns are learned: all, or only the last of each row."}
+    )
+    thinking: bool | None = field(
+        default=None,
+        metadata={
+            "doc": "Render for serving with thinking on or off; default on for turns with reasoning, off for others."
+        },
+    )
+    evaluations: int | None = field(
+        default=None, metadata={"doc": "Validations during the run; default one per epoch and at least 4."}
+    )
+    patience: int = field(
+        default=2, metadata={"doc": "Stop after this many validations without a lower loss; 0 never stops early."}
+    )
+    seed: int = field(default=17, metadata={"doc": "Seed of initial weights, order of rows and the held-out share."})
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "doc": "float32, bfloat16 or float16 to compute in; default the base's own where the machine has units."
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"doc": "Recompute activations to save memory; default only on a GPU."}
+    )
+    logs: Path | None = field(default=None, metadata={"doc": "TensorBoard folder; default OUT/runs."})
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        checks = (
+            ("method", self.method is None or self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            ("over_long", self.over_long in OVER_LONG, f"one of {', '.join(OVER_LONG)}"),
+            ("supervise", self.supervise in SUPERVISE, f"one of {', '.join(SUPERVISE)}"),
+            ("scheduler", self.scheduler in SCHEDULERS, f"one of {', '.join(SCHEDULERS)}"),
+            ("dtype", self.dtype is None or self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            ("epochs", _within(self.epochs, 0, 1000), "above 0 and at most 1000"),
+            ("learning_rate", _within(self.learning_rate, 0, 0.1), "above 0 and at most 0.1"),
+            ("batch_size", _within(self.batch_size, 0, 4096), "between 1 and 4096"),
+            ("rank", _within(self.rank, 0, 512), "between 1 and 512, the largest rank an engine serves"),
+            ("alpha", _within(self.alpha, 0, 1e6), "above 0"),
+            ("max_length", _within(self.max_length, 1, 10_000_000), "at least 2 tokens"),
+            ("evaluations", _within(self.evaluations, 0, 10_000), "between 1 and 10000"),
+            ("warmup_ratio", 0 <= self.warmup_ratio < 1, "at least 0 and below 1"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("weight_decay", 0 <= self.weight_decay <= 1, "between 0 and 1"),
+            ("max_gradient_norm", 0 < self.max_gradient_norm < math.inf, "above 0"),
+            ("patience", self.patience >= 0, "0 or more"),
+            ("seed", 0 <= self.seed < 2**32, "between 0 and 2^32 - 1"),
+            ("validation_share", self.validation_share is None or 0 <= self.validation_share < 1, "from 0 to below 1"),
+            ("target_modules", _are_projections(self.target_modules), f"among {', '.join(PROJECTIONS)}"),
+        )
+        for key, is_fine, wanted in checks:
+            if not is_fine:
+                raise ConfigInvalid(f"{key} is {getattr(self, key)!r}; it must be {wanted}.", param=key)
+
+    @property
+    def output(self) -> Path:
+        return self.out if self.out is not None else Path(self.name)
+
+    @classmethod
+    def documentation(cls) -> dict[str, str]:
+        """Each setting's name and what it does."""
+        return {item.name: item.metadata["doc"] for item in fields(cls)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run uses, nothing left open. `pass_size` rows go through the model at once, `accumulation` times."""
+
+    method: Method
+    epochs: float
+    learning_rate: float
+    scheduler: str
+    warmup_ratio: float
+    batch_size: int
+    pass_size: int
+    accumulation: int
+    steps: int
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool
+    dropout: float
+    weight_decay: float
+    max_gradient_norm: float
+    max_length: int
+    over_long: str
+    supervise: str
+    evaluation_steps: int | None
+    patience: int
+    seed: int
+    dtype: str
+    gradient_checkpointing: bool
+    optimizer: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "target_modules": list(self.target_modules)}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choice depends on: the data's and the base's size, and what the machine can do."""
+
+    rows: int
+    longest_row_tokens: int
+    has_validation: bool
+    parameters: int
+    context_length_tokens: int
+    base_dtype: str
+    device: str  # cpu or cuda
+    device_memory_bytes: int
+    has_bfloat16: bool
+
+
+def choose(config: TrainingConfig, facts: Facts) -> Settings:
+    """Fill in what the config leaves open. Pure: the same config and facts give the same settings."""
+    epochs = config.epochs or (2.0 if facts.rows > 10_000 else 3.0)
+    batch = config.batch_size or default_batch_size(facts.rows, epochs)
+    pass_size = max(1, min(batch, MAX_TOKENS_PER_PASS // max(1, facts.longest_row_tokens)))
+    accumulation = math.ceil(batch / pass_size)
+    pass_size = math.ceil(batch / accumulation)
+    steps = max(1, math.ceil(math.ceil(facts.rows / (pass_size * accumulation)) * epochs))
+    rank = config.rank or (32 if facts.rows > 20_000 else 16)
+    dtype = config.dtype or default_dtype(facts)
+    evaluations = config.evaluations or max(4, math.ceil(epochs))
+    is_small = facts.parameters < SMALL_MODEL_PARAMETERS
+    return Settings(
+        method=config.method or default_method(facts, dtype),
+        epochs=epochs,
+        learning_rate=config.learning_rate or (1e-3 if is_small else 2e-4),
+        scheduler=config.scheduler,
+        warmup_ratio=config.warmup_ratio,
+        batch_size=pass_size * accumulation,
+        pass_size=pass_size,
+        accumulation=accumulation,
+        steps=steps,
+        rank=rank,
+        alpha=config.alpha or 2.0 * rank,
+        target_modules=config.target_modules,
+        use_rslora=config.use_rslora,
+        dropout=config.dropout,
+        weight_decay=config.weight_decay,
+        max_gradient_norm=config.max_gradient_norm,
+        max_length=config.max_length or facts.context_length_tokens,
+        over_long=config.over_long,
+        supervise=config.supervise,
+        evaluation_steps=max(1, math.ceil(steps / evaluations)) if facts.has_validation else None,
+        patience=config.patience,
+        seed=config.seed,
+        dtype=dtype,
+        gradient_checkpointing=_default_checkpointing(config, facts),
+        optimizer="paged_adamw_8bit" if facts.device == "cuda" else "adamw_torch",
+    )
+
+
+def default_batch_size(rows: int, epochs: float) -> int:
+    """16, or 8 or 4 where 16 rows a step would give fewer than 100 steps in all."""
+    return next((size for size in (16, 8) if rows * epochs / size >= WANTED_STEPS), 4)
+
+
+def default_method(facts: Facts, dtype: str) -> Method:
+    """LoRA where the base in its dtype leaves 40% of the memory for the rest, else QLoRA."""
+    weight_bytes = facts.parameters * (4 if dtype == "float32" else 2)
+    return "lora" if weight_bytes <= 0.6 * facts.device_memory_bytes else "qlora"
+
+
+def default_dtype(facts: Facts) -> str:
+    """The base's own dtype where the machine computes in it, else float32 (float16 without bf16 units turns to NaN)."""
+    if facts.base_dtype in ("bfloat16", "float16") and facts.has_bfloat16:
+        return "bfloat16"
+    return "float32"
+
+
+def with_pass_size(settings: Settings, pass_size: int) -> Settings:
+    """The same optimizer steps with fewer rows at once."""
+    return replace(settings, pass_size=pass_size, accumulation=math.ceil(settings.batch_size / pass_size))
+
+
+def _default_checkpointing(config: TrainingConfig, facts: Facts) -> bool:
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
+    return facts.device == "cuda" and facts.parameters > SMALL_MODEL_PARAMETERS
+
+
+def _within(value: float | None, above: float, most: float) -> bool:
+    return value is None or (above < value <= most)
+
+
+def _are_projections(names: tuple[str, ...]) -> bool:
+    return bool(names) and len(set(names)) == len(names) and set(names) <= set(PROJECTIONS)

@@ -1,0 +1,123 @@
+"""A data file as sequences to train on: rendered, measured against the longest length, and counted."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapters.errors import DataInvalid, Problem
+from training.data.formats import DataFile, Row, RowInvalid, bad_rows
+from training.data.template import IGNORED, ChatTemplate, Rendered
+
+NAMED_ROWS = 20  # of cut and dropped rows, that many are named; all are counted
+
+
+@dataclass
+class Prepared:
+    """The sequences of one file or share of it, and what became of its rows."""
+
+    sequences: list[Rendered]
+    rows: int
+    cut: list[str] = field(default_factory=list)  # file:line of rows whose end was cut
+    dropped: list[str] = field(default_factory=list)  # file:line of rows left out for their length
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sequence.input_ids) for sequence in self.sequences)
+
+    @property
+    def supervised_tokens(self) -> int:
+        return sum(sequence.supervised_tokens for sequence in self.sequences)
+
+    @property
+    def longest(self) -> int:
+        return max((len(sequence.input_ids) for sequence in self.sequences), default=0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its counts, for the card."""
+        return {
+            "rows": self.rows,
+            "sequences": len(self.sequences),
+            "tokens": self.tokens,
+            "supervised_tokens": self.supervised_tokens,
+            "longest_tokens": self.longest,
+            "cut_rows": len(self.cut),
+            "dropped_rows": len(self.dropped),
+            "cut": self.cut[:NAMED_ROWS],
+            "dropped": self.dropped[:NAMED_ROWS],
+        }
+
+
+def prepare(
+    file: DataFile, rows: list[Row], template: ChatTemplate, *, max_length: int, over_long: str, supervise: str = "all"
+) -> Prepared:
+    """Render the rows; raises DataInvalid with every row that the template or the longest length refuses."""
+    made = Prepared([], len(rows))
+    problems: list[Problem] = []
+    for row in rows:
+        try:
+            sequences = template.render(row, supervise)
+        except RowInvalid as error:
+            problems.append(Problem(error.code, f"{file.path}:{row.line}", error.message, error.advice))
+            continue
+        problems += _fit(made, row, sequences, max_length, over_long, str(file.path))
+    if problems:
+        raise bad_rows(file.path, problems, len(rows))
+    if not made.supervised_tokens:
+        raise DataInvalid(f"{file.path} has no supervised token left: nothing would be learned.", param="data")
+    return made
+
+
+def hold_out(rows: list[Row], share: float, seed: int, most: int = 256) -> tuple[list[Row], list[Row]]:
+    """(training rows, held-out rows): a seeded share, equal conversations all on one side."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(repr(row.messages[:-1]), []).append(row)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, no secret
+    wanted = min(most, round(len(rows) * share))
+    held: set[int] = set()
+    for key in order:
+        if len(held) >= wanted or len(held) + len(groups[key]) >= len(rows):
+            break
+        held.update(row.line for row in groups[key])
+    return [row for row in rows if row.line not in held], [row for row in rows if row.line in held]
+
+
+def duplicate_count(prepared: Prepared) -> int:
+    """How many sequences repeat another one exactly."""
+    counts = Counter(sequence.input_ids for sequence in prepared.sequences)
+    return sum(count - 1 for count in counts.values())
+
+
+def _fit(
+    made: Prepared, row: Row, sequences: list[Rendered], max_length: int, over_long: str, path: str
+) -> list[Problem]:
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    if longest <= max_length:
+        made.sequences += sequences
+        return []
+    if over_long == "error":
+        message = f"{longest:,} tokens; at most {max_length:,} are allowed."
+        return [
+            Problem("row_too_long", f"{path}:{row.line}", message, "raise --max-length, or --over-long cut or drop")
+        ]
+    shortened = [_cut(sequence, max_length) for sequence in sequences] if over_long == "cut" else []
+    kept = [sequence for sequence in shortened if sequence.supervised_tokens]
+    made.sequences += kept
+    (made.cut if kept else made.dropped).append(row.place)
+    return []
+
+
+def _cut(sequence: Rendered, length: int) -> Rendered:
+    labels = sequence.labels[:length]
+    return Rendered(sequence.input_ids[:length], labels, sequence.turns) if any_label(labels) else _EMPTY
+
+
+def any_label(labels: tuple[int, ...]) -> bool:
+    return any(label != IGNORED for label in labels)
+
+
+_EMPTY = Rendered((), (), ())

@@ -1,0 +1,61 @@
+"""The loss at supervised positions only: cross entropy of a frozen output layer, without keeping a logits matrix.
+
+    loss = sum_i logsumexp(W h_i) - (W h_i)[y_i]        h (num_supervised, hidden), W (vocabulary, hidden), frozen
+    d loss / d h_i = W^T (softmax(W h_i) - onehot(y_i))
+
+The gradient with respect to h is computed beside the loss, one block of positions at a time, so that the memory is a
+block's logits, not the batch's. The idea of fusing the two is Liger Kernel's (arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from training.packed import Batch, Packing
+
+BLOCK_BYTES = 16_000_000  # of float32 logits at a time
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        wants_gradient = ctx.needs_input_grad[0]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if wants_gradient else None
+        size = max(1, BLOCK_BYTES // (4 * weight.shape[0]))
+        for start in range(0, hidden.shape[0], size):
+            block = slice(start, start + size)
+            logits = (hidden[block].to(weight.dtype) @ weight.t()).float()
+            wanted = targets[block].unsqueeze(1)
+            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            total += (normaliser - logits.gather(1, wanted)).sum()
+            if gradient is not None:
+                slope = logits.sub_(normaliser).exp_()
+                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
+                gradient[block] = (slope.to(weight.dtype) @ weight).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * slopes[0].to(gradient.dtype), None, None
+
+
+def supervised_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
+    """The summed cross entropy of a packed batch under a causal language model or its PEFT wrapper; float32."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    packing = Packing(int(batch["prefix"]), batch["gather"], batch["scatter"])
+    states = causal_lm.model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask={"full_attention": None},
+        use_cache=False,
+        packing=packing,
+    ).last_hidden_state
+    hidden = states[0].index_select(0, batch["predicting"])
+    weight, targets = causal_lm.lm_head.weight.detach(), batch["shift_labels"]
+    loss: torch.Tensor = _CrossEntropySum.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,74 @@
+"""transformers' Trainer on packed batches: its loop, our batches and loss."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from training.callbacks import Meter
+from training.data.template import Rendered
+from training.loss import supervised_loss_sum
+
+
+class Sequences(torch.utils.data.Dataset[Rendered]):
+    """Rendered rows as a torch dataset."""
+
+    def __init__(self, rows: list[Rendered]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Rendered:
+        return self.rows[index]
+
+
+class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Trainer whose loss is the mean over the supervised tokens of the whole optimizer step, and whose validation loss
+    is the mean over all supervised tokens, not a mean of batch means."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, meter: Meter, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.meter = meter
+        self._validation_sum = 0.0
+        self._validation_tokens = 0
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The batch's summed cross entropy over the supervised tokens of the whole step."""
+        items = inputs["shift_labels"].numel() if num_items_in_batch is None else num_items_in_batch
+        self.meter.tokens += inputs["input_ids"].numel()
+        self.meter.supervised_tokens += inputs["shift_labels"].numel()
+        total = supervised_loss_sum(self.accelerator.unwrap_model(model), inputs)
+        loss: torch.Tensor = total / items
+        return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        started = time.monotonic()
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.meter.seconds += time.monotonic() - started
+        return loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The mean loss of one validation batch, which holds no logits longer than a block of them."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = supervised_loss_sum(self.accelerator.unwrap_model(model), inputs)
+        self._validation_sum += float(total)
+        self._validation_tokens += inputs["shift_labels"].numel()
+        return total / inputs["shift_labels"].numel(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._validation_sum, self._validation_tokens = 0.0, 0
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = self._validation_sum / max(1, self._validation_tokens)
+        return output
