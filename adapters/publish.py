@@ -12,7 +12,7 @@ from adapters.canonical import CanonicalAdapter, VerdictKind, canonicalise, chec
 from adapters.errors import AdapterRefused, Problem
 from adapters.inspect import inspect_folder, read_card
 from adapters.registry import OPERATOR, NewVersion, Registry
-from adapters.store import BlobStore
+from adapters.store import BlobStore, disk_errors
 from adapters.strict_json import JsonInvalid
 from adapters.types import DEFAULT_TENANT, AdapterVersion, VersionStatus, check_name
 
@@ -49,7 +49,8 @@ def publish(
     staged = context.store.stage()
     try:
         card = card if card is not None else _card_beside(source)
-        canonical, new = _checked(source, name, staged, context, base_is_served)
+        with disk_errors(staged):
+            canonical, new = _checked(source, name, staged, context, base_is_served)
     except AdapterRefused as refusal:
         _record_refusal(refusal, name, context, card)
         raise
