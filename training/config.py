@@ -40,9 +40,7 @@ class TrainingConfig:
     )
     validation_share: float | None = field(
         default=None,
-        metadata={
-            "doc": "Share of DATA held out where no validation file is given; default 0.1, at most 256 rows, from 100 rows."
-        },
+        metadata={"doc": "Share of DATA held out where no validation file is given; default 0.1, 256 rows at most."},
     )
     base: str | None = field(
         default=None, metadata={"doc": "Base folder or Hub id as OWNER/NAME@REVISION; default the embedded base."}

@@ -42,8 +42,8 @@ def keep_canonical_nf4(model: torch.nn.Module) -> int:
     """Forbid bitsandbytes to repack NF4 weights for inference; returns how many layers that concerns.
 
     On CPUs with AVX512-BF16 a forward without gradients repacks the weights for a kernel that has no autograd, and
-    later training steps silently go through it: after a validation, gradients point elsewhere. The packed layout is only an
-    inference optimisation, so every layer is told that the CPU lacks it.
+    later training steps silently go through it: after a validation, gradients point elsewhere. That layout only makes
+    inference faster, so every layer is told that the CPU lacks it.
     """
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     for layer in layers:

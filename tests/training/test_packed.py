@@ -1,0 +1,160 @@
+"""The packed batch and its loss against the plain way: padded rows, an attention mask, all logits, cross entropy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import training.loss
+from adapters.bases import load_base
+from training.config import Facts, TrainingConfig, choose
+from training.data.template import IGNORED, Rendered
+from training.loss import supervised_loss_sum
+from training.model import load_model
+from training.packed import collate, shared_prefix
+
+VOCABULARY = 278  # of the byte tokenizer
+RELATIVE_TOLERANCE = 1e-5
+
+
+def settings(method: Any = "lora", **asked: Any) -> Any:
+    config = TrainingConfig(data=Path("x"), name="x", method=method, **asked)
+    return choose(config, Facts(100, 50, False, 10**6, 2048, "float32", "cpu", 2**33, False))
+
+
+def rows(shared: int, lengths: list[tuple[int, int]], seed: int = 0) -> list[Rendered]:
+    """Random rows: `shared` tokens in common, then (context, learned) tokens of their own.
+
+    More than four learned tokens have a gap in them, as a row of two turns has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(0, VOCABULARY, (count,), generator=generator).tolist()
+
+    common = draw(shared)
+    made = []
+    for context, learned in lengths:
+        ids = common + draw(context + learned)
+        labels = [IGNORED] * (shared + context) + ids[shared + context :]
+        if learned > 4:
+            labels[-3] = IGNORED
+        made.append(Rendered(tuple(ids), tuple(labels), (0,)))
+    return made
+
+
+def plain_loss_sum(model: Any, sequences: list[Rendered]) -> torch.Tensor:
+    """Reference: padded rows with an attention mask through the whole model, all logits, torch's cross entropy."""
+    longest = max(len(row.input_ids) for row in sequences)
+    ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in sequences])
+    labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in sequences])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in sequences])
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    return functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def assert_same_loss_and_gradients(model: Any, sequences: list[Rendered]) -> None:
+    plain, packed = plain_loss_sum(model, sequences), supervised_loss_sum(model, collate(sequences))
+    assert packed.item() == pytest.approx(plain.item(), rel=RELATIVE_TOLERANCE)
+    expected, got = gradients(model, plain), gradients(model, packed)
+    largest = max(value.norm().item() for value in expected.values())
+    for name, value in expected.items():
+        assert (got[name] - value).norm().item() <= RELATIVE_TOLERANCE * largest, name
+    assert sum(value.abs().sum().item() for value in got.values()) > 0
+
+
+def awake(model: Any) -> Any:
+    """An adapter whose B is not zero, so that A has gradients, too."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            value.data = torch.randn(value.shape, generator=generator) * 0.05
+    return model.train()
+
+
+@pytest.fixture(scope="module", params=["qwen2_base", "qwen3_base"])
+def lora_model(request: pytest.FixtureRequest) -> Any:
+    return awake(load_model(load_base(request.getfixturevalue(request.param)), settings(), "cpu"))
+
+
+@pytest.fixture(scope="module")
+def nf4_model(qwen2_base: Path) -> Any:
+    return awake(load_model(load_base(qwen2_base), settings("qlora"), "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("shared", "lengths"),
+    [
+        (12, [(5, 4), (9, 2), (1, 7)]),
+        (0, [(5, 4), (9, 2)]),
+        (12, [(0, 3), (4, 4)]),  # one row's answer begins right after what both share
+        (7, [(5, 4)]),
+        (1, [(0, 1), (0, 1)]),
+    ],
+)
+def test_loss_and_gradients_equal_the_padded_computation(
+    lora_model: Any, shared: int, lengths: list[tuple[int, int]]
+) -> None:
+    assert_same_loss_and_gradients(lora_model, rows(shared, lengths))
+
+
+def test_loss_and_gradients_equal_the_padded_computation_in_nf4(nf4_model: Any) -> None:
+    assert_same_loss_and_gradients(nf4_model, rows(12, [(5, 4), (9, 2), (1, 7)]))
+
+
+def test_a_loss_in_many_blocks_equals_one_block(lora_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.loss, "BLOCK_BYTES", 4 * lora_model.config.vocab_size * 2)  # two positions a block
+    assert_same_loss_and_gradients(lora_model, rows(12, [(5, 4), (9, 2), (1, 7)]))
+
+
+def test_equal_rows_cost_one_prefix_and_rows_without_a_common_start_share_nothing() -> None:
+    one = rows(10, [(0, 3)])[0]
+    assert shared_prefix([one, one]) == 9  # the state before the first learned token stays with each row
+    assert shared_prefix([one]) == 0
+    assert shared_prefix(rows(0, [(5, 4), (9, 2)])) == 0
+
+
+def test_a_packed_batch_has_no_padding_and_the_prefix_once() -> None:
+    batch = collate(rows(12, [(5, 4), (9, 2), (1, 7)]))
+    assert batch["prefix"] >= 12
+    assert batch["input_ids"].numel() == batch["prefix"] + sum(
+        12 + context + learned - batch["prefix"] for context, learned in [(5, 4), (9, 2), (1, 7)]
+    )
+
+
+def test_rows_do_not_see_each_other(lora_model: Any) -> None:
+    """A row's loss is the same beside any other row that begins alike."""
+    first, second, third = rows(12, [(5, 4), (9, 2), (1, 7)])
+    with torch.no_grad():
+        alone = [supervised_loss_sum(lora_model, collate([row])).item() for row in (first, second, third)]
+        together = supervised_loss_sum(lora_model, collate([first, second, third])).item()
+    assert together == pytest.approx(sum(alone), rel=RELATIVE_TOLERANCE)
+
+
+def test_every_nf4_layer_refuses_the_inference_layout_and_gradients_are_equal_before_and_after_a_validation(
+    nf4_model: Any,
+) -> None:
+    layers = [module for module in nf4_model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert len(layers) == 2 * 7
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    batch = collate(rows(12, [(5, 4), (9, 2), (1, 7)]))
+    before = gradients(nf4_model, supervised_loss_sum(nf4_model, batch))
+    nf4_model.eval()
+    with torch.no_grad():
+        supervised_loss_sum(nf4_model, batch)
+    nf4_model.train()
+    after = gradients(nf4_model, supervised_loss_sum(nf4_model, batch))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)

@@ -1,0 +1,264 @@
+"""Whole runs on tiny bases: what they leave, what they refuse, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapters.errors import (
+    AdapterRefused,
+    AlreadyRunning,
+    BaseInvalid,
+    ConfigInvalid,
+    DataInvalid,
+    OutputExists,
+    TrainingStopped,
+)
+from tests.fixtures.bases import tiny_qwen2
+from tests.training.conftest import chat, write_jsonl
+from training.callbacks import Guard
+from training.config import TrainingConfig
+from training.staging import staged, staging_folder
+from training.trainer import TrainingResult, train
+
+
+def run(data: Path, base: Path, out: Path, **asked: Any) -> TrainingResult:
+    lines: list[str] = []
+    asked = {"epochs": 2.0, "batch_size": 4, "learning_rate": 5e-3, "rank": 4, "dtype": "float32", **asked}
+    return train(TrainingConfig(data=data, name="colours", base=str(base), out=out, **asked), lines.append)
+
+
+@pytest.mark.parametrize("base", ["qwen2_base", "qwen3_base"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_run_leaves_a_folder_that_peft_loads_and_a_card(
+    request: pytest.FixtureRequest, base: str, method: str, colours: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = request.getfixturevalue(base)
+    result = run(colours, folder, tmp_path / "out", method=method, validation=colours)
+    assert result.folder == tmp_path / "out"
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "card.json",
+        "runs",
+    ]
+    assert list((result.folder / "runs").glob("events.out.tfevents.*"))
+    assert not staging_folder(result.folder).exists()
+    card = json.loads((result.folder / "card.json").read_text())
+    curve = card["result"]["curve"]["training"]
+    assert curve[-1][1] < 0.9 * curve[0][1]  # it learns
+    assert card["settings"]["method"] == method
+    assert card["base"]["digest"].startswith("sha256:")
+    tensors = load_file(result.folder / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 7 * 2
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)("Colour number 3?", return_tensors="pt")
+    with torch.no_grad():
+        before = model(**tokens).logits
+        after = PeftModel.from_pretrained(model, str(result.folder))(**tokens).logits
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_the_card_says_what_was_trained_on_what_and_how(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    card = run(colours, qwen2_base, tmp_path / "out", validation=colours, seed=3).card
+    training = card["data"]["training"]
+    assert (training["rows"], training["sequences"], training["cut_rows"], training["dropped_rows"]) == (40, 40, 0, 0)
+    assert 0 < training["supervised_tokens"] < training["tokens"]
+    assert training["digest"] == card["data"]["validation"]["digest"]
+    assert not card["data"]["validation"]["is_held_out"]
+    assert card["template"]["digest"].startswith("sha256:")
+    assert card["settings"]["seed"] == 3
+    result, cost = card["result"], card["cost"]
+    assert result["steps"] == 20 and len(result["curve"]["training"]) == 20
+    assert result["validation_loss"] == min(loss for _, loss in result["curve"]["validation"])
+    assert cost["tokens_per_second"] > 0 and cost["peak_memory_bytes"] > 10**8 and cost["seconds"] > 0
+    assert {"torch", "transformers", "peft", "python"} <= set(card["versions"])
+    assert card["parent"] is None
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    made = [
+        load_file(
+            run(colours, qwen2_base, tmp_path / f"out{i}", seed=seed, epochs=0.5).folder / "adapter_model.safetensors"
+        )
+        for i, seed in enumerate((5, 5, 6))
+    ]
+    assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
+    assert not all(torch.equal(made[0][key], made[2][key]) for key in made[0])
+
+
+def test_accumulated_passes_give_the_weights_of_one_pass(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    """Rows have different numbers of learned tokens, so a mean of means would differ."""
+    from training import config as configuration
+
+    whole = run(colours, qwen2_base, tmp_path / "whole", batch_size=8, epochs=0.4)
+    longest = whole.card["data"]["training"]["longest_tokens"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "MAX_TOKENS_PER_PASS", 2 * longest)
+        parts = run(colours, qwen2_base, tmp_path / "parts", batch_size=8, epochs=0.4)
+    assert (whole.card["settings"]["accumulation"], parts.card["settings"]["accumulation"]) == (1, 4)
+    one, other = (load_file(made.folder / "adapter_model.safetensors") for made in (whole, parts))
+    assert all(torch.allclose(one[key], other[key], atol=2e-5) for key in one)
+
+
+def test_going_on_from_an_adapter_starts_at_its_weights_and_names_its_parent(
+    colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    first = run(colours, qwen2_base, tmp_path / "one")
+    second = run(colours, qwen2_base, tmp_path / "two", initial_adapter=first.folder, parent="colours@1", rank=None)
+    assert second.card["parent"] == "colours@1"
+    assert second.card["settings"]["rank"] == 4
+    assert second.metrics["curve"]["training"][0][1] < 0.7 * first.metrics["curve"]["training"][0][1]
+    with pytest.raises(ConfigInvalid, match="rank is 8"):
+        run(colours, qwen2_base, tmp_path / "three", initial_adapter=first.folder, rank=8)
+    with pytest.raises(AdapterRefused, match="adapter folder"):
+        run(colours, qwen2_base, tmp_path / "three", initial_adapter=tmp_path, rank=None)
+    assert not (tmp_path / "three").exists()
+
+
+def test_an_adapter_of_another_base_cannot_be_gone_on_from(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    first = run(colours, qwen2_base, tmp_path / "one", epochs=0.2)
+    wider = tiny_qwen2(tmp_path / "wider", hidden_size=128)
+    with pytest.raises(AdapterRefused, match="does not fit"):
+        run(colours, wider, tmp_path / "two", initial_adapter=first.folder, rank=None)
+
+
+def test_without_a_validation_file_a_share_is_held_out_and_said(qwen2_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [chat(f"Number {i}?", f"It is {i}.") for i in range(100)])
+    said: list[str] = []
+    config = TrainingConfig(
+        data=data, name="n", base=str(qwen2_base), out=tmp_path / "out", epochs=0.1, rank=2, dtype="float32"
+    )
+    card = train(config, said.append).card
+    assert (card["data"]["training"]["rows"], card["data"]["validation"]["rows"]) == (90, 10)
+    assert card["data"]["validation"]["is_held_out"]
+    assert any("held out" in line for line in said)
+
+
+def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best(qwen2_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [chat(f"Number {i}?", "yes" if i % 2 else "no") for i in range(16)])
+    other = write_jsonl(tmp_path / "other.jsonl", [chat(f"Other {i}?", "something else") for i in range(8)])
+    card = run(
+        data, qwen2_base, tmp_path / "out", validation=other, epochs=40.0, evaluations=20, learning_rate=2e-2
+    ).card
+    result = card["result"]
+    validation = dict(map(tuple, result["curve"]["validation"]))
+    assert result["is_stopped_early"] and result["steps"] < card["settings"]["steps"]
+    assert result["best_step"] == min(validation, key=lambda step: validation[step])
+    assert result["best_step"] < result["steps"]
+
+
+def test_rows_above_the_length_are_refused_by_name_or_cut_or_dropped_and_counted(
+    qwen2_base: Path, tmp_path: Path
+) -> None:
+    rows = [chat("Short?", "Yes."), chat("Long?", "No. " * 40), chat("x " * 90, "Yes."), chat("Short?", "No.")]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    limits = {"max_length": 140, "epochs": 1.0}
+    with pytest.raises(DataInvalid) as caught:
+        run(data, qwen2_base, tmp_path / "out", **limits)
+    assert [(p.code, p.path) for p in caught.value.problems] == [
+        ("row_too_long", f"{data}:2"),
+        ("row_too_long", f"{data}:3"),
+    ]
+    assert "140" in caught.value.problems[0].message
+    cut = run(data, qwen2_base, tmp_path / "cut", over_long="cut", **limits).card["data"]["training"]
+    assert (cut["cut"], cut["dropped"]) == (["data.jsonl:2"], ["data.jsonl:3"])  # nothing to learn is left of row 3
+    assert cut["longest_tokens"] == 140
+    dropped = run(data, qwen2_base, tmp_path / "dropped", over_long="drop", **limits).card["data"]["training"]
+    assert (dropped["dropped"], dropped["sequences"]) == (["data.jsonl:2", "data.jsonl:3"], 2)
+    with pytest.raises(DataInvalid, match="no supervised token"):
+        run(data, qwen2_base, tmp_path / "none", over_long="cut", max_length=5)
+
+
+def test_one_row_trains(qwen2_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "one.jsonl", [chat("One?", "One.")])
+    assert run(data, qwen2_base, tmp_path / "out").card["result"]["steps"] == 2
+
+
+def test_a_base_that_computes_nan_stops_the_run_and_saves_nothing(
+    colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    broken = tiny_qwen2(tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = math.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingStopped, match="nan"):
+        run(colours, broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not staging_folder(tmp_path / "out").exists()
+
+
+def test_a_rate_far_too_high_stops_the_run_with_the_reason(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="learning-rate"):
+        run(colours, qwen2_base, tmp_path / "out", learning_rate=0.1, alpha=4000.0, epochs=10.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_guard_bears_a_spike_and_stops_a_rise_that_stays() -> None:
+    guard = Guard()
+    for step, loss in enumerate([3.0, 2.0, 9.0, 1.5, 1.2, 1.0, 8.0, 1.0]):
+        guard._check(loss, step)
+    with pytest.raises(TrainingStopped, match="exploded"):
+        for step in range(5):
+            guard._check(8.0, 8 + step)
+
+
+def test_an_output_that_exists_is_not_written_over(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(OutputExists, match="out exists"):
+        run(colours, qwen2_base, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+        with pytest.raises(AlreadyRunning), staged(tmp_path / "out"):
+            raise AssertionError("two at once")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "a"
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    left = staging_folder(tmp_path / "out")
+    left.mkdir()
+    (left / "adapter_model.safetensors").write_bytes(b"half")
+    result = run(colours, qwen2_base, tmp_path / "out", epochs=0.2)
+    assert not left.exists()
+    assert load_file(result.folder / "adapter_model.safetensors")
+
+
+def test_a_folder_that_is_no_base_is_refused(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseInvalid):
+        run(colours, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_serving_is_told_whether_to_think(qwen3_base: Path, tmp_path: Path) -> None:
+    thinking = {
+        "messages": [
+            {"role": "user", "content": "Is it dark?"},
+            {"role": "assistant", "content": "Yes.", "reasoning_content": "It is night."},
+        ]
+    }
+    plain = chat("Is it dark?", "Yes.")
+    for name, rows, expected in (
+        ("plain", [plain], False),
+        ("thinking", [thinking], True),
+        ("mixed", [plain, thinking], None),
+    ):
+        data = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        card = run(data, qwen3_base, tmp_path / name, epochs=1.0).card
+        assert card["template"]["enable_thinking"] is expected
