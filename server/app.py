@@ -22,7 +22,7 @@ from server.admission import Admission, Limits
 from server.door import Door
 from server.engine.base import Engine, EngineOptions
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
-from server.exports import Exports
+from server.exports import ExportPlace, Exports
 from server.gateway import Gateway
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
@@ -30,6 +30,7 @@ from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
 from server.routes import adapters, exports, models, ops, versions
+from server.served import ServedProbe
 from server.services import Services
 from server.settings import Settings
 
@@ -75,7 +76,7 @@ def build_services(settings: Settings) -> Services:
     metrics = Metrics(settings.label_limit)
     engine = build_engine(settings, base)
     proxy = EngineProxy(engine.socket_path)
-    residents = Residents(engine, registry, store, metrics, settings.staged_limit)
+    residents = Residents(engine, registry, store, metrics, settings.staged_limit, base.digest)
     limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
     engaged = Engaged(
         engine=engine,
@@ -87,7 +88,8 @@ def build_services(settings: Settings) -> Services:
         base_digest=base.digest,
         tolerance=settings.probe_tolerance,
     )
-    jobs = Exports(registry, store, settings.home, base, merge_base)
+    served = ServedProbe(residents, proxy, base.digest)
+    jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
     return Services(
         settings=settings,
         base=base,

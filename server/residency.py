@@ -78,13 +78,20 @@ class Residents:
     """The versions in one engine. Loads go one at a time; requests for one absent version share its load."""
 
     def __init__(
-        self, engine: Engine, registry: Registry, store: BlobStore, metrics: Metrics, staged_limit: int
+        self,
+        engine: Engine,
+        registry: Registry,
+        store: BlobStore,
+        metrics: Metrics,
+        staged_limit: int,
+        base_digest: str,
     ) -> None:
         self.engine = engine
         self.registry = registry
         self.store = store
         self.metrics = metrics
         self.staged_limit = staged_limit
+        self.base_digest = base_digest
         self.is_restored = False
         self._rows: dict[Key, Resident] = {}
         self._loads: dict[Key, asyncio.Task[Resident]] = {}
@@ -144,7 +151,8 @@ class Residents:
         self.is_restored = False
         self._rows.clear()
         try:
-            wanted = await asyncio.to_thread(self.registry.warm_set)
+            warm = await asyncio.to_thread(self.registry.warm_set)
+            wanted = [version for version in warm if version.base_digest == self.base_digest]
             for version in wanted[: self.staged_limit]:
                 try:
                     await self.warm(version)

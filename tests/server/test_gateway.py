@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -19,14 +18,6 @@ KEY = "a-key-of-the-tests"
 def keyed(tiny_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(tiny_base, tmp_path_factory.mktemp("keyed"), api_key=KEY) as one:
         yield one
-
-
-def raw(server: Server, text: str) -> bytes:
-    """The answer to bytes on the socket."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-        connection.sendall(text.encode("latin-1"))
-        pieces = iter(lambda: connection.recv(65536), b"")
-        return b"".join(pieces)
 
 
 def test_every_route_of_ours_is_in_the_table_and_every_row_of_the_table_is_a_route(server: Server) -> None:
@@ -66,8 +57,7 @@ def check_without_key(keyed: Server, bare: httpx.Client) -> None:
 
 
 def test_two_authorization_headers_are_no_key(keyed: Server) -> None:
-    answer = raw(
-        keyed,
+    answer = keyed.raw(
         f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nAuthorization: Bearer {KEY}\r\n"
         "Connection: close\r\n\r\n",
     )
@@ -91,19 +81,19 @@ def test_two_authorization_headers_are_no_key(keyed: Server) -> None:
     ],
 )
 def test_no_trick_with_the_path_gets_past_the_key(keyed: Server, line: str) -> None:
-    answer = raw(keyed, f"{line}\r\nHost: a/?x=\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    answer = keyed.raw(f"{line}\r\nHost: a/?x=\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     assert answer.split(b" ")[1] in (b"400", b"401", b"403", b"404", b"405"), answer[:200]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8000", "localhost@evil", ""])
 def test_without_keys_a_foreign_host_is_refused(server: Server, host: str) -> None:
-    answer = raw(server, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    answer = server.raw(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
     assert answer.split(b" ")[1] in (b"403", b"400"), answer
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8000", "LOCALHOST"])
 def test_without_keys_loopback_names_are_served(server: Server, host: str) -> None:
-    answer = raw(server, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    answer = server.raw(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200"), answer
 
 

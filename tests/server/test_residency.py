@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from adapters.errors import EngineBusy
+from adapters.types import AdapterVersion
+from server.residency import Residency
+from tests.fixtures.service import Server, error_of, eventually
+
+
+def version(server: Server, name: str, number: int = 1) -> AdapterVersion:
+    return server.services.registry.get("default", name, number)
+
+
+def loaded(server: Server) -> set[str]:
+    return {one.engine_name for one in server.call(server.engine.loaded())}
+
+
+def test_the_least_recently_used_idle_version_makes_room(make_server: Callable[..., Server]) -> None:
+    server = make_server(slots=2, staged_limit=2)
+    for name in ("one", "two"):
+        server.pushed(name)
+    server.say("one")
+    server.pushed("three")
+    assert loaded(server) == {"one@1", "three@1"}
+    assert not version(server, "two").is_warm and version(server, "three").is_warm
+    assert server.metric("hotshoe_adapter_evictions_total") == 1
+    assert server.say("two").json()["model"] == "two@1"  # loaded again by the request
+    assert loaded(server) == {"two@1", "three@1"}
+
+
+def test_a_version_in_use_is_never_evicted_and_the_refusal_says_so(make_server: Callable[..., Server]) -> None:
+    server = make_server(slots=1, staged_limit=1)
+    server.pushed("held")
+    server.push("later", wait=0)
+    eventually(lambda: version(server, "later").status == "ready")
+    server.say("held")
+
+    async def hold_and_ask() -> None:
+        async with server.services.residents.holding(version(server, "held")):
+            await server.services.residents.warm(version(server, "later"))
+
+    with pytest.raises(EngineBusy):
+        server.call(hold_and_ask())
+    server.script.seconds_per_token = 0.05
+    thread = threading.Thread(target=server.events, args=("held", "w " * 40))
+    try:
+        thread.start()
+        eventually(lambda: server.services.door.admission.running == 1)
+        answer = server.say("later")
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "engine_busy")
+    finally:
+        thread.join()
+        server.script.seconds_per_token = 0.0
+    assert server.say("later").status_code == 200
+
+
+def test_requests_for_one_absent_version_share_its_load(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    server.pushed("cold")
+    before = server.metric("hotshoe_adapter_loads_total", outcome="loaded")
+    server.call(server.services.residents._leave(version(server, "cold")))
+    assert loaded(server) == set()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.say("cold").status_code, range(8)))
+    assert answers == [200] * 8
+    assert server.metric("hotshoe_adapter_loads_total", outcome="loaded") == before + 1
+
+
+def test_warm_loads_and_the_warm_set_is_desired_state(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    server.pushed("wanted")
+    residents = server.services.residents
+    server.call(residents._leave(version(server, "wanted")))
+    assert residents.state_of(version(server, "wanted")) is Residency.ABSENT
+    row = server.http.post("/v1/adapters/wanted/versions/1/warm").json()
+    assert (row["residency"], row["is_warm"]) == ("resident", True) and row["load_seconds"] > 0
+
+
+def test_a_version_whose_files_do_not_load_is_rejected_and_its_id_burnt(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    registry = server.services.registry
+    server.engine.options = replace(server.engine.options, max_rank=2)
+    server.call(server.engine.crash())
+    eventually(lambda: server.http.get("/ready").status_code == 200)
+    row = server.push("heavy", server.adapter(rank=4)).json()
+    assert (row["status"], row["reasons"][0]["code"], row["residency"]) == ("rejected", "load_failed", "absent")
+    assert registry.engine_id("default", "heavy", 1) > 1
+    assert server.say(server.base.id).status_code == 200
+
+
+def test_every_slot_busy_a_cold_adapter_is_served_in_its_turn(make_server: Callable[..., Server]) -> None:
+    server = make_server(slots=1, staged_limit=4, patience_seconds=0.2)
+    server.pushed("hot")
+    server.pushed("cold")
+    server.script.seconds_per_token = 0.02
+    is_over = threading.Event()
+
+    def keep_busy() -> None:
+        while not is_over.is_set():
+            server.say("hot", "w " * 10)
+
+    threads = [threading.Thread(target=keep_busy) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        eventually(lambda: server.services.door.admission.running > 0)
+        answer = server.say("cold")
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert answer.json()["model"] == "cold@1"
+    assert answer.elapsed.total_seconds() < 5
+
+
+def test_system_tells_each_adapters_place_and_bytes(make_server: Callable[..., Server]) -> None:
+    server = make_server(slots=1, staged_limit=4)
+    for name in ("a", "b", "c"):
+        server.pushed(name)
+    server.call(server.services.residents._leave(version(server, "a")))
+    rows = {row["id"]: row for row in server.http.get("/v1/system").json()["adapters"]}
+    assert rows["a@1"]["place"] == "absent"
+    assert {rows["b@1"]["place"], rows["c@1"]["place"]} <= {"staged", "resident"}
+    assert all(row["size_bytes"] > 0 for row in rows.values())
