@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import uvicorn
+from starlette.applications import Starlette
 
 from adapters.errors import EngineUnavailable
 from server.engine.base import (
@@ -28,6 +29,7 @@ from server.engine.rundir import check_socket_path, prepare_run_dir
 from server.engine.scripted_app import Script, ScriptedModels, build_app
 
 RESTART_SECONDS = 0.05
+DEFAULT_CONTEXT_TOKENS = 4096
 
 
 class ScriptedWorker:
@@ -67,7 +69,7 @@ class ScriptedWorker:
             staged_limit=options.staged_limit,
             max_rank=options.max_rank,
             dtype="float32" if options.dtype == "auto" else options.dtype,
-            context_length_tokens=options.context_length_tokens or 4096,
+            context_length_tokens=options.context_length_tokens or DEFAULT_CONTEXT_TOKENS,
             base_id=options.base_id,
             engine_version="scripted 1",
         )
@@ -91,6 +93,12 @@ def read_effect(folder: Path, max_rank: int) -> int:
         if ".lora_B." in name and any(values):
             effect = (effect * 31 + zlib.crc32(values)) % (1 << 31) or 1
     return effect
+
+
+def make_app(options: EngineOptions, script: Script) -> Starlette:
+    """The whole double as an ASGI app, with no adapter in it."""
+    models = ScriptedModels(options.base_id, options.context_length_tokens or DEFAULT_CONTEXT_TOKENS, script)
+    return build_app(models, Control(ScriptedWorker(options, models)))
 
 
 class ScriptedEngine:
@@ -164,11 +172,9 @@ class ScriptedEngine:
 
     async def _serve(self) -> None:
         prepare_run_dir(self.options.run_dir)
-        models = ScriptedModels(self.options.base_id, self.options.context_length_tokens or 4096, self.script)
-        control = Control(ScriptedWorker(self.options, models))
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.socket_path))
-        config = uvicorn.Config(build_app(models, control), log_config=None, lifespan="off")
+        config = uvicorn.Config(make_app(self.options, self.script), log_config=None, lifespan="off")
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only

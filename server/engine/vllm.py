@@ -112,6 +112,7 @@ class VllmEngine:
             await self._check_plugins()
         except BaseException:
             await self._end_process(1.0)
+            await self._client.close()
             raise
         start_log.finish(time.monotonic())
         self.phases = start_log.phases
