@@ -37,7 +37,7 @@ def export_and_compare(shop: Workshop, results: Results) -> None:
     merged = shop.folder / "router-en-2-merged"
     exported = shop.hotshoe_json("export", "router-en@2", "--out", merged)
     results.facts["export"] = exported
-    shop.console.lines(f"parity: {json.dumps(exported['parity'], ensure_ascii=False)}")
+    shop.console.lines(parity_in_words(exported["parity"]))
     rows = results.data("more").splits["test"]
     evaluate(shop, "router-en@2", rows, results, "router-en@2, its test")
     served = results.facts["answers: router-en@2, its test"]
@@ -61,6 +61,22 @@ def export_and_compare(shop: Workshop, results: Results) -> None:
     shop.console.lines(f"{same} of {len(rows)} answers are equal; {results.facts['near_ties']} differ at a near tie")
     if wrong:
         raise StepFailed(f"{len(wrong)} answers of the merged model differ from the served ones without a near tie.")
+
+
+def parity_in_words(parity: dict[str, Any]) -> str:
+    """The export's own report, in two lines."""
+    weights = parity["weights"]
+    text = (
+        f"parity {parity['verdict']}: {weights['changed_tensors']} tensors changed, relative error of the weights "
+        f"{weights['relative_error']:.2e}, of which rounding {weights['rounding_floor']:.2e}"
+    )
+    if parity["level"] == "logits":
+        logits = parity["logits"]["merged_against_peft"]
+        text += (
+            f"\nmerged against peft: logits at most {logits['max_abs']:.2e} apart at {logits['positions']} places, "
+            f"same best token at {logits['top1_agreement']:.1%}"
+        )
+    return text
 
 
 def compare(
