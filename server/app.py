@@ -118,16 +118,26 @@ def build_engine(settings: Settings, base: BaseModel) -> Engine:
         max_rank=settings.max_rank,
         staged_limit=settings.staged_limit,
         dtype=settings.dtype,
+        context_length_tokens=settings.context_length_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
         extra_args=settings.engine_args,
         log_path=settings.home / "engine.log",
     )
-    if settings.engine == "scripted":
+    try:
+        return _engine_class(settings.engine)(options)
+    except HotshoeError:
+        options.run_dir.rmdir()
+        raise
+
+
+def _engine_class(name: str) -> Callable[[EngineOptions], Engine]:
+    if name == "scripted":
         from server.engine.scripted import ScriptedEngine
 
-        return ScriptedEngine(options)
+        return ScriptedEngine
     from server.engine.vllm import VllmEngine
 
-    return VllmEngine(options)
+    return VllmEngine
 
 
 async def _on_ours(request: Request, error: HotshoeError) -> JSONResponse:

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     )
     max_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that is served.")
     dtype: str = Field("auto", description="Number format of the engine's weights; `auto` follows base and machine.")
+    context_length_tokens: int | None = Field(
+        None, ge=16, description="Longest prompt and answer together; unset it is the base's, at most 4,096 on a CPU."
+    )
+    kv_cache_bytes: int = Field(
+        1024 * MEBIBYTE, ge=16 * MEBIBYTE, description="Memory for the KV cache on a CPU, in bytes."
+    )
     max_running: int = Field(64, ge=1, description="Inference requests handed to the engine at the same time.")
     max_queued: int = Field(
         256, ge=0, description="Inference requests that may wait for a place before 503 is the answer."

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,61 +16,20 @@ import pytest
 
 from adapters.bases import BaseModel
 from tests.fixtures.adapters import write_adapter
-from tests.fixtures.service import eventually
+from tests.fixtures.processes import HOTSHOE, Served, environment, free_port
 
-HOTSHOE = [sys.executable, "-c", "from server.cli.main import run; run()"]
 VERBS = ("serve", "doctor", "push", "ls", "show", "promote", "rollback", "retire", "chat")
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HOTSHOE_")}
-    return {**kept, "COLUMNS": "160", "PYTHONPATH": str(Path(__file__).parents[2]), **more}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
-class Served:
-    """A `hotshoe serve` process over the scripted engine."""
-
-    def __init__(self, base: BaseModel, home: Path, *flags: str, **env: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.home = home
-        self.out, self.err = home.parent / "out", home.parent / "err"
-        words = ["serve", "--engine", "scripted", "--base", str(base.folder), "--port", str(self.port), *flags]
-        with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen(
-                [*HOTSHOE, *words], stdout=out, stderr=err, env=environment(HOTSHOE_HOME=str(home), **env)
-            )
-        eventually(self.is_ready, 30)
-
-    def is_ready(self) -> bool:
-        assert self.process.poll() is None, self.err.read_text()
-        return httpx.get(f"{self.url}/ready").status_code == 200
-
-    def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*HOTSHOE, *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment(**({"HOTSHOE_URL": self.url, "HOTSHOE_HOME": str(self.home)} | env)),
-        )
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
+def scripted(base: BaseModel, home: Path, **env: str) -> Served:
+    return Served(home, "--engine", "scripted", "--base", str(base.folder), **env)
 
 
 @pytest.fixture(scope="module")
 def served(tiny_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    one = Served(tiny_base, tmp_path_factory.mktemp("served") / "home", HOTSHOE_LOG_LEVEL="debug")
+    one = scripted(tiny_base, tmp_path_factory.mktemp("served") / "home", HOTSHOE_LOG_LEVEL="debug")
     yield one
-    if one.process.poll() is None:
-        one.stop()
+    one.end()
 
 
 def test_it_prints_where_it_is_and_what_its_engine_runs_with(served: Served) -> None:
@@ -157,7 +114,7 @@ def test_without_a_key_only_loopback_is_served(served: Served, tmp_path: Path) -
 
 def test_s4_prompts_answers_and_keys_are_in_no_log_and_no_metric(tiny_base: BaseModel, tmp_path: Path) -> None:
     key = "canary-key-of-the-test"
-    one = Served(tiny_base, tmp_path / "home", HOTSHOE_LOG_LEVEL="debug", HOTSHOE_API_KEY=key)
+    one = scripted(tiny_base, tmp_path / "home", HOTSHOE_LOG_LEVEL="debug", HOTSHOE_API_KEY=key)
     try:
         folder = write_adapter(tmp_path / "secret", tiny_base, seed=77)
         (folder / "card.json").write_text('{"note": "a canary in the card"}')
@@ -187,7 +144,7 @@ def test_s4_prompts_answers_and_keys_are_in_no_log_and_no_metric(tiny_base: Base
 
 
 def test_f19_sigterm_lets_running_answers_end_and_leaves_with_0(tiny_base: BaseModel, tmp_path: Path) -> None:
-    one = Served(tiny_base, tmp_path / "home")
+    one = scripted(tiny_base, tmp_path / "home")
     body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "w " * 300}]}
     with httpx.stream("POST", f"{one.url}/v1/chat/completions", json=body, timeout=30) as response:
         lines = response.iter_lines()
@@ -203,17 +160,17 @@ def test_f19_sigterm_lets_running_answers_end_and_leaves_with_0(tiny_base: BaseM
 def test_sigint_leaves_with_130_and_no_socket_folder_stays(tiny_base: BaseModel, tmp_path: Path) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    one = Served(tiny_base, tmp_path / "home", TMPDIR=str(scratch))
+    one = scripted(tiny_base, tmp_path / "home", TMPDIR=str(scratch))
     assert list(scratch.iterdir()) != []
     assert one.stop(signal.SIGINT) == 130
     assert list(scratch.iterdir()) == []
 
 
 def test_after_a_kill_the_state_is_free_and_sound(tiny_base: BaseModel, tmp_path: Path) -> None:
-    one = Served(tiny_base, tmp_path / "home")
+    one = scripted(tiny_base, tmp_path / "home")
     assert one.stop(signal.SIGKILL) == -signal.SIGKILL
     assert one.run("doctor").returncode == 0
-    Served(tiny_base, tmp_path / "home").stop()
+    scripted(tiny_base, tmp_path / "home").stop()
 
 
 def test_help_comes_at_once_and_loads_no_torch() -> None:
