@@ -24,6 +24,7 @@ from server.metrics import NO_MODEL, Sample
 from server.proxy import Forwarded, send_error
 from server.resolve import resolve_model
 from server.services import CALLER_KEY, Caller, Services
+from server.uploads import UploadLimits
 
 log = structlog.get_logger("hotshoe.access")
 PARSE_IN_THREAD_BYTES = 256 * 1024
@@ -119,7 +120,7 @@ class Gateway:
     def _limit_of(self, route: Route) -> int:
         settings = self.services.settings
         if route.kind is Kind.UPLOAD:
-            return settings.max_weights_bytes + 2 * settings.max_config_bytes + 64 * 1024
+            return UploadLimits(settings.max_weights_bytes, settings.max_config_bytes).body_bytes
         return settings.max_body_bytes
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:

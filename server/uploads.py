@@ -32,12 +32,18 @@ FILE_PARTS = {
 REQUIRED = ("name", "config", "weights")
 MAX_PROBLEMS = 16
 BATCH_BYTES = 1024 * 1024
+FRAMING_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
     weights_bytes: int
     config_bytes: int
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body that can hold every part at its limit."""
+        return sum(self.of(part) for part in (*TEXT_PARTS, *FILE_PARTS)) + FRAMING_BYTES
 
     def of(self, part: str) -> int:
         if part in TEXT_PARTS:

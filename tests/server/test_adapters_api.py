@@ -269,3 +269,17 @@ def test_f12_a_flipped_byte_is_found_by_the_digest_and_others_are_served(make_se
     answer = again.say("flipped")
     assert (answer.status_code, error_of(answer)["code"]) == (500, "storage_damaged")
     assert again.say("fine").status_code == 200
+
+
+def test_a_version_that_the_engine_dies_of_twice_is_rejected_for_good(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    server.script.seconds_to_first_token = 5.0
+    server.push("deadly", wait=0)
+    for _ in range(2):
+        eventually(lambda: server.call(server.engine.usage()).running > 0)
+        server.call(server.engine.crash())
+        eventually(lambda: server.http.get("/ready").status_code == 200)
+    row = server.http.get("/v1/adapters/deadly/versions/1", params={"wait": 10}).json()
+    assert (row["status"], row["reasons"][0]["code"]) == ("rejected", "engine_died")
+    server.script.seconds_to_first_token = 0.0
+    assert server.say(server.base.id).status_code == 200
