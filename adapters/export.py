@@ -53,6 +53,7 @@ class ExportRequest:
     base_digest: str | None = None  # the base that the adapter was checked against
     accepted_digests: tuple[str, ...] = ()
     card: Mapping[str, Any] | None = None
+    served: tuple[Mapping[str, Any], ...] = ()  # a server's answers to the probe, see parity_served
     workers: int | None = None
 
 
@@ -167,7 +168,8 @@ def _write_companions(request: ExportRequest, folder: Path) -> None:
 
 def _prove(request: ExportRequest, plan: MergePlan, folder: Path, tell: Tell) -> dict[str, Any]:
     """The parity report; raises ParityFailed, after `tell` got the report."""
-    parity = {**prove(plan, folder, with_logits=request.with_logits, tell=tell), "notes": _notes(request)}
+    parity = prove(plan, folder, with_logits=request.with_logits, served=request.served, tell=tell)
+    parity["notes"] = _notes(request)
     if parity["verdict"] != "passed":
         tell({"stage": "failed", "parity": parity})
         raise ParityFailed(
@@ -178,8 +180,9 @@ def _prove(request: ExportRequest, plan: MergePlan, folder: Path, tell: Tell) ->
 
 
 def _notes(request: ExportRequest) -> list[str]:
+    """What a reader of the report should know and no figure says."""
     notes = []
-    if "nf4" in json.dumps(dict(request.card or {})).lower() or "qlora" in json.dumps(dict(request.card or {})).lower():
+    if _says(request.card, {"qlora", "nf4"}):
         notes.append(
             "The adapter was trained on an NF4-quantised base and is merged into the unquantised weights here: "
             "answers may differ a little from those seen in training."
@@ -191,6 +194,15 @@ def _notes(request: ExportRequest) -> list[str]:
     if left:
         notes.append(f"Left out of the base folder: {', '.join(left)}.")
     return notes
+
+
+def _says(value: Any, words: set[str]) -> bool:
+    """Some value in a card, at any depth, is one of the words."""
+    if isinstance(value, Mapping):
+        return any(_says(item, words) for item in value.values())
+    if isinstance(value, list):
+        return any(_says(item, words) for item in value)
+    return isinstance(value, str) and value.lower() in words
 
 
 def _seal(request: ExportRequest, plan: MergePlan, folder: Path) -> dict[str, Any]:
@@ -215,7 +227,8 @@ def request_from_spec(spec: Mapping[str, Any]) -> ExportRequest:
     values = dict(spec)
     values["base"] = load_base(values["base"])
     values["adapter"], values["out"] = Path(values["adapter"]), Path(values["out"])
-    values["accepted_digests"] = tuple(values.get("accepted_digests", ()))
+    for name in ("accepted_digests", "served"):
+        values[name] = tuple(values.get(name, ()))
     return ExportRequest(**values)
 
 
@@ -243,7 +256,7 @@ def _say(message: Mapping[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):  # not through sys.stdin, whose lock would be held while the interpreter shuts down
         pass
     os.killpg(os.getpgrp(), signal.SIGTERM)
 

@@ -2,13 +2,14 @@
 
 Three forwards in float32 over the same probe: base + adapter in PEFT (the reference), PEFT's own merge rounded to the
 output dtype (the rounding floor), and the merged folder as a plain transformers model. SPEC.json holds the folders
-`base`, `adapter` and `merged`, and `dtype`; the answer is one JSON document on stdout.
+`base`, `adapter` and `merged`, `dtype`, and what a server said as `served`; the answer is one JSON document on stdout.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +17,41 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.parity import compare_logits
+from adapters.parity_served import PROBES
 
 Logits = list[npt.NDArray[np.float32]]
 MAX_PROBE_TOKENS = 48
-PROBES = (
-    "Turn on the desk lamp in the kitchen.",
-    "Bật đèn phòng khách giúp tôi với.",
-    '{"intent": "HassTurnOn", "area": "kitchen", "name": "desk lamp"}',
-    "def add(a: int, b: int) -> int:\n    return a + b\n",
-    "The capital of France is",
-    "我想预订明天去上海的火车票。",
-    "Summarise: the parcel left the depot on Monday, was held at customs for two days and arrived on Friday.",
-    "1 + 1 = 2, 2 + 2 = 4, 4 + 4 =",
-)
+THREADS = 1  # fixed: float32 sums depend on it, and a second run shall give the same report
 
 
 def main(spec_path: str) -> None:
-    spec = json.loads(Path(spec_path).read_text())
-    print(json.dumps(probe(spec["base"], spec["adapter"], spec["merged"], spec["dtype"])))
-
-
-def probe(base: str, adapter: str, merged: str, dtype: str) -> dict[str, Any]:
-    """The three comparisons as one JSON-ready dict. `dtype` is the float type the merged weights were rounded to."""
     import torch
+
+    torch.set_num_threads(THREADS)
+    print(json.dumps(probe(json.loads(Path(spec_path).read_text()))))
+
+
+def probe(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparisons as one JSON-ready dict. `dtype` is the float type the merged weights were rounded to."""
     from peft import PeftModel
 
-    model = _load(base)
-    sequences = probe_sequences(base, model.config.vocab_size)
-    adapted = PeftModel.from_pretrained(model, adapter)
-    reference = _forward(adapted, sequences)
-    own = adapted.merge_and_unload()
-    with torch.no_grad():
-        for parameter in own.parameters():
-            parameter.copy_(parameter.to(getattr(torch, dtype)))
-    floor_logits = _forward(own, sequences)
+    model = _load(spec["base"])
+    served = spec.get("served") or []
+    sequences = probe_sequences(spec["base"], model.config.vocab_size)
+    adapted = PeftModel.from_pretrained(model, spec["adapter"])
+    reference, served_peft = _forward(adapted, sequences), _against_served(adapted, served)
+    own = _rounded(adapted.merge_and_unload(), spec["dtype"])
+    rounded = _forward(own, sequences)
     del model, adapted, own
-    floor = compare_logits(reference, floor_logits)
-    ours = _forward(_load(merged), sequences)
+    merged = _load(spec["merged"])
+    ours, served_ours = _forward(merged, sequences), _against_served(merged, served)
     return {
         "probe": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
         "merged_against_peft": compare_logits(reference, ours).as_dict(),
-        "rounding_floor": floor.as_dict(),
-        "merged_against_rounded_peft": compare_logits(floor_logits, ours).as_dict(),
+        "rounding_floor": compare_logits(reference, rounded).as_dict(),
+        "merged_against_rounded_peft": compare_logits(rounded, ours).as_dict(),
+        "served_against_peft": served_peft,
+        "served_against_merged": served_ours,
     }
 
 
@@ -78,12 +72,21 @@ def _load(folder: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    wrong = {
-        key: sorted(map(str, found.get(key) or ())) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {kind: sorted(map(str, found.get(kind) or ())) for kind in kinds}
     if any(wrong.values()):
         raise SystemExit(f"{folder} does not load cleanly in transformers: {wrong}")
     return model.eval()
+
+
+def _rounded(model: Any, dtype: str) -> Any:
+    """The model with every weight rounded to `dtype` and back."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(getattr(torch, dtype)))
+    return model
 
 
 def _forward(model: Any, sequences: list[list[int]]) -> Logits:
@@ -91,6 +94,30 @@ def _forward(model: Any, sequences: list[list[int]]) -> Logits:
 
     with torch.no_grad():
         return [model(torch.tensor([sequence])).logits[0].float().numpy() for sequence in sequences]
+
+
+def _against_served(model: Any, served: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Log-probabilities of the tokens that a server named, against this model's for the same ones."""
+    differences: list[float] = []
+    agreements: list[bool] = []
+    for answer in served:
+        logits = _forward(model, [answer["ids"]])[0].astype(np.float64)
+        for row, top in zip(logits, answer["top"], strict=False):  # row i predicts token i + 1
+            named = np.array([int(token) for token in top])
+            shifted = row - row.max()
+            ours = (shifted - np.log(np.exp(shifted).sum()))[named]
+            theirs = np.array(list(top.values()))
+            differences += np.abs(ours - theirs).tolist()
+            agreements.append(int(row.argmax()) == int(named[theirs.argmax()]))
+    if not differences:
+        return None
+    return {
+        "positions": len(agreements),
+        "log_probabilities": len(differences),
+        "max_abs": float(f"{max(differences):.2g}"),  # a server's last digits depend on what else it was doing
+        "mean_abs": float(f"{sum(differences) / len(differences):.2g}"),
+        "top1_agreement": float(f"{sum(agreements) / len(agreements):.6g}"),
+    }
 
 
 if __name__ == "__main__":

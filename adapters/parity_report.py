@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ LOGITS_MEMORY_FACTOR = 6  # bytes per weight: one float32 model at a time, its a
 Tell = Callable[[dict[str, Any]], None]
 
 
-def prove(plan: MergePlan, folder: Path, *, with_logits: bool, tell: Tell) -> dict[str, Any]:
+def prove(
+    plan: MergePlan, folder: Path, *, with_logits: bool, served: Sequence[Mapping[str, Any]] = (), tell: Tell
+) -> dict[str, Any]:
     """Check the merged files in `folder` against the plan's inputs: `verdict` passed, or failed with `problems`.
 
-    `level` says how far it went: `logits`, or `weights_only` with the `reason`.
+    `level` says how far it went: `logits`, or `weights_only` with the `reason`. `served` are a server's answers to the
+    probe, as `parity_served.read_answer` gives them.
     """
     weights = verify_weights(plan, folder, percents(tell, "checking", plan.weight_bytes))
     problems = list(weights.problems)
@@ -34,7 +37,7 @@ def prove(plan: MergePlan, folder: Path, *, with_logits: bool, tell: Tell) -> di
         parity["reason"] = reason or "the weights failed already"
     else:
         tell({"stage": "comparing logits"})
-        parity["level"], parity["logits"] = "logits", _logits(plan, folder)
+        parity["level"], parity["logits"] = "logits", _logits(plan, folder, served)
         problems += logits_problems(parity["logits"])
     if problems:
         parity.update(verdict="failed", problems=problems)
@@ -67,13 +70,14 @@ def logits_problems(logits: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _logits(plan: MergePlan, folder: Path) -> dict[str, Any]:
+def _logits(plan: MergePlan, folder: Path, served: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Run the comparison in a child: it imports transformers and PEFT, and gives its memory back."""
     spec = {
         "base": str(plan.base.folder),
         "adapter": str(plan.adapter),
         "merged": str(folder),
         "dtype": dtype_of(plan),
+        "served": list(served),
     }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "spec.json"

@@ -29,6 +29,7 @@ from server.metrics import Metrics
 from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
+from server.resolve import Resolver
 from server.routes import adapters, exports, models, ops, versions
 from server.served import ServedProbe
 from server.services import Services
@@ -99,6 +100,7 @@ def build_services(settings: Settings) -> Services:
         engine=engine,
         proxy=proxy,
         door=Door(Admission(limits), metrics, settings.queue_seconds),
+        resolver=Resolver(registry),
         residents=residents,
         prover=Prover(engaged),
         metrics=metrics,

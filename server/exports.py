@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from adapters.store import BlobStore
 
 log = structlog.get_logger("hotshoe.exports")
+AskServed = Callable[[AdapterVersion], Awaitable[list[dict[str, Any]]]]  # the engine's answers to the parity probe
 NICE = 10
 CANCEL_GRACE_SECONDS = 5.0
 TELL_SECONDS = 0.5  # between two writes of progress to the registry
@@ -56,6 +58,15 @@ class ExportOrder:
     with_parity: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class ExportPlace:
+    """Where exports are kept: their rows, the adapters' files, and the state folder for what they make."""
+
+    registry: Registry
+    store: BlobStore
+    home: Path
+
+
 @dataclass
 class _Running:
     row: ExportRow
@@ -65,14 +76,13 @@ class _Running:
 class Exports:
     """The queue and its worker. Results lie in `home`/exports/ID until they are removed by hand."""
 
-    def __init__(
-        self, registry: Registry, store: BlobStore, home: Path, base: BaseModel, merge_base: BaseModel | None
-    ) -> None:
-        self.registry = registry
-        self.store = store
-        self.root = home / "exports"
+    def __init__(self, where: ExportPlace, base: BaseModel, merge_base: BaseModel | None, ask: AskServed) -> None:
+        self.registry = where.registry
+        self.store = where.store
+        self.root = where.home / "exports"
         self.served_base = base
         self.merge_base = merge_base or base
+        self.ask = ask
         self._wake = asyncio.Event()
         self._running: _Running | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -177,8 +187,9 @@ class Exports:
         )
         if started.status is not ExportStatus.RUNNING:  # cancelled meanwhile
             return {}
+        served = await self.ask(version) if row.options.get("parity", True) else []
         spec = self.root / f".{row.id}.spec.json"
-        await asyncio.to_thread(spec.write_text, json.dumps(self._spec(row, version)))
+        await asyncio.to_thread(spec.write_text, json.dumps({**self._spec(row, version), "served": served}))
         process = await start_child(spec)
         self._running = _Running(row, process)
         try:

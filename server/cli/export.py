@@ -46,9 +46,12 @@ def export(
     from adapters import export as exporting
 
     with tempfile.TemporaryDirectory(prefix="hotshoe-export-") as scratch, _progress(as_json) as tell:
-        opened = _from_folder if (Path(source) / ADAPTER_FILES[0]).is_file() else _from_server
+        is_local = (Path(source) / ADAPTER_FILES[0]).is_file()
+        opened = _from_folder if is_local else _from_server
         request = opened(source, base, out.absolute(), Path(scratch))
         request = dataclasses.replace(request, format=format, dtype=dtype, with_logits=not no_parity)
+        if request.with_logits and not is_local:
+            request = dataclasses.replace(request, served=_ask_served(request.source))
         result = exporting.export(request, tell)
     if as_json:
         print_json(result.as_dict())
@@ -124,6 +127,21 @@ def _download(client: Client, path: str, target: Path) -> None:
         raise unreachable(client.http, error) from error
 
 
+def _ask_served(model: str) -> tuple[dict[str, Any], ...]:
+    """The served adapter's log-probabilities for the probe; none where the server cannot say, which is then told."""
+    from adapters.errors import HotshoeError
+    from adapters.parity_served import questions, read_answer
+    from server.cli.client import open_client
+
+    try:
+        with open_client() as client:
+            answers = [read_answer(client.post("/v1/completions", json=body)) for body in questions(model)]
+    except HotshoeError as error:
+        typer.echo(f"the served adapter is left out of the comparison: {error.message}", err=True)
+        return ()
+    return tuple(answer for answer in answers if answer is not None)
+
+
 def _check_digest(folder: Path, version: dict[str, Any]) -> None:
     from adapters.canonical import digest_folder
     from adapters.errors import StorageDamaged
@@ -182,6 +200,12 @@ def _describe(result: dict[str, Any]) -> None:
             f"logits against PEFT: largest difference {merged['max_abs']:.3g} (rounding alone {floor['max_abs']:.3g}), "
             f"same top token in {merged['top1_agreement']:.1%} of {merged['positions']} positions"
         )
+        served = parity["logits"]["served_against_merged"]
+        if served:
+            typer.echo(
+                f"log-probabilities served against merged: largest difference {served['max_abs']:.3g}, "
+                f"mean {served['mean_abs']:.3g} over {served['log_probabilities']:,}"
+            )
     else:
         typer.echo(f"logits not compared: {parity['reason']}")
     for note in parity["notes"]:

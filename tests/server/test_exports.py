@@ -142,7 +142,7 @@ def test_a_quantised_base_without_merge_base_names_the_setting(base: BaseModel, 
 def test_an_export_that_ran_when_the_server_ended_runs_again(base: BaseModel, tmp_path: Path) -> None:
     with running(base, tmp_path) as server:
         server.push("router", write_adapter(tmp_path / "adapter", base))
-        row = ordered(server, parity=True)
+        row = ordered(server)
         eventually(lambda: server.http.get(f"/v1/exports/{row['id']}").json()["status"] == "running")
     with running(base, tmp_path) as server:
         assert server.services.registry.get_export("default", row["id"]).status is not ExportStatus.CANCELLED
