@@ -26,6 +26,7 @@ class Database:
     def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         self.path = path
         self.engine = _engine(path, busy_seconds)
+        self.changes = 0  # grows with every change made here, so that what was read before it can be told from after
 
     def close(self) -> None:
         self.engine.dispose()
@@ -39,12 +40,15 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One change, durable when the block ends, undone when it raises. Writers queue for at most the busy time."""
-        with (
-            database_errors(self.path),
-            self.engine.connect().execution_options(is_writer=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        try:
+            with (
+                database_errors(self.path),
+                self.engine.connect().execution_options(is_writer=True) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        finally:
+            self.changes += 1
 
     def migrate(self) -> None:
         """Bring the tables to HEAD, in one transaction; quick when they are there already."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from adapters.errors import HotshoeError, ModelNotFound, NotServable
-from adapters.registry import not_servable
+from adapters.errors import ModelNotFound, NameInvalid, NotFound, NotServable
+from adapters.registry import Registry, not_servable
 from adapters.types import AdapterRef, AdapterVersion, VersionStatus
 from server.services import Caller, Services
+
+MAX_KNOWN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,33 @@ async def resolve_model(services: Services, caller: Caller, model: str) -> Targe
 async def find_version(services: Services, caller: Caller, model: str) -> AdapterVersion:
     """The version that a model id names, whatever its status; raises ModelNotFound."""
     try:
-        ref = AdapterRef.parse(model, caller.tenant)
-        return await asyncio.to_thread(services.registry.resolve, ref)
-    except (ModelNotFound, HotshoeError) as error:
-        if error.code in ("model_not_found", "not_found", "name_invalid"):
-            shown = model if len(model) <= 80 and model.isprintable() else "that id"
-            raise ModelNotFound(
-                f"There is no model {shown} here; GET /v1/models lists the ones there are.", param="model"
-            ) from error
-        raise
+        return await services.resolver.resolve(AdapterRef.parse(model, caller.tenant))
+    except (NotFound, NameInvalid) as error:
+        shown = model if len(model) <= 80 and model.isprintable() else "that id"
+        raise ModelNotFound(
+            f"There is no model {shown} here; GET /v1/models lists the ones there are.", param="model"
+        ) from error
+
+
+class Resolver:
+    """Model ids to versions, read once per change of the registry: this process is the only one that changes it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self._changes = -1
+        self._known: dict[AdapterRef, AdapterVersion] = {}
+
+    async def resolve(self, ref: AdapterRef) -> AdapterVersion:
+        """The version that the id names now; raises ModelNotFound."""
+        changes = self.registry.database.changes
+        if changes != self._changes or len(self._known) >= MAX_KNOWN:
+            self._changes, self._known = changes, {}
+        version = self._known.get(ref)
+        if version is None:
+            version = await asyncio.to_thread(self.registry.resolve, ref)
+            if self._changes == changes:  # else it may have been read before a change
+                self._known[ref] = version
+        return version
 
 
 def check_servable(version: AdapterVersion, base_digest: str) -> None:

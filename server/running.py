@@ -45,7 +45,7 @@ async def _serve(settings: Settings, app: Gateway, services: Services, listener:
             log_config=None,
             access_log=False,
             server_header=False,
-            date_header=True,
+            proxy_headers=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
             ssl_certfile=settings.tls_cert,

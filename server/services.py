@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from server.proving import Prover
     from server.proxy import EngineProxy
     from server.residency import Residents
+    from server.resolve import Resolver
     from server.settings import Settings
 
 CALLER_KEY = "hotshoe.caller"
@@ -67,6 +68,7 @@ class Services:
     engine: Engine
     proxy: EngineProxy
     door: Door
+    resolver: Resolver
     residents: Residents
     prover: Prover
     metrics: Metrics
