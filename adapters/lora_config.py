@@ -188,7 +188,7 @@ def _foreign_kind(config: Mapping[str, Any]) -> Problem | None:
 
 
 def _read_field(reading: _Reading, key: str, value: Any) -> None:
-    if any(value == default and type(value) is type(default) for default in DEFAULTS.get(key, ())):
+    if _is_default(key, value):
         reading.drop(key)
     elif key in HANDLERS:
         HANDLERS[key](reading, key, value)
@@ -207,6 +207,13 @@ def _read_field(reading: _Reading, key: str, value: Any) -> None:
         reading.problem("field_unknown", key, message, "Remove it if it means nothing, or train without it.")
     else:
         reading.drop(key, "unknown and empty")
+
+
+def _is_default(key: str, value: Any) -> bool:
+    """One of the known values that say nothing; null is what Axolotl writes for a flag that nobody set."""
+    if value is None:
+        return key in DEFAULTS and key != "bias"
+    return any(value == default and type(value) is type(default) for default in DEFAULTS.get(key, ()))
 
 
 def _is_empty(value: Any) -> bool:
