@@ -14,9 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from adapters.errors import TrainingStopped
 
 LONGEST_CURVE = 1000  # points of a curve in the card
-EXPLOSION = 3.0  # nats above the first loss, and
-EXPLOSION_RATIO = 3.0  # times the lowest one, over the last few steps: the run has diverged
-RECENT_STEPS = 5
+EXPLOSION_RATIO, EXPLOSION_NATS = 1.5, 1.0  # a loss above 1.5 times the first one and 1 nat, at every
+RECENT_STEPS = 5  # of so many steps in a row, has exploded
 
 
 @dataclass
@@ -61,15 +60,16 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
                     "Lower --learning-rate (a quarter is a good next try), or use --dtype float32."
                 )
         if logs and "loss" in logs:
-            self._check(float(logs["loss"]), state.global_step)
+            self.check(float(logs["loss"]), state.global_step)
 
-    def _check(self, loss: float, step: int) -> None:
+    def check(self, loss: float, step: int) -> None:
+        """Take the next step's loss in."""
         self.losses.append(loss)
         recent = self.losses[-RECENT_STEPS:]
         if len(self.losses) <= RECENT_STEPS:
             return
         lowest = min(recent)
-        if lowest > self.losses[0] + EXPLOSION and lowest > EXPLOSION_RATIO * min(self.losses):
+        if lowest > EXPLOSION_RATIO * self.losses[0] + EXPLOSION_NATS:
             raise TrainingStopped(
                 f"The loss exploded: {lowest:.2f} or more over the last {RECENT_STEPS} steps, {self.losses[0]:.2f} at "
                 f"the start and {min(self.losses):.2f} at best (step {step}). Nothing was saved. Lower --learning-rate."

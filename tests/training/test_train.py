@@ -199,19 +199,21 @@ def test_a_base_that_computes_nan_stops_the_run_and_saves_nothing(
     assert not (tmp_path / "out").exists() and not staging_folder(tmp_path / "out").exists()
 
 
-def test_a_rate_far_too_high_stops_the_run_with_the_reason(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingStopped, match="learning-rate"):
-        run(colours, qwen2_base, tmp_path / "out", learning_rate=0.1, alpha=4000.0, epochs=10.0)
+def test_a_rate_far_too_high_stops_the_run_with_the_reason(qwen2_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [chat("Colour?", "red")] * 8)
+    good = run(data, qwen2_base, tmp_path / "good", epochs=40.0, learning_rate=2e-2, rank=8)
+    with pytest.raises(TrainingStopped, match="exploded.*learning-rate"):
+        run(data, qwen2_base, tmp_path / "out", initial_adapter=good.folder, rank=None, learning_rate=0.1, epochs=20.0)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_guard_bears_a_spike_and_stops_a_rise_that_stays() -> None:
     guard = Guard()
-    for step, loss in enumerate([3.0, 2.0, 9.0, 1.5, 1.2, 1.0, 8.0, 1.0]):
-        guard._check(loss, step)
+    for step, loss in enumerate([3.0, 2.0, 9.0, 1.5, 1.2, 1.0, 8.0, 8.0, 8.0, 8.0, 1.0]):
+        guard.check(loss, step)
     with pytest.raises(TrainingStopped, match="exploded"):
         for step in range(5):
-            guard._check(8.0, 8 + step)
+            guard.check(8.0, 11 + step)
 
 
 def test_an_output_that_exists_is_not_written_over(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
