@@ -15,12 +15,13 @@ from starlette.exceptions import HTTPException
 
 from adapters.bases import BaseModel
 from adapters.embedded import open_base
-from adapters.errors import HotshoeError
+from adapters.errors import ConfigInvalid, HotshoeError
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from server.admission import Admission, Limits
 from server.door import Door
 from server.engine.base import Engine, EngineOptions
+from server.engine.rundir import check_socket_path
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
 from server.exports import ExportPlace, Exports
 from server.gateway import Gateway
@@ -111,11 +112,11 @@ def build_services(settings: Settings) -> Services:
 
 
 def build_engine(settings: Settings, base: BaseModel) -> Engine:
-    """The engine that the settings name, not started. Its socket lies in a folder that only this user may enter."""
+    """The engine that the settings name, not started."""
     options = EngineOptions(
         base_folder=base.folder,
         base_id=base.id,
-        run_dir=Path(tempfile.mkdtemp(prefix="hotshoe-")),
+        run_dir=run_dir_of(settings.home),
         slots=settings.slots,
         max_rank=settings.max_rank,
         staged_limit=settings.staged_limit,
@@ -125,11 +126,17 @@ def build_engine(settings: Settings, base: BaseModel) -> Engine:
         extra_args=settings.engine_args,
         log_path=settings.home / "engine.log",
     )
+    return _engine_class(settings.engine)(options)
+
+
+def run_dir_of(home: Path) -> Path:
+    """The engine's private folder: in the state folder, or a temporary one where its path would be too long."""
+    folder = home.absolute() / "run"
     try:
-        return _engine_class(settings.engine)(options)
-    except HotshoeError:
-        options.run_dir.rmdir()
-        raise
+        check_socket_path(folder)
+    except ConfigInvalid:
+        return Path(tempfile.mkdtemp(prefix="hotshoe-"))
+    return folder
 
 
 def _engine_class(name: str) -> Callable[[EngineOptions], Engine]:

@@ -23,19 +23,19 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     base: Annotated[str | None, typer.Option(help="`embedded` (default), a folder, or OWNER/NAME@COMMIT.")] = None,
     merge_base: Annotated[str | None, typer.Option(help="The 16-bit base that exports merge into.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (8000).")] = None,
     api_key: Annotated[
         str | None, typer.Option(help="Key that clients must send; HOTSHOE_API_KEY hides it from `ps`.")
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="Distinct adapters answering at the same time [8].")] = None,
-    max_rank: Annotated[int | None, typer.Option(help="Largest LoRA rank served [64].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Number format of the engine's weights [auto].")] = None,
-    home: Annotated[Path | None, typer.Option(help="State folder [HOTSHOE_HOME].")] = None,
+    slots: Annotated[int | None, typer.Option(help="Distinct adapters answering at the same time (8).")] = None,
+    max_rank: Annotated[int | None, typer.Option(help="Largest LoRA rank served (64).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Number format of the engine's weights (auto).")] = None,
+    home: Annotated[Path | None, typer.Option(help="State folder (HOTSHOE_HOME).")] = None,
     engine: Annotated[str | None, typer.Option(help="`vllm` (default) or `scripted`, which loads no model.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key file for HTTPS.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info].")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (info).")] = None,
     engine_args: Annotated[
         list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Further flags for vLLM, after `--`.")
     ] = None,
@@ -53,7 +53,7 @@ def serve(
 
 
 def doctor(
-    home: Annotated[Path | None, typer.Option(help="State folder [HOTSHOE_HOME].")] = None,
+    home: Annotated[Path | None, typer.Option(help="State folder (HOTSHOE_HOME).")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Put right what can be put right.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -157,13 +157,14 @@ def test_f19_sigterm_lets_running_answers_end_and_leaves_with_0(tiny_base: BaseM
     assert "Traceback" not in log
 
 
-def test_sigint_leaves_with_130_and_no_socket_folder_stays(tiny_base: BaseModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("home", ["home", "h" * 120], ids=["short path", "long path"])
+def test_sigint_leaves_with_130_and_no_socket_folder_stays(tiny_base: BaseModel, tmp_path: Path, home: str) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    one = scripted(tiny_base, tmp_path / "home", TMPDIR=str(scratch))
-    assert list(scratch.iterdir()) != []
+    one = scripted(tiny_base, tmp_path / home, TMPDIR=str(scratch))
+    assert len([*scratch.iterdir(), *(tmp_path / home).glob("run")]) == 1
     assert one.stop(signal.SIGINT) == 130
-    assert list(scratch.iterdir()) == []
+    assert [*scratch.iterdir(), *(tmp_path / home).glob("run")] == []
 
 
 def test_after_a_kill_the_state_is_free_and_sound(tiny_base: BaseModel, tmp_path: Path) -> None:
