@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -23,11 +24,14 @@ from server.settings import Settings
 
 EXIT_INTERRUPTED = 130
 BACKLOG = 2048
+MAX_OPEN_FILES = 65_536
+KEEP_ALIVE_SECONDS = 75  # longer than the 60 s for which common proxies keep a connection, so that they close first
 
 
 def run_server(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises AlreadyRunning and ConfigInvalid first."""
     configure_logging(settings.log_level)
+    allow_many_connections()
     with state_lock(settings.home), closing(listen(settings)) as listener:
         services = build_services(settings)
         app = create_app(settings, services)
@@ -47,6 +51,7 @@ async def _serve(settings: Settings, app: Gateway, services: Services, listener:
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
@@ -69,6 +74,14 @@ async def _serve(settings: Settings, app: Gateway, services: Services, listener:
         sys.stderr.write(f"{failure.code}: {failure.message}\n")
         return exit_code_of(failure)
     return EXIT_INTERRUPTED if signal.SIGINT in received else 0
+
+
+def allow_many_connections() -> None:
+    """Raise this process's soft limit of open files to MAX_OPEN_FILES, or as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(settings: Settings) -> socket.socket:
