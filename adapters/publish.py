@@ -43,12 +43,14 @@ def publish(
 
     The same files again give the version that is there (`is_new` is False). Refused files leave a rejected version
     with every reason and no files, and raise AdapterRefused. Nothing that is refused or interrupted leaves a blob that
-    a version refers to. `card` is the uploader's claim; without one, `source`/card.json is.
+    a version refers to. `card` is the uploader's claim; without one, `source`/card.json is. A card with the base's
+    digest as its `base.digest` says that the adapter was made for it, whatever path its config names.
     """
     check_name(name)
     staged = context.store.stage()
     try:
         card = card if card is not None else _card_beside(source)
+        base_is_served = base_is_served or _names_base(card, context.base)
         with disk_errors(staged):
             canonical, new = _checked(source, name, staged, context, base_is_served)
     except AdapterRefused as refusal:
@@ -101,6 +103,12 @@ def _card_beside(source: Path) -> dict[str, Any] | None:
         return read_card(source)
     except JsonInvalid as error:
         raise refused((Problem(error.code, "card.json", str(error)),)) from error
+
+
+def _names_base(card: dict[str, Any] | None, base: BaseModel) -> bool:
+    """The card of a run names its base by digest, which says more than the path in the config."""
+    named = card.get("base") if card else None
+    return isinstance(named, dict) and named.get("digest") == base.digest
 
 
 def _record_refusal(refusal: AdapterRefused, name: str, context: PublishContext, card: dict[str, Any] | None) -> None:

@@ -94,6 +94,19 @@ def test_a_card_beside_the_adapter_is_kept_and_a_bad_one_refused(tmp_path: Path,
         assert caught.value.wire_code == code
 
 
+def test_u6_a_card_that_names_the_base_by_digest_outweighs_the_path_in_the_config(
+    tmp_path: Path, context: PublishContext
+) -> None:
+    config = {"base_model_name_or_path": "/home/somebody/.cache/hotshoe/bases/tiny"}
+    source = write_adapter(tmp_path / "adapter", context.base, config=config)
+    for card in (None, {"base": {"digest": "sha256:" + "0" * 64}}, {"base": context.base.digest}):
+        with pytest.raises(AdapterRefused) as caught:
+            publish(source, "router", context=context, card=card)
+        assert caught.value.wire_code == "base_mismatch"
+    version = publish(source, "router", context=context, card={"base": {"digest": context.base.digest}})
+    assert version.status is VersionStatus.QUARANTINED
+
+
 def test_u7_a_name_that_is_no_name_leaves_nothing(tmp_path: Path, context: PublishContext) -> None:
     source = write_adapter(tmp_path / "adapter", context.base)
     with pytest.raises(NameInvalid):
