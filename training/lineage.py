@@ -25,7 +25,7 @@ def fetch_version(ref: str, folder: Path) -> str:
     parsed = AdapterRef.parse(ref)
     if parsed.number is None:
         raise InvalidRequest(f"--from {ref!r} names no version: write {parsed.name}@N, or a folder.", param="from")
-    url = os.environ.get("HOTSHOE_URL", DEFAULT_URL).rstrip("/")
+    url = (os.environ.get("HOTSHOE_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
     key = os.environ.get("HOTSHOE_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     folder.mkdir(parents=True, exist_ok=True)

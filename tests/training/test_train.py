@@ -202,7 +202,7 @@ def test_a_base_that_computes_nan_stops_the_run_and_saves_nothing(
 def test_a_rate_far_too_high_stops_the_run_with_the_reason(qwen2_base: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [chat("Colour?", "red")] * 8)
     good = run(data, qwen2_base, tmp_path / "good", epochs=40.0, learning_rate=2e-2, rank=8)
-    with pytest.raises(TrainingStopped, match="exploded.*learning-rate"):
+    with pytest.raises(TrainingStopped, match=r"exploded.*learning-rate"):
         run(data, qwen2_base, tmp_path / "out", initial_adapter=good.folder, rank=None, learning_rate=0.1, epochs=20.0)
     assert not (tmp_path / "out").exists()
 
