@@ -21,9 +21,11 @@ class AliasRows:
 
     database: Database
 
-    def aliases(self, tenant: str, name: str) -> list[Alias]:
-        """All aliases of an adapter, sorted; empty for an adapter without any."""
-        query = _query().where(schema.aliases.c.tenant == tenant, schema.adapters.c.name == name)
+    def aliases(self, tenant: str, name: str | None = None) -> list[Alias]:
+        """All aliases of an adapter, or of all the tenant's when none is named, sorted; empty where there are none."""
+        query = _query().where(schema.aliases.c.tenant == tenant)
+        if name is not None:
+            query = query.where(schema.adapters.c.name == name)
         with self.database.reading() as connection:
             return [_to_alias(row) for row in connection.execute(query.order_by(schema.aliases.c.alias_key))]
 

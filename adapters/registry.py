@@ -149,10 +149,11 @@ class Registry(AliasRows, ExportRows, Journal):
             raise ModelNotFound(f"There is no adapter {name!r}.", param="model")
         return found
 
-    def all_versions(self) -> list[AdapterVersion]:
-        """Of every tenant, in the order they were made."""
+    def all_versions(self, tenant: str | None = None) -> list[AdapterVersion]:
+        """Of one tenant, or of every one, in the order they were made."""
         with self.database.reading() as connection:
-            return [to_version(row) for row in connection.execute(version_query().order_by(schema.versions.c.id))]
+            rows = connection.execute(version_query(tenant).order_by(schema.versions.c.id))
+            return [to_version(row) for row in rows]
 
     def quarantined(self) -> list[AdapterVersion]:
         """Versions that wait for their proof, of all tenants, oldest first."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from adapters.types import STABLE, AdapterVersion, Alias
+from server.catalogue import Adapter
 from server.services import Services
 
 
-def version_row(services: Services, version: AdapterVersion, aliases: list[Alias] = []) -> dict[str, Any]:  # noqa: B006 - read only
+def version_row(services: Services, version: AdapterVersion, aliases: Sequence[Alias] = ()) -> dict[str, Any]:
     """Everything about one version but its card."""
     return {
         "id": version.ref,
@@ -46,23 +48,21 @@ def alias_row(alias: Alias) -> dict[str, Any]:
     }
 
 
-def adapter_row(
-    services: Services, name: str, versions: list[AdapterVersion], aliases: list[Alias], *, is_short: bool = False
-) -> dict[str, Any]:
+def adapter_row(services: Services, adapter: Adapter, *, is_short: bool = False) -> dict[str, Any]:
     """One adapter: its aliases, and its versions, newest first."""
-    newest = sorted(versions, key=lambda version: -version.number)
+    newest = sorted(adapter.versions, key=lambda version: -version.number)
     row: dict[str, Any] = {
-        "id": name,
+        "id": adapter.name,
         "object": "adapter",
-        "name": name,
-        "created_at": int(min((version.created_at for version in versions), default=0)),
-        "stable": next((alias.number for alias in aliases if alias.alias == STABLE), None),
-        "aliases": [alias_row(alias) for alias in aliases],
+        "name": adapter.name,
+        "created_at": int(min((version.created_at for version in newest), default=0)),
+        "stable": adapter.stable.number if adapter.stable else None,
+        "aliases": [alias_row(alias) for alias in adapter.aliases],
     }
     if is_short:
         row["versions"] = [{"version": one.number, "status": str(one.status)} for one in newest]
     else:
-        row["versions"] = [version_row(services, one, aliases) for one in newest]
+        row["versions"] = [version_row(services, one, adapter.aliases) for one in newest]
     return row
 
 

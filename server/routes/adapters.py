@@ -17,6 +17,7 @@ from adapters.inspect import read_card
 from adapters.publish import publish
 from adapters.strict_json import JsonInvalid as StrictJsonInvalid
 from adapters.types import AdapterVersion, VersionStatus, check_name
+from server.catalogue import all_adapters, one_adapter
 from server.errors import JsonInvalid, PayloadTimeout
 from server.gateway import ClientGone
 from server.idempotency import idempotent
@@ -53,18 +54,17 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("", summary="Every adapter, with its aliases and its versions' statuses")
     async def list_adapters(request: Request) -> dict[str, Any]:
-        tenant = caller_of(request).tenant
-        names = await asyncio.to_thread(services.registry.adapters, tenant)
-        return listing([await one_adapter(services, tenant, name, is_short=True) for name in names])
+        found = await all_adapters(services.registry, caller_of(request).tenant)
+        return listing([adapter_row(services, adapter, is_short=True) for adapter in found])
 
     @routes.get("/{name}", summary="One adapter with its versions")
     async def read_adapter(request: Request, name: str) -> dict[str, Any]:
-        return await one_adapter(services, caller_of(request).tenant, check_name(name))
+        return adapter_row(services, await one_adapter(services.registry, caller_of(request).tenant, check_name(name)))
 
     @routes.get("/{name}/versions", summary="The versions of one adapter, newest first")
     async def list_versions(request: Request, name: str) -> dict[str, Any]:
-        row = await one_adapter(services, caller_of(request).tenant, check_name(name))
-        return listing(row["versions"])
+        found = await one_adapter(services.registry, caller_of(request).tenant, check_name(name))
+        return listing(adapter_row(services, found)["versions"])
 
     @routes.get(
         "/{name}/versions/{number}", summary="One version, with its card; wait for its proof with ?wait=SECONDS"
@@ -150,12 +150,6 @@ async def shown(services: Services, version: AdapterVersion) -> dict[str, Any]:
     """A version's row as it is now."""
     aliases = await asyncio.to_thread(services.registry.aliases, version.tenant, version.name)
     return version_row(services, version, aliases)
-
-
-async def one_adapter(services: Services, tenant: str, name: str, *, is_short: bool = False) -> dict[str, Any]:
-    versions = await asyncio.to_thread(services.registry.versions, tenant, name)
-    aliases = await asyncio.to_thread(services.registry.aliases, tenant, name)
-    return adapter_row(services, name, versions, aliases, is_short=is_short)
 
 
 def file_path(services: Services, version: AdapterVersion, file: str) -> Path:

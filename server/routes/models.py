@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
 from adapters.errors import Conflict
-from adapters.types import STABLE, AdapterVersion, VersionStatus
+from adapters.types import AdapterVersion, VersionStatus
+from server.catalogue import Adapter, all_adapters
 from server.resolve import find_version
-from server.routes.adapters import one_adapter
 from server.routes.versions import retire_version
-from server.services import Caller, Services, caller_of
-from server.wire import listing, version_row
+from server.services import Services, caller_of
+from server.wire import adapter_row, listing, version_row
 
 
 def router(services: Services) -> APIRouter:
@@ -21,12 +20,15 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("", summary="The base first, then every adapter; view=all adds aliases, versions and residency")
     async def list_models(request: Request, view: Literal["models", "all"] = "models") -> dict[str, Any]:
-        caller = caller_of(request)
-        names = await asyncio.to_thread(services.registry.adapters, caller.tenant)
+        found = await all_adapters(services.registry, caller_of(request).tenant)
         rows = [await base_row(services, is_full=view == "all")]
-        for name in names:
-            rows += await adapter_rows(services, caller, name, is_full=view == "all")
-        return listing(rows)
+        if view == "all":
+            context = await services.lifecycle.context_length_tokens(services)
+            return listing(rows + [full_row(services, adapter, context) for adapter in found])
+        named = ((adapter.name, adapter.stable) for adapter in found)
+        return listing(
+            rows + [model_row(services, name, one) for name, one in named if one and can_answer(services, one)]
+        )
 
     @routes.get("/{model}", summary="One model by any of its ids")
     async def read_model(request: Request, model: str) -> dict[str, Any]:
@@ -59,26 +61,18 @@ async def base_row(services: Services, *, is_full: bool) -> dict[str, Any]:
     return row
 
 
-async def adapter_rows(services: Services, caller: Caller, name: str, *, is_full: bool) -> list[dict[str, Any]]:
-    """One row for the name when its `stable` can answer; with `view=all` for every adapter, with its versions."""
-    versions = await asyncio.to_thread(services.registry.versions, caller.tenant, name)
-    aliases = await asyncio.to_thread(services.registry.aliases, caller.tenant, name)
-    number = next((alias.number for alias in aliases if alias.alias == STABLE), None)
-    stable = next((version for version in versions if version.number == number), None)
-    if not is_full:
-        return [model_row(services, name, stable)] if is_answering(services, stable) and stable else []
-    row = (
-        model_row(services, name, stable)
-        if stable
-        else {"id": name, "object": "model", "created": 0, "owned_by": "hotshoe"}
-    )
-    full = await one_adapter(services, caller.tenant, name)
-    context = await services.lifecycle.context_length_tokens(services)
-    return [{**row, "aliases": full["aliases"], "versions": full["versions"], "max_model_len": context}]
+def full_row(services: Services, adapter: Adapter, context_length_tokens: int) -> dict[str, Any]:
+    """All there is about one adapter, whether or not it can answer now."""
+    if adapter.stable is not None:
+        row = model_row(services, adapter.name, adapter.stable)
+    else:
+        row = {"id": adapter.name, "object": "model", "created": 0, "owned_by": adapter.versions[0].tenant}
+    full = adapter_row(services, adapter)
+    return {**row, "aliases": full["aliases"], "versions": full["versions"], "max_model_len": context_length_tokens}
 
 
-def is_answering(services: Services, version: AdapterVersion | None) -> bool:
-    return version is not None and version.status is VersionStatus.READY and version.base_digest == services.base.digest
+def can_answer(services: Services, version: AdapterVersion) -> bool:
+    return version.status is VersionStatus.READY and version.base_digest == services.base.digest
 
 
 def model_row(services: Services, model: str, version: AdapterVersion) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from adapters.errors import EngineUnavailable
-from adapters.types import AdapterVersion, VersionStatus
+from adapters.types import VersionStatus
 from server.errors import to_wire
 from server.services import Services, caller_of
 from server.wire import version_row
@@ -115,7 +115,7 @@ async def place_rows(services: Services, tenant: str) -> list[dict[str, Any]]:
         (row.version.name, row.version.number): row for row in services.residents.rows() if row.version.tenant == tenant
     }
     rows = []
-    for version in await all_versions(services, tenant):
+    for version in await asyncio.to_thread(services.registry.all_versions, tenant):
         resident = residents.get((version.name, version.number))
         place = "absent" if resident is None else "resident" if resident.engine_name in in_slot else "staged"
         short = {
@@ -131,13 +131,6 @@ async def place_rows(services: Services, tenant: str) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-async def all_versions(services: Services, tenant: str) -> list[AdapterVersion]:
-    found: list[AdapterVersion] = []
-    for name in await asyncio.to_thread(services.registry.adapters, tenant):
-        found += await asyncio.to_thread(services.registry.versions, tenant, name)
-    return found
 
 
 async def count_versions(services: Services) -> None:

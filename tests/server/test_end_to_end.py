@@ -179,7 +179,7 @@ def test_a_promote_while_a_stream_runs_leaves_the_stream_on_its_version(
 def test_after_a_restart_the_warm_set_is_back_before_ready_and_no_process_was_left(
     sdk: openai.OpenAI, served: Served, router: list[dict[str, Any]]
 ) -> None:
-    before = ask(sdk, "router").choices[0].message.content
+    before = ask(sdk, "router@2").choices[0]
     assert served.run("promote", "router@2").returncode == 0
     assert served.run("retire", "router@1").returncode == 0
     children = psutil.Process(served.process.pid).children(recursive=True)
@@ -191,5 +191,7 @@ def test_after_a_restart_the_warm_set_is_back_before_ready_and_no_process_was_le
     assert rows["router@2"]["residency"] == "resident"
     assert rows["router@1"]["residency"] == "absent"
     after = ask(sdk, "router")
-    assert after.model == "router@2" and after.choices[0].message.content != before
+    assert (after.model, after.choices[0].message.content) == ("router@2", before.message.content)
+    changes = zip(before.logprobs.content, after.choices[0].logprobs.content, strict=True)
+    assert max(abs(one.logprob - other.logprob) for one, other in changes) < 1e-3
     assert served.run("doctor").returncode == 1  # the server holds the state
