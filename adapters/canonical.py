@@ -128,13 +128,19 @@ def canonical_config(settings: LoraSettings, verdict: Verdict) -> dict[str, Any]
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": settings.use_rslora,
-        "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+        "target_modules": sorted(_adapted(verdict)),
         "rank_pattern": {n: verdict.modules[n].rank for n in modules if verdict.modules[n].rank != rank},
         "alpha_pattern": {
             n: _plain_number(verdict.modules[n].alpha) for n in modules if verdict.modules[n].alpha != alpha
         },
         **settings.extras,
     }
+
+
+def _adapted(verdict: Verdict) -> set[str]:
+    """Last names of the modules with a low-rank update: projections, and in export-only versions embeddings too."""
+    owners = (key.partition(".lora_")[0] for key in verdict.tensors if ".lora_" in key)
+    return {owner.rpartition(".")[2] for owner in owners}
 
 
 def _commonest(values: list[Any], default: Any) -> Any:

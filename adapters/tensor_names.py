@@ -83,11 +83,11 @@ def _beyond_projections(key: str, module: str, adapter: str | None) -> TensorNam
     plain = ".".join(part for part in key.split(".") if part not in WRAPPERS)
     while plain.startswith(PREFIX):
         plain = plain[len(PREFIX) :]
-    plain = re.sub(r"\.(modules_to_save|original_module)(\.default)?", "", plain).replace("token_adapter.", "")
+    trained = re.sub(r"\.(modules_to_save(\.default)?|original_module|base_layer)(?=\.)", "", plain)
     is_known = re.match(
         r"(model\.)?(embed_tokens|lm_head|norm)\b|(model\.)?layers\.\d+\.(input_layernorm|post_attention_layernorm|"
         r"self_attn\.(q_proj|k_proj|v_proj|o_proj|q_norm|k_norm)|mlp\.(gate_proj|up_proj|down_proj))\.(weight|bias)$",
-        plain,
+        trained,
     )
     part = Part.EXPORT_ONLY if is_known else Part.UNKNOWN
     return TensorName(key, part, module, f"{PREFIX}{plain}", adapter)

@@ -200,3 +200,45 @@ def test_u32_peft_reads_canonical_files_as_the_same_adapter(tmp_path: Path, spec
 
     assert torch.allclose(logits(source), logits(made.folder), atol=1e-4)
     assert (logits(source) - logits(None)).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own, about the settings it is given here
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"lora_bias": True, "target_modules": ["q_proj", "v_proj"]},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [1, 2, 3]},
+    ],
+    ids=["dora", "lora_bias", "bias", "modules_to_save", "embeddings", "tokens"],
+)
+def test_u4b_peft_reads_the_canonical_files_of_an_export_only_version_as_the_same_adapter(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    from tests.fixtures.bases import tiny_qwen2
+
+    base = load_base(tiny_qwen2(tmp_path / "base", tie_word_embeddings=False))
+    tokens = torch.arange(1, 33).reshape(2, 16)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM", **options}
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), peft.LoraConfig(**settings)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "magnitude" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        expected = model(tokens).logits
+    model.save_pretrained(tmp_path / "source")
+    inspection = inspect_folder(tmp_path / "source")
+    verdict = check(inspection, base, max_rank=64)
+    assert verdict.verdict == "export_only"
+    made = canonicalise(tmp_path / "source", inspection, verdict, tmp_path / "out")
+    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.folder), made.folder).eval()
+    with torch.no_grad():
+        assert torch.allclose(again(tokens).logits, expected, atol=1e-5)
+    assert make(made.folder, base, tmp_path / "twice").digest == made.digest
