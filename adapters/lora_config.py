@@ -13,6 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.errors import Problem
+from adapters.lora_fields import (
+    DEFAULTS,
+    ESSENTIAL,
+    EXPORT_ADVICE,
+    EXPORT_ONLY,
+    FORBIDDEN,
+    PLAIN_INITS,
+    SELECTION,
+    SUBTRACTED_INITS,
+    TASK_TYPES,
+    TRAINING_ONLY,
+    TRAINING_ONLY_FLAGS,
+    UNSUPPORTED,
+)
 
 MAX_RANK = 4096
 MAX_ALPHA = 1e6
@@ -20,92 +34,6 @@ MAX_PATTERNS = 4096
 MAX_CLAIM_CHARACTERS = 1024
 LITERAL_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 
-# What PEFT 0.21.2 writes for a LoraConfig nobody touched, and what older and other writers add (0.2: enable_lora,
-# merge_weights, fan_in_fan_out; ms-swift: lora_dtype, lorap_*). A field with one of these values says nothing.
-DEFAULTS: Mapping[str, tuple[Any, ...]] = {
-    "alora_invocation_tokens": (None,),
-    "alpha_pattern": ({}, None),
-    "arrow_config": (None,),
-    "auto_mapping": (None,),
-    "bias": ("none",),
-    "corda_config": (None,),
-    "ensure_weight_tying": (False,),
-    "eva_config": (None,),
-    "exclude_modules": (None, [], ""),
-    "fan_in_fan_out": (False,),
-    "inference_mode": (False, True),
-    "init_lora_weights": (True, False),
-    "kasa_config": (None,),
-    "layer_replication": (None, []),
-    "layers_pattern": (None, [], ""),
-    "layers_to_transform": (None, []),
-    "loftq_config": ({}, None),
-    "lora_bias": (False,),
-    "lora_dropout": (0.0, 0),
-    "lora_ga_config": (None,),
-    "megatron_config": (None, {}),
-    "megatron_core": ("megatron.core", None),
-    "modules_to_save": (None, []),
-    "monteclora_config": (None,),
-    "qalora_group_size": (16,),
-    "rank_pattern": ({}, None),
-    "revision": (None,),
-    "runtime_config": ({"ephemeral_gpu_offload": False}, None, {}),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
-    "use_bdlora": (None, False),
-    "use_dora": (False, None),
-    "use_qalora": (False,),
-    "use_rslora": (False, None),
-    "velora_config": (None,),
-    "enable_lora": (None,),
-    "merge_weights": (False,),
-    "lora_dtype": (None,),
-    "lorap_lr_ratio": (None,),
-    "lorap_emb_lr": (1e-6,),
-}
-ESSENTIAL = ("peft_type", "r", "lora_alpha", "base_model_name_or_path", "task_type", "target_modules")
-
-# Any value but the default is refused: it changes what the adapter computes, in a way no engine here serves.
-UNSUPPORTED = {
-    "alora_invocation_tokens": "aLoRA adapters act only after their invocation tokens",
-    "arrow_config": "Arrow routes between several adapters",
-    "kasa_config": "KaSA rescales the base weights by singular values",
-    "layer_replication": "it duplicates layers of the base",
-    "monteclora_config": "MonteCLoRA samples its weights",
-    "target_parameters": "it adapts bare parameters, not linear layers",
-    "use_bdlora": "BD-LoRA is block-diagonal",
-    "use_qalora": "QALoRA pools its input",
-    "enable_lora": "it adapts parts of fused projections",
-}
-# Any value but the default is refused: it names code, files or a mapping that a loader would follow.
-FORBIDDEN = ("auto_map", "megatron_config", "loftq_config", "megatron_core", "cache_file", "covariance_file")
-# Accepted and kept, but the version can only be exported.
-EXPORT_ONLY = {
-    "use_dora": "DoRA rescales each output row by a trained magnitude; vLLM does not serve it",
-    "lora_bias": "a bias on lora_B is not served by vLLM",
-    "modules_to_save": "fully trained modules cannot be swapped per request",
-    "trainable_token_indices": "trained token embeddings cannot be swapped per request",
-}
-EXPORT_ADVICE = {
-    "use_dora": "Train with use_dora=False to serve it.",
-    "lora_bias": "Train with lora_bias=False to serve it.",
-    "modules_to_save": "Train without modules_to_save to serve it.",
-    "trainable_token_indices": "Train without trainable_token_indices to serve it.",
-    "bias": 'Train with bias="none" to serve it.',
-}
-# Chose layers, or shaped training only: no effect on what the saved tensors compute.
-SELECTION = {
-    "exclude_modules": (str, list),
-    "layers_pattern": (str, list),
-    "layers_to_transform": (int, list),
-    "target_modules": (str, list),
-}
-TRAINING_ONLY = ("eva_config", "velora_config", "revision", "runtime_config", "qalora_group_size")
-TRAINING_ONLY_FLAGS = ("ensure_weight_tying", "fan_in_fan_out", "inference_mode", "merge_weights")
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
-SUBTRACTED_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
-TASK_TYPES = (None, "CAUSAL_LM")
 MISSING = object()
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from adapters.bases import BaseModel
 from adapters.canonical import check
 from adapters.inspect import inspect_folder
-from adapters.lora_config import DEFAULTS, ESSENTIAL, read_config
+from adapters.lora_config import read_config
+from adapters.lora_fields import DEFAULTS, ESSENTIAL
 from adapters.strict_json import JsonInvalid, parse_json
 from tests.fixtures.adapters import write_adapter
 
