@@ -90,7 +90,7 @@ def make(recipe: Recipe, seed: int = 0, row_seed: int = 0) -> Dataset:
     """The dataset of a recipe: `seed` decides which template is in which split, `row_seed` the sentences."""
     language = Language.load(recipe.language)
     labels = [*language.labels(recipe.least_templates), *recipe.more_labels]
-    parts = {label: split_templates(language.templates[label], seed) for label in labels}
+    parts = {label: split_templates(language, language.templates[label], seed) for label in labels}
     rng = random.Random(f"rows {recipe.language} {seed} {row_seed}")
     data = Dataset(recipe.language, {split: [] for split in SPLITS})
     answers: dict[str, str] = {}
@@ -105,15 +105,33 @@ def make(recipe: Recipe, seed: int = 0, row_seed: int = 0) -> Dataset:
     return data
 
 
-def split_templates(templates: Iterable[Template], seed: int) -> dict[str, list[Template]]:
-    """Each template of one label in exactly one split, drawn by seed."""
-    shuffled = sorted(templates, key=lambda template: template.text)
-    random.Random(f"templates {seed} {shuffled[0].intent}").shuffle(shuffled)
-    parts: dict[str, list[Template]] = {}
-    for split, share in SHARES.items():
-        count = max(1, round(len(shuffled) * share))
-        parts[split], shuffled = shuffled[:count], shuffled[count:]
-    return {**parts, "train": shuffled}
+def split_templates(language: Language, templates: Iterable[Template], seed: int) -> dict[str, list[Template]]:
+    """Each template of one label in exactly one split, drawn by seed.
+
+    What is held out is a wording, not a slot: a template goes to test or validation while training keeps another with
+    the same slots. Where a label has too few of those, training keeps at least another with each slot.
+    """
+    train = sorted(templates, key=lambda template: template.text)
+    random.Random(f"templates {seed} {train[0].intent}").shuffle(train)
+    wanted = {split: max(1, round(len(train) * share)) for split, share in SHARES.items()}
+    held: list[Template] = []
+    for may_go in (_same_slots_stay, _each_slot_stays):
+        for template in list(train):
+            rest = [other for other in train if other is not template]
+            if len(held) < sum(wanted.values()) and may_go(language, template, rest):
+                held.append(template)
+                train = rest
+    if len(held) < sum(wanted.values()):
+        raise ValueError(f"{train[0].intent} has too few templates to hold out {wanted}.")
+    return {"validation": held[wanted["test"] :], "test": held[: wanted["test"]], "train": train}
+
+
+def _same_slots_stay(language: Language, template: Template, rest: Iterable[Template]) -> bool:
+    return language.slots(template) in map(language.slots, rest)
+
+
+def _each_slot_stays(language: Language, template: Template, rest: Iterable[Template]) -> bool:
+    return language.slots(template) <= frozenset().union(*map(language.slots, rest))
 
 
 def _sample(

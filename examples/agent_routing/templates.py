@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,10 +59,23 @@ class Language:
         walk.visit(self.parse(template.text))
         return " ".join("".join(walk.words).split()), walk.slots
 
+    def slots(self, template: Template) -> frozenset[str]:
+        """The names of all slots that some sentence of the template fills."""
+        return frozenset(self._slots(self.parse(template.text)))
+
     def parse(self, text: str) -> Any:
         if text not in self._parsed:
             self._parsed[text] = parse_sentence(text).expression
         return self._parsed[text]
+
+    def _slots(self, node: Any) -> Iterator[str]:
+        if isinstance(node, ListReference):
+            yield node.slot_name
+        elif isinstance(node, RuleReference):
+            yield from self._slots(self.parse(self.rules[node.rule_name]))
+        elif isinstance(node, Group):
+            for item in node.items:
+                yield from self._slots(item)
 
 
 def function_call(intent: str, slots: Slots) -> str:

@@ -24,13 +24,14 @@ def test_english_has_sixteen_labels_and_vietnamese_seven(english: Language) -> N
 
 @pytest.mark.parametrize("recipe", [ENGLISH, VIETNAMESE, ENGLISH_MORE], ids=["en", "vi", "en-more"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_no_template_and_no_sentence_is_in_two_splits_and_every_label_is_full(recipe: Recipe, seed: int) -> None:
+def test_no_template_and_no_sentence_is_in_two_splits_and_every_row_is_accounted_for(recipe: Recipe, seed: int) -> None:
     data = make(recipe, seed)
     assert data.leaks() == []
-    assert data.short == {}
     for split, counts in data.counts().items():
-        assert set(counts) == set(data.labels)
-        assert set(counts.values()) == {recipe.rows[split]}
+        assert {label: data.short.get(f"{split}/{label}", 0) + counts[label] for label in data.labels} == dict.fromkeys(
+            data.labels, recipe.rows[split]
+        )
+    assert {key.partition("/")[0] for key in data.short} <= {"validation"}
 
 
 def test_a_leak_is_named() -> None:
@@ -81,8 +82,16 @@ def test_a_function_call_is_json_with_the_intent_first() -> None:
     assert list(json.loads(text)) == ["intent", "area", "name"]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_slot_that_test_asks_for_was_named_in_training_for_that_label(seed: int) -> None:
+    data = make(ENGLISH, seed)
+    named = {(row.intent, slot) for row in data.splits["train"] for slot in json.loads(row.answer)}
+    for split in ("validation", "test"):
+        assert {(row.intent, slot) for row in data.splits[split] for slot in json.loads(row.answer)} <= named
+
+
 def test_each_template_of_a_label_is_in_exactly_one_part(english: Language) -> None:
     templates = english.templates["HassMediaSearchAndPlay"]
-    parts = split_templates(templates, 3)
+    parts = split_templates(english, templates, 3)
     assert sorted(t.text for part in parts.values() for t in part) == sorted(t.text for t in templates)
     assert all(parts.values())
