@@ -47,12 +47,14 @@ def state_lock(home: Path) -> Iterator[None]:
 
 @dataclass
 class Lifecycle:
-    """One server's way up and down. `failure` is why the engine never came up; `on_failure` hears of it."""
+    """One server's way up and down. `failure` is why the engine never came up; the callbacks hear how it went."""
 
     failure: HotshoeError | None = None
     on_failure: Callable[[], None] = lambda: None
+    on_ready: Callable[[], None] = lambda: None
     is_stopping: bool = False
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _restoring: asyncio.Task[Any] | None = None
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
     _capacity: EngineCapacity | None = None
 
@@ -80,11 +82,12 @@ class Lifecycle:
         await asyncio.to_thread(services.registry.close)
         shutil.rmtree(services.engine.socket_path.parent, ignore_errors=True)
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Have work done in the background, ended with the server; what goes wrong in it is logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     @asynccontextmanager
     async def one_at_a_time(self, key: str) -> AsyncIterator[None]:
@@ -136,17 +139,22 @@ class Lifecycle:
             log.error("the engine did not start", code=error.code, reason=error.message)
             self.on_failure()
             return
-        await self._restore(services)
+        self._restoring = self.spawn(self._restore(services))
         await services.prover.start()
 
     async def _restarted(self, services: Services) -> None:
+        """Returns at once: the engine's supervisor waits for it, and may have to start the engine again meanwhile."""
         services.metrics.engine_restarts.inc()
-        await self._restore(services)
+        services.residents.forget_all()
+        if self._restoring is not None:
+            self._restoring.cancel()
+        self._restoring = self.spawn(self._restore(services))
 
     async def _restore(self, services: Services) -> None:
         while not self.is_stopping:
             with contextlib.suppress(EngineUnavailable):
                 await services.residents.restore()
                 log.info("ready", warm=len(services.residents.rows()))
+                self.on_ready()
                 return
             await asyncio.sleep(RESTORE_PAUSE_SECONDS)

@@ -146,10 +146,15 @@ class Residents:
         async with self._lock:
             await self._remove(row)
 
-    async def restore(self) -> None:
-        """Load the warm set into an engine that holds nothing; a version that fails is logged and stays wanted."""
+    def forget_all(self) -> None:
+        """The engine is a new one and holds nothing. Requests that hold a version of the old one end by themselves."""
         self.is_restored = False
         self._rows.clear()
+        self._count()
+
+    async def restore(self) -> None:
+        """Load the warm set into an engine that holds nothing; a version that fails is logged and stays wanted."""
+        self.forget_all()
         try:
             warm = await asyncio.to_thread(self.registry.warm_set)
             wanted = [version for version in warm if version.base_digest == self.base_digest]

@@ -64,6 +64,7 @@ async def _serve(settings: Settings, app: Gateway, services: Services, listener:
         server.should_exit = True
 
     services.lifecycle.on_failure = give_up
+    services.lifecycle.on_ready = lambda: say(f"ready, with {len(services.residents.rows())} adapters loaded")
     announce(settings, services, listener)
     try:
         await server.serve(sockets=[listener])
@@ -112,6 +113,11 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
         f"  engine  {describe_engine(settings, services)}",
         f"  log of the engine: {settings.home / 'engine.log'}",
     ]
+    say(*lines)
+
+
+def say(*lines: str) -> None:
+    """To the person who started the server; logs go to standard error."""
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 

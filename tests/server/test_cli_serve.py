@@ -36,6 +36,7 @@ def test_it_prints_where_it_is_and_what_its_engine_runs_with(served: Served) -> 
     printed = served.out.read_text()
     assert f"hotshoe serves tiny on {served.url}/v1" in printed
     assert "engine  scripted" in printed and str(served.home) in printed
+    assert "ready, with 0 adapters loaded" in printed
 
 
 def test_push_sends_what_is_allowed_says_what_it_left_out_and_waits(

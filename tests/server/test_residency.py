@@ -128,3 +128,17 @@ def test_system_tells_each_adapters_place_and_bytes(make_server: Callable[..., S
     assert rows["a@1"]["place"] == "absent"
     assert {rows["b@1"]["place"], rows["c@1"]["place"]} <= {"staged", "resident"}
     assert all(row["size_bytes"] > 0 for row in rows.values())
+
+
+def test_an_engine_that_dies_again_while_it_is_filled_is_brought_back_all_the_same(
+    make_server: Callable[..., Server],
+) -> None:
+    server = make_server()
+    for name in ("one", "two", "three"):
+        server.pushed(name)
+    for _ in range(3):
+        server.call(server.engine.crash(down_seconds=0.0))
+        eventually(server.engine.is_ready)
+    eventually(lambda: server.http.get("/ready").status_code == 200)
+    eventually(lambda: loaded(server) == {"one@1", "two@1", "three@1"})
+    assert [server.say(name).json()["model"] for name in ("one", "two", "three")] == ["one@1", "two@1", "three@1"]
