@@ -1,0 +1,84 @@
+"""Qwen3 is no afterthought: a tiny one with the real tokenizer and template is served as peft computes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from adapters.bases import load_base
+from server.engine.base import EngineOptions
+from server.engine.vllm import VllmEngine
+from tests.fixtures.bases import tiny_qwen3
+from tests.fixtures.engines import EngineRig, eventually
+from tests.fixtures.reference import prompt_logprobs, served_prompt_logprobs
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRig]:
+    scratch = tmp_path_factory.mktemp("qwen3")
+    # 32 is the smallest head that vLLM's CPU attention has a kernel for.
+    base = load_base(tiny_qwen3(scratch / "tiny-qwen3", head_dim=32))
+    options = EngineOptions(
+        base.folder, base.id, scratch / "run", slots=2, max_rank=16, context_length_tokens=1024, kv_cache_bytes=64 << 20
+    )
+    rig = EngineRig(VllmEngine(options), base, scratch)
+    try:
+        rig.call(rig.engine.start())
+        yield rig
+    finally:
+        rig.close()
+
+
+def test_an_adapter_on_qwen3_computes_what_peft_computes(qwen3: EngineRig) -> None:
+    adapter = qwen3.load(rank=8, alpha=16, scale=0.2)
+    ids = [151644, 872, 198, 9707, 11, 1879, 0, 151645, 198, 151644, 77091, 198]
+    for model, folder in ((qwen3.base.id, None), (adapter.engine_name, adapter.path)):
+        body = qwen3.complete(model, ids, max_tokens=1, prompt_logprobs=0).json()
+        expected = prompt_logprobs(qwen3.base.folder, folder, ids)
+        assert served_prompt_logprobs(body, ids) == pytest.approx(expected, abs=1e-4)
+
+
+def test_thinking_is_switched_in_the_prompt_that_the_template_makes(qwen3: EngineRig) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    rendered = {}
+    for is_thinking in (True, False):
+        kwargs = {"enable_thinking": is_thinking}
+        body = {"model": qwen3.base.id, "messages": messages, "chat_template_kwargs": kwargs}
+        tokens = qwen3.http.post("/tokenize", json=body).json()["tokens"]
+        text = qwen3.http.post("/detokenize", json={"model": qwen3.base.id, "tokens": tokens}).json()["prompt"]
+        rendered[is_thinking] = text
+        answer = qwen3.chat(qwen3.base.id, "Hello", chat_template_kwargs=kwargs, max_tokens=2)
+        assert answer.json()["usage"]["prompt_tokens"] == len(tokens)
+    assert rendered[True].endswith("<|im_start|>assistant\n")
+    assert rendered[False] == rendered[True] + "<think>\n\n</think>\n\n"
+
+
+def test_an_engine_whose_core_is_killed_while_it_streams_is_soon_not_ready_and_comes_back(qwen3: EngineRig) -> None:
+    """The last test of this module: it costs a second start."""
+    engine = qwen3.engine
+    assert isinstance(engine, VllmEngine)
+    adapter = qwen3.load(rank=8, scale=0.2)
+    before = qwen3.complete(adapter.engine_name).json()["choices"][0]["text"]
+    core = next(p for p in psutil.Process(engine.pid).children() if "EngineCore" in "".join(p.cmdline()))
+    with qwen3.streaming(adapter.engine_name, max_tokens=900, ignore_eos=True) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(core.pid, signal.SIGKILL)
+        eventually(lambda: not engine.is_ready(), 2)
+        try:
+            last = list(lines)
+        except httpx.TransportError:
+            last = []
+        assert "[DONE]" not in last or any('"error"' in line for line in last)
+    eventually(engine.is_ready, 300)
+    assert engine.restarts == 1
+    assert qwen3.loaded_names() == set()
+    qwen3.call(engine.load(adapter))
+    assert qwen3.complete(adapter.engine_name).json()["choices"][0]["text"] == before
