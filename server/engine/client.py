@@ -20,7 +20,8 @@ from adapters.errors import (
 from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, LoadedAdapter
 
 ERRORS: dict[str, type[HotshoeError]] = {
-    error.code: error for error in (Conflict, EngineBusy, EngineFailed, InvalidRequest, ModelNotFound)
+    error.code: error
+    for error in (Conflict, EngineBusy, EngineFailed, EngineUnavailable, InvalidRequest, ModelNotFound)
 }
 CONTROL_TIMEOUT_SECONDS = 120.0
 

@@ -16,7 +16,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from adapters.errors import Conflict, EngineBusy, EngineFailed, HotshoeError, InvalidRequest, ModelNotFound
+from adapters.errors import (
+    Conflict,
+    EngineBusy,
+    EngineFailed,
+    EngineUnavailable,
+    HotshoeError,
+    InvalidRequest,
+    ModelNotFound,
+)
 from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage
 from server.engine.ledger import Ledger, parse_load, parse_unload
 
@@ -26,11 +34,13 @@ STATUS: dict[type[HotshoeError], int] = {
     Conflict: 409,
     EngineFailed: 500,
     EngineBusy: 503,
+    EngineUnavailable: 503,
 }
 
 
 class Worker(Protocol):
-    """What differs between engines. Calls come one at a time; any exception is a failed load or unload."""
+    """What differs between engines. Loads and unloads come one at a time; an exception is a failed one, unless it is
+    EngineUnavailable: then the engine is gone."""
 
     async def add(self, adapter: EngineAdapter) -> None: ...
     async def remove(self, adapter: EngineAdapter) -> None: ...
@@ -55,6 +65,8 @@ class Control:
                 return {"is_new": False}
             try:
                 await self.worker.add(adapter)
+            except EngineUnavailable:
+                raise  # the engine is gone: that says nothing about the adapter
             except Exception as error:
                 self.ledger.burn(adapter)
                 raise EngineFailed(f"{adapter.engine_name} did not load from {adapter.path}: {error}") from error
@@ -67,6 +79,8 @@ class Control:
             adapter = self.ledger.forget(name)
             try:
                 await self.worker.remove(adapter)
+            except EngineUnavailable:
+                raise
             except Exception as error:
                 self.ledger.burn(adapter)
                 raise EngineFailed(f"{name} is forgotten, but its weights did not leave: {error}") from error

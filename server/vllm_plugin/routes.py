@@ -11,8 +11,10 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__
 
+from adapters.errors import EngineUnavailable
 from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, wire_name
 from server.engine.control import Control, attach
 
@@ -61,6 +63,8 @@ class VllmWorker:
         try:
             if not await self._engine.add_lora(request):
                 raise RuntimeError("the engine did not take it")
+        except EngineDeadError as error:
+            raise EngineUnavailable("The engine died while it loaded an adapter.") from error
         except BaseException:
             # vLLM registers the id before it copies the weights: a half-loaded adapter must not keep its place.
             await self._engine.remove_lora(adapter.engine_id)
@@ -69,8 +73,12 @@ class VllmWorker:
 
     async def remove(self, adapter: EngineAdapter) -> None:
         self._state.openai_serving_models.lora_requests.pop(adapter.engine_name, None)
-        await self._engine.remove_lora(adapter.engine_id)
-        if adapter.engine_id in await self._engine.list_loras():
+        try:
+            await self._engine.remove_lora(adapter.engine_id)
+            left = await self._engine.list_loras()
+        except EngineDeadError as error:
+            raise EngineUnavailable("The engine died while it unloaded an adapter.") from error
+        if adapter.engine_id in left:
             raise RuntimeError(f"id {adapter.engine_id} is still in the engine")
 
     async def in_slots(self) -> set[int]:

@@ -19,9 +19,10 @@ class HotshoeWorker:
             for name in ("lora_a_stacked", "lora_b_stacked")
             for tensor in getattr(module, name, ())
         )
+        packed = sum(getattr(wrapper, "packed_bytes", 0) for wrapper in manager.punica_wrapper_mapping.values())
         caches = getattr(self.model_runner, "kv_caches", ())
         return {
             "slots": [number for number in manager.lora_index_to_id if number is not None],
-            "slot_bytes": sum(tensor.nbytes for tensor in stacked),
+            "slot_bytes": sum(tensor.nbytes for tensor in stacked) + packed,
             "kv_cache_bytes": sum(cache.nbytes for cache in caches),
         }
