@@ -33,7 +33,7 @@ class Recipe:
 
 
 ENGLISH = Recipe("en", 9, {"train": 80, "validation": 6, "test": 12})
-VIETNAMESE = Recipe("vi", 6, {"train": 64, "validation": 6, "test": 12})
+VIETNAMESE = Recipe("vi", 6, {"train": 48, "validation": 6, "test": 12})
 ENGLISH_MORE = Recipe("en", 9, {"train": 24, "validation": 6, "test": 12}, ("HassClimateGetTemperature",))
 
 
