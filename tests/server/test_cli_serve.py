@@ -49,7 +49,7 @@ def test_push_sends_what_is_allowed_says_what_it_left_out_and_waits(
     assert done.returncode == 0, done.stderr
     assert "left out: training_args.bin" in done.stdout
     assert "mine@1 is ready and named by stable" in done.stdout
-    again = json.loads(served.run("push", str(folder), "--name", "mine", "--json").stdout)
+    again = json.loads(served.verb("push", str(folder), "--name", "mine", "--json").stdout)
     assert (again["id"], again["status"]) == ("mine@1", "ready")
     assert again["left_out"] == ["README.md", "tokenizer.json", "training_args.bin"]
 
@@ -58,22 +58,22 @@ def test_promote_rollback_show_retire_and_ls_speak_json(served: Served, tiny_bas
     for seed in (2001, 2002):
         folder = write_adapter(tmp_path / str(seed), tiny_base, seed=seed)
         flags = ["--promote"] if seed == 2002 else []
-        row = json.loads(served.run("push", str(folder), "--name", "two", *flags, "--json").stdout)
+        row = json.loads(served.verb("push", str(folder), "--name", "two", *flags, "--json").stdout)
     assert (row["version"], row["aliases"]) == (2, ["stable"])
-    assert json.loads(served.run("rollback", "two", "--json").stdout)["version"] == 1
-    assert served.run("promote", "two@2", "--if-generation", "1").returncode == 1
-    assert "two is two@2 (generation 4)" in served.run("promote", "two@2").stdout
-    assert json.loads(served.run("show", "two", "--json").stdout)["stable"] == 2
-    assert json.loads(served.run("show", "two@1", "--json").stdout)["status"] == "ready"
-    assert served.run("retire", "two@2").returncode == 1
-    assert json.loads(served.run("retire", "two@1", "--json").stdout)["status"] == "retired"
-    assert "two@2" in served.run("ls").stdout
-    assert json.loads(served.run("ls", "--json").stdout)[0]["id"] == "tiny"
+    assert json.loads(served.verb("rollback", "two", "--json").stdout)["version"] == 1
+    assert served.verb("promote", "two@2", "--if-generation", "1").returncode == 1
+    assert "two is two@2 (generation 4)" in served.verb("promote", "two@2").stdout
+    assert json.loads(served.verb("show", "two", "--json").stdout)["stable"] == 2
+    assert json.loads(served.verb("show", "two@1", "--json").stdout)["status"] == "ready"
+    assert served.verb("retire", "two@2").returncode == 1
+    assert json.loads(served.verb("retire", "two@1", "--json").stdout)["status"] == "retired"
+    assert "two@2" in served.verb("ls").stdout
+    assert json.loads(served.verb("ls", "--json").stdout)[0]["id"] == "tiny"
 
 
 def test_chat_streams_or_prints_json(served: Served) -> None:
-    assert served.run("chat", "tiny", "hello there").stdout == "tiny heard: hello there\n"
-    answer = json.loads(served.run("chat", "tiny", "hello", "--json").stdout)
+    assert served.verb("chat", "tiny", "hello there").stdout == "tiny heard: hello there\n"
+    answer = json.loads(served.verb("chat", "tiny", "hello", "--json").stdout)
     assert answer["model"] == "tiny"
 
 
@@ -81,14 +81,14 @@ def test_exit_codes_tell_refused_from_failed_from_unreachable(
     served: Served, tiny_base: BaseModel, tmp_path: Path
 ) -> None:
     idle = write_adapter(tmp_path / "idle", tiny_base, fill=(1.0, 0.0))
-    rejected = served.run("push", str(idle), "--name", "idle", "--json")
+    rejected = served.verb("push", str(idle), "--name", "idle", "--json")
     assert rejected.returncode == 3
     assert json.loads(rejected.stdout)["error"]["problems"][0]["code"] == "no_effect"
-    assert served.run("push", str(tmp_path), "--name", "empty").returncode == 3
-    assert served.run("show", "nobody").returncode == 1
-    assert served.run("promote", "nobody").returncode == 1
-    assert served.run("chat").returncode == 2
-    away = served.run("ls", HOTSHOE_URL=f"http://127.0.0.1:{free_port()}")
+    assert served.verb("push", str(tmp_path), "--name", "empty").returncode == 3
+    assert served.verb("show", "nobody").returncode == 1
+    assert served.verb("promote", "nobody").returncode == 1
+    assert served.verb("chat").returncode == 2
+    away = served.verb("ls", HOTSHOE_URL=f"http://127.0.0.1:{free_port()}")
     assert away.returncode == 4 and "HOTSHOE_URL" in away.stderr
 
 
@@ -119,9 +119,9 @@ def test_s4_prompts_answers_and_keys_are_in_no_log_and_no_metric(tiny_base: Base
     try:
         folder = write_adapter(tmp_path / "secret", tiny_base, seed=77)
         (folder / "card.json").write_text('{"note": "a canary in the card"}')
-        assert one.run("push", str(folder), "--name", "logged", HOTSHOE_API_KEY=key).returncode == 0
-        assert one.run("push", str(folder), "--name", "logged").returncode == 1
-        assert one.run("chat", "logged", "a canary in the stream", HOTSHOE_API_KEY=key).returncode == 0
+        assert one.verb("push", str(folder), "--name", "logged", HOTSHOE_API_KEY=key).returncode == 0
+        assert one.verb("push", str(folder), "--name", "logged").returncode == 1
+        assert one.verb("chat", "logged", "a canary in the stream", HOTSHOE_API_KEY=key).returncode == 0
         with httpx.Client(base_url=one.url, headers={"authorization": f"Bearer {key}"}) as http:
             http.post("/v1/chat/completions", content=b'{"model": "a canary in the body')
             http.post("/v1/completions", json={"model": "canary", "prompt": "a canary in the prompt"})

@@ -166,13 +166,13 @@ def test_a_promote_while_a_stream_runs_leaves_the_stream_on_its_version(
     thread = threading.Thread(target=read)
     thread.start()
     assert started.wait(120)
-    assert served.run("promote", "router@2").returncode == 0
+    assert served.verb("promote", "router@2").returncode == 0
     assert thread.is_alive(), "the stream was over before the promote"
     assert ask(sdk, "router").model == "router@2"
     thread.join(300)
     assert {chunk.model for chunk in chunks} == {"router@1"}
     assert chunks[-1].choices[0].finish_reason == "length"
-    assert json.loads(served.run("rollback", "router", "--json").stdout)["version"] == 1
+    assert json.loads(served.verb("rollback", "router", "--json").stdout)["version"] == 1
     assert ask(sdk, "router").model == "router@1"
 
 
@@ -180,8 +180,8 @@ def test_after_a_restart_the_warm_set_is_back_before_ready_and_no_process_was_le
     sdk: openai.OpenAI, served: Served, router: list[dict[str, Any]]
 ) -> None:
     before = ask(sdk, "router@2").choices[0]
-    assert served.run("promote", "router@2").returncode == 0
-    assert served.run("retire", "router@1").returncode == 0
+    assert served.verb("promote", "router@2").returncode == 0
+    assert served.verb("retire", "router@1").returncode == 0
     children = psutil.Process(served.process.pid).children(recursive=True)
     assert children
     assert served.stop(signal.SIGTERM) == 0
@@ -194,4 +194,4 @@ def test_after_a_restart_the_warm_set_is_back_before_ready_and_no_process_was_le
     assert (after.model, after.choices[0].message.content) == ("router@2", before.message.content)
     changes = zip(before.logprobs.content, after.choices[0].logprobs.content, strict=True)
     assert max(abs(one.logprob - other.logprob) for one, other in changes) < 1e-3
-    assert served.run("doctor").returncode == 1  # the server holds the state
+    assert served.verb("doctor").returncode == 1  # the server holds the state
