@@ -7,6 +7,7 @@ made again; it is made once, atomically, and two processes that want it at the s
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel, load_base
-from adapters.errors import BaseInvalid
+from adapters.errors import BaseInvalid, StorageFull
 
 EMBEDDED = "embedded"  # what `--base` says for it
 EMBEDDED_ID = "smollm2-135m-instruct"
@@ -49,13 +50,25 @@ def default_base() -> Path:
 
 
 def prepare(cache: Path, report: Report = lambda line: None) -> Path:
-    """The embedded base's folder under `cache`, made when absent or of an older recipe; raises BaseInvalid.
+    """The embedded base's folder under `cache`, made when absent or of an older recipe.
 
     Safe against a kill at any moment and against a second process: a file lock, a temporary sibling, one rename.
+    Raises BaseInvalid, StorageFull.
     """
     folder = cache / "bases" / EMBEDDED_ID
     if is_prepared(folder):
         return folder
+    try:
+        return _prepare(folder, report)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f"{cache} has no room for the embedded base, which takes 730 MB while it is made."
+            ) from error
+        raise BaseInvalid(f"The embedded base cannot be made in {cache} ({error}): set HOTSHOE_CACHE.") from error
+
+
+def _prepare(folder: Path, report: Report) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / f".{EMBEDDED_ID}.lock"):
         if is_prepared(folder):

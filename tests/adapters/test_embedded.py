@@ -112,6 +112,12 @@ def test_no_wheel_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_p
         embedded.prepare(tmp_path)
 
 
+def test_a_cache_that_cannot_be_written_is_said_with_the_setting_to_change(tmp_path: Path) -> None:
+    (tmp_path / "bases").write_text("a file is in the way")
+    with pytest.raises(BaseInvalid, match="set HOTSHOE_CACHE"):
+        embedded.prepare(tmp_path)
+
+
 @pytest.mark.model
 def test_two_processes_make_the_base_once_and_sweep_what_a_killed_one_left(tmp_path: Path) -> None:
     left = tmp_path / "bases" / f".{embedded.EMBEDDED_ID}-killed"
