@@ -7,7 +7,7 @@ stands in the card. `choose` goes from one to the other by rules that depend on 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,6 +164,7 @@ class Settings:
     batch_size: int
     pass_size: int
     accumulation: int
+    evaluation_pass_size: int
     steps: int
     rank: int
     alpha: float
@@ -222,6 +223,7 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         batch_size=pass_size * accumulation,
         pass_size=pass_size,
         accumulation=accumulation,
+        evaluation_pass_size=max(pass_size, min(32, MAX_TOKENS_PER_PASS // max(1, facts.longest_row_tokens))),
         steps=steps,
         rank=rank,
         alpha=config.alpha or 2.0 * rank,
@@ -230,7 +232,7 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         dropout=config.dropout,
         weight_decay=config.weight_decay,
         max_gradient_norm=config.max_gradient_norm,
-        max_length=config.max_length or facts.context_length_tokens,
+        max_length=min(config.max_length or facts.context_length_tokens, facts.context_length_tokens),
         over_long=config.over_long,
         supervise=config.supervise,
         evaluation_steps=max(1, math.ceil(steps / evaluations)) if facts.has_validation else None,
@@ -258,11 +260,6 @@ def default_dtype(facts: Facts) -> str:
     if facts.base_dtype in ("bfloat16", "float16") and facts.has_bfloat16:
         return "bfloat16"
     return "float32"
-
-
-def with_pass_size(settings: Settings, pass_size: int) -> Settings:
-    """The same optimizer steps with fewer rows at once."""
-    return replace(settings, pass_size=pass_size, accumulation=math.ceil(settings.batch_size / pass_size))
 
 
 def _default_checkpointing(config: TrainingConfig, facts: Facts) -> bool:

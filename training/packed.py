@@ -34,13 +34,13 @@ class Packing:
     scatter: torch.Tensor
 
 
-def collate(rows: Sequence[Rendered]) -> Batch:
-    """The rows as one packed batch.
+def collate(rows: Sequence[Rendered], shares_prefix: bool = True) -> Batch:
+    """The rows as one packed batch. With dropout the prefix must not be shared: each row has a mask of its own.
 
     `input_ids` and `position_ids` are (1, num_tokens); `predicting` (num_supervised,) holds the packed positions whose
     next token is learned and `shift_labels` (num_supervised,) those tokens; Trainer counts the latter.
     """
-    prefix = shared_prefix(rows)
+    prefix = shared_prefix(rows) if shares_prefix else 0
     rests = [row.input_ids[prefix:] for row in rows]
     longest = max(map(len, rests))
     ids = list(rows[0].input_ids[:prefix])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def build_trainer(
         args=arguments,
         train_dataset=Sequences(material.training.sequences),
         eval_dataset=Sequences(validation.sequences) if validation is not None else None,
-        data_collator=collate,
+        data_collator=partial(collate, shares_prefix=not settings.dropout),
         callbacks=callbacks,
         meter=meter,
     )
@@ -78,7 +79,7 @@ def training_arguments(settings: Settings, folder: Path, device: str) -> Trainin
         output_dir=str(folder / "checkpoints"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.pass_size,
-        per_device_eval_batch_size=max(8, settings.pass_size),
+        per_device_eval_batch_size=settings.evaluation_pass_size,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,

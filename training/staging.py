@@ -28,16 +28,8 @@ def staged(out: Path) -> Iterator[Path]:
         raise OutputExists(f"{out} exists: choose another --out, or remove it.", param="out")
     staging = staging_folder(out)
     lock_path = staging.with_suffix(".lock")
+    lock = _locked(lock_path, out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigInvalid(f"{out.parent} cannot be written to: {error.strerror}.", param="out") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AlreadyRunning(f"Another run is writing {out}: wait for it, or choose another --out.") from error
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
@@ -48,6 +40,24 @@ def staged(out: Path) -> Iterator[Path]:
             lock_path.unlink(missing_ok=True)
     finally:
         os.close(lock)
+
+
+def _locked(path: Path, out: Path) -> int:
+    """An exclusive lock on the file at `path`. A run that ends unlinks it, so the lock must be on the file there now."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigInvalid(f"{out.parent} cannot be written to: {error.strerror}.", param="out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_there = path.exists() and os.path.samestat(path.stat(), os.fstat(lock))
+    except OSError:
+        is_there = False
+    if not is_there:
+        os.close(lock)
+        raise AlreadyRunning(f"Another run is writing {out}: wait for it, or choose another --out.")
+    return lock
 
 
 def _settle(staging: Path, out: Path) -> None:

@@ -6,17 +6,19 @@ the TensorBoard log. A run that fails leaves none.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel
-from adapters.errors import TrainingStopped
+from adapters.errors import ConfigInvalid, StorageFull, TrainingStopped
 from training import card as cards
 from training.callbacks import Curve, Guard, Meter, Progress, Recorder
 from training.config import Facts, Settings, TrainingConfig, choose
@@ -64,18 +66,37 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None) -> T
     for an initial adapter that does not fit, TrainingStopped when the run diverged.
     """
     started = time.monotonic()
-    with staged(config.output) as folder:
+    _one_process()
+    with _full_disk_named(), staged(config.output) as folder:
         material = gather(config)
         settings = choose(_with_initial_shape(config), facts(config, material))
         curve, meter = Curve(), Meter()
         progress = Progress(meter, say)
         progress.say(announcement(config, material, settings))
         model, state = _run(config, settings, material, folder, (curve, meter, progress))
+        _name_base(model, config.base)
         save_adapter(model, folder)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         card = make_card(config, settings, material, curve, meter, state, model, started)
         cards.write_card(folder, card)
     return TrainingResult(config.output, card)
+
+
+@contextmanager
+def _full_disk_named() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            raise StorageFull(
+                f"The disk is full: {error}. Nothing was saved; make room or choose another --out."
+            ) from error
+        raise
+
+
+def _one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigInvalid("WORLD_SIZE is above 1: training runs on one GPU; start it without torchrun or accelerate.")
 
 
 def gather(config: TrainingConfig) -> Material:
@@ -99,7 +120,7 @@ def gather(config: TrainingConfig) -> Material:
 
     training = ready(file, rows)
     validation = ready(validation_file or file, held_out) if held_out else None
-    turns = [template.thinks(row.messages[i]) for row in rows for i, weight in enumerate(row.weights) if weight]
+    turns = [template.thinks(row.messages[i]) for row in rows for i in row.learned_turns(config.supervise)]
     return Material(base, template, file, training, validation_file, validation, (sum(turns), len(turns) - sum(turns)))
 
 
@@ -167,6 +188,15 @@ def save_adapter(model: Any, folder: Path) -> None:
         raise TrainingStopped("The adapter changes nothing after training: every lora_B is zero. Train for more steps.")
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card that PEFT puts there
+
+
+def _name_base(model: Any, source: str | None) -> None:
+    """A base from the Hub is named in the adapter's config by its id, not by where this machine keeps it."""
+    if source is None or Path(source).exists() or "/" not in source:
+        return
+    name, _, revision = source.partition("@")
+    for config in model.peft_config.values():
+        config.base_model_name_or_path, config.revision = name, revision or None
 
 
 def make_card(

@@ -22,6 +22,11 @@ def qwen3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen3_bytes_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen3(tmp_path_factory.mktemp("bases") / "tiny-qwen3-bytes", tokenizer="bytes")
+
+
+@pytest.fixture(scope="session")
 def qwen2_5_tokenizer() -> Any:
     return qwen_tokenizer("qwen2_5")
 

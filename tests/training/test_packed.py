@@ -84,7 +84,7 @@ def awake(model: Any) -> Any:
     return model.train()
 
 
-@pytest.fixture(scope="module", params=["qwen2_base", "qwen3_base"])
+@pytest.fixture(scope="module", params=["qwen2_base", "qwen3_bytes_base"])
 def lora_model(request: pytest.FixtureRequest) -> Any:
     return awake(load_model(load_base(request.getfixturevalue(request.param)), settings(), "cpu"))
 
@@ -158,3 +158,16 @@ def test_every_nf4_layer_refuses_the_inference_layout_and_gradients_are_equal_be
     after = gradients(nf4_model, supervised_loss_sum(nf4_model, batch))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
+
+
+def test_without_the_refusal_a_validation_would_repack_the_weights(qwen2_base: Path) -> None:
+    """What the refusal is for: with it lifted, as on a CPU with AVX512-BF16, one forward without gradients repacks."""
+    model = load_model(load_base(qwen2_base), settings("qlora"), "cpu").eval()
+    layer = model.get_base_model().model.layers[0].mlp.gate_proj.base_layer
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        layer(x)
+        assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+        layer.support_avx512bf16_for_cpu = True
+        layer(x)
+    assert layer.weight.quant_state.packing_format_for_cpu

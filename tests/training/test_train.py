@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_base_is_refused(colours: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_serving_is_told_whether_to_think(qwen3_base: Path, tmp_path: Path) -> None:
+def test_serving_is_told_whether_to_think(qwen3_bytes_base: Path, tmp_path: Path) -> None:
     thinking = {
         "messages": [
             {"role": "user", "content": "Is it dark?"},
@@ -262,5 +262,59 @@ def test_serving_is_told_whether_to_think(qwen3_base: Path, tmp_path: Path) -> N
         ("mixed", [plain, thinking], None),
     ):
         data = write_jsonl(tmp_path / f"{name}.jsonl", rows)
-        card = run(data, qwen3_base, tmp_path / name, epochs=1.0).card
+        card = run(data, qwen3_bytes_base, tmp_path / name, epochs=1.0).card
         assert card["template"]["enable_thinking"] is expected
+
+
+def test_recomputed_activations_give_the_same_weights(colours: Path, qwen3_bytes_base: Path, tmp_path: Path) -> None:
+    one, other = (
+        load_file(
+            run(colours, qwen3_bytes_base, tmp_path / str(saves), epochs=0.3, gradient_checkpointing=saves).folder
+            / "adapter_model.safetensors"
+        )
+        for saves in (False, True)
+    )
+    assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_bfloat16_learns_with_an_adapter_in_float32(
+    method: str, colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    result = run(colours, qwen2_base, tmp_path / "out", method=method, dtype="bfloat16")
+    curve = result.metrics["curve"]["training"]
+    assert curve[-1][1] < 0.9 * curve[0][1]
+    tensors = load_file(result.folder / "adapter_model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+
+
+def test_with_dropout_every_row_has_masks_of_its_own(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    plain = run(colours, qwen2_base, tmp_path / "plain", epochs=0.2)
+    dropped = run(colours, qwen2_base, tmp_path / "dropped", epochs=0.2, dropout=0.1)
+    assert dropped.card["cost"]["tokens"] > plain.card["cost"]["tokens"]  # no shared prefix
+
+
+def test_more_than_one_process_is_refused_by_name(
+    colours: Path, qwen2_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigInvalid, match="WORLD_SIZE"):
+        run(colours, qwen2_base, tmp_path / "out")
+
+
+@pytest.mark.model
+def test_the_embedded_base_learns_a_routing_task_in_a_few_steps(tmp_path: Path) -> None:
+    rooms = ["kitchen", "garage", "attic", "hall"]
+    rows = [
+        chat(f"{verb} the lamp in the {room}", f'{{"intent": "{intent}", "area": "{room}"}}')
+        for room in rooms
+        for verb, intent in (("switch on", "TurnOn"), ("kill", "TurnOff"))
+    ]
+    data = write_jsonl(tmp_path / "data.jsonl", rows * 3)
+    card = train(
+        TrainingConfig(data=data, name="rooms", out=tmp_path / "out", method="qlora", batch_size=8, epochs=4.0),
+        lambda line: None,
+    ).card
+    assert card["settings"]["learning_rate"] == 1e-3 and card["settings"]["dtype"] == "float32"
+    assert card["result"]["training_loss"] < 0.5 < 1.0 < card["result"]["curve"]["training"][0][1]
+    assert card["base"]["id"] == "smollm2-135m-instruct"

@@ -40,6 +40,11 @@ class Row:
     line: int
     source: str  # file name, as problems cite it
 
+    def learned_turns(self, supervise: str = "all") -> list[int]:
+        """Indices of the messages that are learned: those of weight 1, or only the last of them."""
+        turns = [index for index, weight in enumerate(self.weights) if weight]
+        return turns[-1:] if supervise == "last" else turns
+
     @property
     def place(self) -> str:
         return f"{self.source}:{self.line}"

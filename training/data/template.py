@@ -71,9 +71,8 @@ class ChatTemplate:
 
     def render(self, row: Row, supervise: str = "all") -> list[Rendered]:
         """The row's sequences, each supervised turn in exactly one; raises RowInvalid where the template cannot."""
-        turns = [index for index, weight in enumerate(row.weights) if weight]
         sequences: list[_Sequence] = []
-        for turn in turns[-1:] if supervise == "last" else turns:
+        for turn in row.learned_turns(supervise):
             prompt, completion = self._turn(row, turn)
             if not sequences or not sequences[-1].goes_on_to(prompt):
                 sequences.append(_Sequence())
