@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from server.stream import EventReader, Usage, ends_with_done
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 120.0
+FAREWELL_SECONDS = 0.5
 READ_BUFFER_BYTES = 1024 * 1024
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
@@ -133,13 +136,24 @@ async def _send_stream(
             result.events, result.usage = reader.events, reader.usage
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+    except (
+        asyncio.CancelledError
+    ):  # the grace of a stopping server is over, or the client is gone and nobody reads this
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_end(send, reader, "The server is stopping."), FAREWELL_SECONDS)
+        raise
     except FAILURES:
         reader.is_ended = False
     result.usage, result.events = reader.usage, reader.events
     result.is_complete = reader.is_ended and reader.error is None
-    failure = to_wire(EngineUnavailable("The engine stopped in the middle of this answer; it is being restarted."))
-    await send({"type": "http.response.body", "body": reader.closing(failure), "more_body": False})
+    await _end(send, reader, "The engine stopped in the middle of this answer; it is being restarted.")
     return result
+
+
+async def _end(send: Send, reader: EventReader, reason: str) -> None:
+    """The last bytes of a stream; an error event with the reason when the engine has not ended it."""
+    body = reader.closing(to_wire(EngineUnavailable(reason)))
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _usage_of(raw: bytes) -> Usage | None:

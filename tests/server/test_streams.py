@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable
 
 import httpx
 
@@ -140,6 +141,20 @@ def test_when_the_engine_dies_streams_end_with_an_error_and_adapters_come_back(s
     eventually(lambda: server.http.get("/ready").status_code == 200)
     assert "survivor@1" in {row.engine_name for row in server.call(server.engine.loaded())}
     assert server.say("survivor").json()["model"] == "survivor@1"
+
+
+def test_an_answer_that_outlasts_the_grace_of_a_stop_ends_with_an_error_event(
+    make_server: Callable[..., Server],
+) -> None:
+    server = make_server(grace_seconds=1)
+    server.script.seconds_per_token = 0.05
+    found: list[list[str]] = []
+    thread = threading.Thread(target=lambda: found.append(server.events(server.base.id, "w " * 300)))
+    thread.start()
+    eventually(lambda: server.services.door.admission.running == 1)
+    server.stop()
+    thread.join(5)
+    assert chunks_of(found[0])[-1]["error"]["message"] == "The server is stopping."
 
 
 def chat(model: str) -> dict[str, object]:
