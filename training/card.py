@@ -5,8 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from training.data.dataset import duplicate_count
+from training.saving import WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from training.material import Material
+    from training.trainer import Run
 
 CARD_FILE = "card.json"
 CARD_FORMAT = 1
@@ -46,3 +55,71 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write the card; it is plain JSON that says nothing which JSON cannot (no NaN)."""
     text = json.dumps({"format": CARD_FORMAT, **card}, ensure_ascii=False, indent=2, allow_nan=False)
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def make_card(run: Run, folder: Path) -> dict[str, Any]:
+    """The card of a finished run whose adapter is in `folder`."""
+    config, settings, material = run.config, run.settings, run.material
+    trained = [value for value in run.model.parameters() if value.requires_grad]
+    return {
+        "name": config.name,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parent": config.parent,
+        "base": {"id": material.base.id, "digest": material.base.digest, "dtype": settings.dtype},
+        "template": {"digest": material.template.digest, "enable_thinking": material.enable_thinking},
+        "data": _data(material),
+        "settings": settings.as_dict(),
+        "adapter": {
+            "parameters": sum(value.numel() for value in trained),
+            "bytes": (folder / WEIGHTS_FILE).stat().st_size,
+        },
+        "result": _result(run),
+        "cost": _cost(run),
+        "versions": versions(),
+    }
+
+
+def _result(run: Run) -> dict[str, Any]:
+    state, validated = run.state, dict(run.curve.validation)
+    best = state.best_global_step if validated and state.best_global_step else state.global_step
+    return {
+        "steps": state.global_step,
+        "is_stopped_early": state.global_step < run.settings.steps,
+        "best_step": best,
+        "training_loss": run.curve.training[-1][1] if run.curve.training else None,
+        "validation_loss": validated.get(best),
+        "curve": run.curve.as_dict(),
+    }
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    device = str(next(run.model.parameters()).device.type)
+    return {
+        "seconds": round(time.monotonic() - run.started, 1),
+        "training_seconds": round(run.meter.seconds, 1),
+        "tokens": run.meter.tokens,
+        "tokens_per_second": round(run.meter.tokens_per_second, 1),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": device,
+        "threads": threads(),
+    }
+
+
+def _data(material: Material) -> dict[str, Any]:
+    training = {
+        "file": material.file.path.name,
+        "digest": material.file.digest,
+        **material.training.as_dict(),
+        "duplicate_sequences": duplicate_count(material.training),
+        "ignored_keys": dict(material.file.ignored_keys),
+    }
+    if material.validation is None:
+        return {"training": training, "validation": None}
+    source = material.validation_file or material.file
+    validation = {
+        "file": source.path.name,
+        "digest": source.digest,
+        "is_held_out": material.validation_file is None,
+        **material.validation.as_dict(),
+    }
+    return {"training": training, "validation": validation}

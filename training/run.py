@@ -24,7 +24,7 @@ from training.packed import collate
 from training.supervised import Sequences, SupervisedTrainer
 
 if TYPE_CHECKING:
-    from training.trainer import Material
+    from training.material import Material
 
 FEWEST_STEPS_TO_WARM_UP = 20
 

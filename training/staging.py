@@ -43,7 +43,7 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def _locked(path: Path, out: Path) -> int:
-    """An exclusive lock on the file at `path`. A run that ends unlinks it, so the lock must be on the file there now."""
+    """An exclusive lock on the file at `path`. A run that ends unlinks it, so it must be the file that is there now."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,113 @@
+"""What goes into a run: the base with its template, the rendered rows, and the facts that the settings depend on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from adapters.bases import BaseModel
+from training.config import Facts, Settings, TrainingConfig
+from training.data.dataset import Prepared, hold_out, prepare
+from training.data.formats import DataFile, Row, read_chat
+from training.data.template import ChatTemplate, load_template
+
+SHARE_HELD_OUT = 0.1
+ROWS_FOR_HOLDING_OUT = 100
+
+
+@dataclass(frozen=True)
+class Material:
+    """What goes into a run: the base with its template, and the prepared rows."""
+
+    base: BaseModel
+    template: ChatTemplate
+    file: DataFile
+    training: Prepared
+    validation_file: DataFile | None  # None when the validation rows were held out of the training file
+    validation: Prepared | None
+    turns: tuple[int, int]  # supervised turns with and without reasoning
+
+    @property
+    def enable_thinking(self) -> bool | None:
+        """How serving must set `enable_thinking`; None where the template has no switch, or for a mixture."""
+        thinking, plain = self.turns
+        if not self.template.has_thinking_switch or (thinking and plain):
+            return None
+        return bool(thinking)
+
+
+def gather(config: TrainingConfig) -> Material:
+    """Read and render everything a run needs, without loading the model."""
+    from adapters.embedded import EMBEDDED, open_base
+
+    base = open_base(config.base or EMBEDDED)
+    template = load_template(base.folder, config.thinking)
+    file = read_chat(config.data)
+    validation_file = read_chat(config.validation) if config.validation else None
+    rows, held_out = file.rows, validation_file.rows if validation_file else []
+    share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
+    if validation_file is None and share and (config.validation_share or len(rows) >= ROWS_FOR_HOLDING_OUT):
+        rows, held_out = hold_out(rows, share, config.seed)
+    length = min(config.max_length or base.context_length_tokens, base.context_length_tokens)
+
+    def ready(source: DataFile, chosen: list[Row]) -> Prepared:
+        return prepare(
+            source, chosen, template, max_length=length, over_long=config.over_long, supervise=config.supervise
+        )
+
+    training = ready(file, rows)
+    validation = ready(validation_file or file, held_out) if held_out else None
+    turns = [template.thinks(row.messages[i]) for row in rows for i in row.learned_turns(config.supervise)]
+    return Material(base, template, file, training, validation_file, validation, (sum(turns), len(turns) - sum(turns)))
+
+
+def facts(material: Material) -> Facts:
+    """What the settings depend on, measured on this data, base and machine."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base_dtype = material.base.config.get("dtype") or material.base.config.get("torch_dtype") or "float32"
+    if device == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        has_bfloat16 = any(torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16"))
+    return Facts(
+        rows=len(material.training.sequences),
+        longest_row_tokens=material.training.longest,
+        has_validation=material.validation is not None,
+        parameters=parameter_count(material.base),
+        context_length_tokens=material.base.context_length_tokens,
+        base_dtype=str(base_dtype).removeprefix("torch."),
+        device=device,
+        device_memory_bytes=memory,
+        has_bfloat16=has_bfloat16,
+    )
+
+
+def parameter_count(base: BaseModel) -> int:
+    """Parameters of the projections and embeddings, from shapes alone; norms and biases do not matter to a choice."""
+    embedding = int(base.config["vocab_size"]) * int(base.config["hidden_size"])
+    projections = sum(shape.out_features * shape.in_features for shape in base.shapes.values())
+    return projections + embedding * (1 if base.is_tied else 2)
+
+
+def announcement(config: TrainingConfig, material: Material, settings: Settings) -> str:
+    """What is about to happen, in a few lines."""
+    data = material.training
+    lines = [
+        f"{config.name}: {settings.method} on {material.base.id}, {settings.dtype}, rank {settings.rank}, "
+        f"learning rate {settings.learning_rate:g}, {settings.batch_size} rows a step, {settings.steps} steps",
+        f"{config.data}: {data.rows:,} rows, {data.tokens:,} tokens, {data.supervised_tokens:,} of them learned",
+    ]
+    if material.validation is None:
+        lines.append("no validation rows: neither early stopping nor a best adapter to keep")
+    else:
+        source = material.validation_file.path if material.validation_file else f"held out of {config.data}"
+        lines.append(f"validation: {material.validation.rows:,} rows, {source}")
+    for name, places in (("cut", data.cut), ("dropped", data.dropped)):
+        if places:
+            lines.append(f"{len(places)} rows above {settings.max_length:,} tokens {name}: {', '.join(places[:5])} …")
+    ignored = ", ".join(f"{key} ({count})" for key, count in material.file.ignored_keys.items())
+    return "\n".join([*lines, *([f"keys without a meaning here: {ignored}"] if ignored else [])])
