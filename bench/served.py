@@ -31,6 +31,12 @@ class Served:
         body: dict[str, object] = httpx.get(f"{self.gateway.url}/v1/system", timeout=10).json()
         return body
 
+    def start_phases(self) -> dict[str, float]:
+        """Where the seconds of the engine's start went, in order."""
+        engine = self.system()["engine"]
+        assert isinstance(engine, dict)
+        return {str(name): float(seconds) for name, seconds in engine["start_phases_seconds"].items()}
+
     def base_id(self) -> str:
         return str(httpx.get(f"{self.gateway.url}/v1/models", timeout=10).json()["data"][0]["id"])
 
@@ -57,7 +63,7 @@ def serve(*flags: str, timeout_seconds: float = 300) -> Iterator[Served]:
                 url = f"http://127.0.0.1:{port}"
                 wait_ready(server, url, started + timeout_seconds, Path(log.name))
                 ready_seconds = time.monotonic() - started
-                engine_socket = next(Path(folder).glob("hotshoe-*/engine.sock"))
+                engine_socket = next(path for path in Path(folder).rglob("engine.sock"))
                 yield Served(Target("gateway", url), Target("engine", "http://engine", engine_socket), ready_seconds)
             finally:
                 server.send_signal(signal.SIGTERM)

@@ -13,10 +13,8 @@ def run(rounds: int) -> list[Report]:
     for _ in range(rounds):
         with serve() as served:
             total.append(served.ready_seconds)
-            measured = served.system().get("start_seconds")
-            if isinstance(measured, dict):
-                for name, seconds in measured.items():
-                    phases.setdefault(name, []).append(float(seconds))
+            for name, seconds in served.start_phases().items():
+                phases.setdefault(name, []).append(seconds)
     report = Report(f"`hotshoe serve` to ready, embedded base, seconds ({rounds} starts)")
     report.rows = [{"phase": name, **spread(values)} for name, values in [*phases.items(), ("total", total)]]
     return [report]

@@ -81,6 +81,7 @@ class Engine(Protocol):
     """An engine process under supervision. Control calls raise EngineUnavailable while nobody answers on the socket."""
 
     socket_path: Path
+    phases: Mapping[str, float]  # seconds of each part of the last start, in order
 
     async def start(self) -> None:
         """Return when the socket answers; raises EngineUnavailable with the reason, ConfigInvalid for bad options."""

@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -108,6 +108,7 @@ class ScriptedEngine:
         self.options = options
         self.script = script or Script()
         self.socket_path = check_socket_path(options.run_dir)
+        self.phases: Mapping[str, float] = {}
         self._client = EngineClient(self.socket_path)
         self._callbacks: list[RestartCallback] = []
         self._server: _Server | None = None

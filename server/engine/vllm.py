@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 
 import structlog
 
@@ -45,7 +46,7 @@ class VllmEngine:
         self.command = build_command(options, self.socket_path)
         self.env = build_env(options, os.environ)
         self.log_path = options.log_path or options.run_dir / "engine.log"
-        self.phases: dict[str, float] = {}
+        self.phases: Mapping[str, float] = {}
         self.restarts = 0
         self._client = EngineClient(self.socket_path)
         self._callbacks: list[RestartCallback] = []

@@ -76,6 +76,7 @@ async def engine_row(services: Services) -> dict[str, Any]:
         "slots": settings.slots,
         "staged_limit": settings.staged_limit,
         "max_rank": settings.max_rank,
+        "start_phases_seconds": dict(services.engine.phases),
     }
     try:
         capacity = await services.engine.capacity()
