@@ -91,7 +91,10 @@ def lora_model(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def nf4_model(qwen2_base: Path) -> Any:
-    return awake(load_model(load_base(qwen2_base), settings("qlora"), "cpu"))
+    """Loaded as on a CPU with AVX512-BF16, where bitsandbytes would choose the inference layout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+        return awake(load_model(load_base(qwen2_base), settings("qlora"), "cpu"))
 
 
 @pytest.mark.parametrize(

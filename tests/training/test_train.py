@@ -158,6 +158,16 @@ def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best(qwen2_ba
     assert result["is_stopped_early"] and result["steps"] < card["settings"]["steps"]
     assert result["best_step"] == min(validation, key=lambda step: validation[step])
     assert result["best_step"] < result["steps"]
+    kept = run(  # one step at almost no rate: its validation loss is that of what was kept
+        *(data, qwen2_base, tmp_path / "again"),
+        validation=other,
+        initial_adapter=tmp_path / "out",
+        rank=None,
+        batch_size=16,
+        epochs=1.0,
+        learning_rate=1e-12,
+    )
+    assert kept.metrics["validation_loss"] == pytest.approx(result["validation_loss"], abs=1e-4)
 
 
 def test_rows_above_the_length_are_refused_by_name_or_cut_or_dropped_and_counted(
