@@ -32,10 +32,10 @@ class Curve:
 
 @dataclass
 class Meter:
-    """Tokens that went through the model in training, and the seconds that took; validation is not in it."""
+    """Tokens of the rows trained on, how many the model computed for them, and the seconds; no validation."""
 
     tokens: int = 0
-    supervised_tokens: int = 0
+    computed_tokens: int = 0  # fewer: a prefix that all rows of a batch share is computed once
     seconds: float = 0.0
 
     @property

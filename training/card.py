@@ -98,6 +98,7 @@ def _cost(run: Run) -> dict[str, Any]:
         "seconds": round(time.monotonic() - run.started, 1),
         "training_seconds": round(run.meter.seconds, 1),
         "tokens": run.meter.tokens,
+        "computed_tokens": run.meter.computed_tokens,
         "tokens_per_second": round(run.meter.tokens_per_second, 1),
         "peak_memory_bytes": peak_memory_bytes(device),
         "device": device,

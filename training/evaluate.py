@@ -136,10 +136,11 @@ def generate_local(
 ) -> list[str]:
     """Greedy answers of a base with or without an adapter, through transformers and peft, in the order of the prompts.
 
-    Batches are left-padded and made of prompts of similar length. The base keeps the dtype it is stored in.
+    The base keeps the dtype it is stored in.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from training.greedy import greedy_answers
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
@@ -148,19 +149,16 @@ def generate_local(
 
         model = PeftModel.from_pretrained(model, str(adapter))
     model.eval()
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    answers = [""] * len(texts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True, padding_side="left")
-        with torch.inference_mode():
-            ids = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
-        new = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for row, text in zip(rows, new, strict=True):
-            answers[row] = text
-        progress(min(start + batch_size, len(order)), len(order))
-    return answers
+    texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
+    answers = greedy_answers(
+        model,
+        [tokenizer(text)["input_ids"] for text in texts],
+        pad=tokenizer.pad_token_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [str(tokenizer.decode(new, skip_special_tokens=True)) for new in answers]
 
 
 def generate_http(

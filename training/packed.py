@@ -38,7 +38,8 @@ def collate(rows: Sequence[Rendered], shares_prefix: bool = True) -> Batch:
     """The rows as one packed batch. With dropout the prefix must not be shared: each row has a mask of its own.
 
     `input_ids` and `position_ids` are (1, num_tokens); `predicting` (num_supervised,) holds the packed positions whose
-    next token is learned and `shift_labels` (num_supervised,) those tokens; Trainer counts the latter.
+    next token is learned and `shift_labels` (num_supervised,) those tokens; Trainer counts the latter. `row_tokens` is
+    the rows' length in all, each with its prefix.
     """
     prefix = shared_prefix(rows) if shares_prefix else 0
     rests = [row.input_ids[prefix:] for row in rows]
@@ -68,6 +69,7 @@ def collate(rows: Sequence[Rendered], shares_prefix: bool = True) -> Batch:
         "gather": gather,
         "scatter": torch.tensor(scatter),
         "prefix": prefix,
+        "row_tokens": sum(len(row.input_ids) for row in rows),
     }
 
 

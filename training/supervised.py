@@ -43,8 +43,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
     ) -> torch.Tensor:
         """The batch's summed cross entropy over the supervised tokens of the whole step."""
         items = inputs["shift_labels"].numel() if num_items_in_batch is None else num_items_in_batch
-        self.meter.tokens += inputs["input_ids"].numel()
-        self.meter.supervised_tokens += inputs["shift_labels"].numel()
+        self.meter.tokens += inputs["row_tokens"]
+        self.meter.computed_tokens += inputs["input_ids"].numel()
         total = supervised_loss_sum(self.accelerator.unwrap_model(model), inputs)
         loss: torch.Tensor = total / items
         return loss
