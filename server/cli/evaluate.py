@@ -22,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Chat JSONL; its last turns are expected.")],
+    data: Annotated[Path, typer.Argument(help="Chat JSONL; its last turns are expected.")],
     model: Annotated[str, typer.Option("--model", help="A model id on a server, or an adapter's or model's folder.")],
     base: Annotated[str, typer.Option("--base", help="The base of an adapter folder.")] = "embedded",
     url: Annotated[str, typer.Option("--url", envvar="HOTSHOE_URL", help="The server.")] = "http://127.0.0.1:8000",

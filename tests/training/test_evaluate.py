@@ -87,8 +87,10 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         local_folders(tmp_path, None)
 
 
-def test_eval_asks_for_a_data_file_that_exists() -> None:
-    assert CliRunner().invoke(build_app(), ["eval", "nothing.jsonl", "--model", "m"]).exit_code == 2
+def test_eval_of_a_file_that_is_not_there_says_so() -> None:
+    result = CliRunner().invoke(build_app(), ["eval", "nothing.jsonl", "--model", "m"])
+    assert isinstance(result.exception, DataInvalid)
+    assert "does not exist" in result.exception.message
 
 
 @pytest.mark.model
