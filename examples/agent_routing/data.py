@@ -32,8 +32,8 @@ class Recipe:
     more_labels: tuple[str, ...] = ()
 
 
-ENGLISH = Recipe("en", 9, {"train": 80, "validation": 6, "test": 12})
-VIETNAMESE = Recipe("vi", 6, {"train": 48, "validation": 6, "test": 12})
+ENGLISH = Recipe("en", 9, {"train": 120, "validation": 6, "test": 12})
+VIETNAMESE = Recipe("vi", 6, {"train": 72, "validation": 6, "test": 12})
 ENGLISH_MORE = Recipe("en", 9, {"train": 24, "validation": 6, "test": 12}, ("HassClimateGetTemperature",))
 
 

@@ -31,8 +31,8 @@ COMMON = ("--batch-size", "8", "--learning-rate", "1e-3", "--evaluations", "2")
 class Schedule:
     """How each adapter is trained; measured to reach the bars on three split seeds, see docs/demo.md."""
 
-    english: tuple[str, ...] = ("--method", "qlora", "--epochs", "1.5", *COMMON)
-    vietnamese: tuple[str, ...] = ("--method", "lora", "--epochs", "1.5", *COMMON)
+    english: tuple[str, ...] = ("--method", "qlora", "--epochs", "1", *COMMON)
+    vietnamese: tuple[str, ...] = ("--method", "lora", "--epochs", "1", *COMMON)
     more: tuple[str, ...] = ("--method", "qlora", "--epochs", "1", *COMMON)
 
 
