@@ -32,9 +32,9 @@ class Recipe:
     more_labels: tuple[str, ...] = ()
 
 
-ENGLISH = Recipe("en", 9, {"train": 120, "validation": 6, "test": 12})
+ENGLISH = Recipe("en", 9, {"train": 90, "validation": 6, "test": 12})
 VIETNAMESE = Recipe("vi", 6, {"train": 72, "validation": 6, "test": 12})
-ENGLISH_MORE = Recipe("en", 9, {"train": 24, "validation": 6, "test": 12}, ("HassClimateGetTemperature",))
+ENGLISH_MORE = Recipe("en", 9, {"train": 20, "validation": 6, "test": 12}, ("HassClimateGetTemperature",))
 
 
 @dataclass(frozen=True)
