@@ -70,11 +70,10 @@ async def compare(served: Served, concurrency: int, rounds: int, requests: int, 
 
 
 def on_vllm(rounds: int) -> Report:
-    report = Report(f"Gateway over the bare engine, vLLM on the embedded base ({rounds} rounds, 32 tokens an answer)")
+    report = Report(f"Gateway over the bare engine, vLLM on the embedded base ({rounds} rounds, 16 tokens an answer)")
     with serve() as served:
         for concurrency in (1, 4, 16):
-            requests = max(8, concurrency * 2)
-            report.rows.append(asyncio.run(compare(served, concurrency, rounds, requests, 32)))
+            report.rows.append(asyncio.run(compare(served, concurrency, rounds, max(4, concurrency), 16)))
     report.notes.append("Client, gateway and engine share the machine's cores; so a busy gateway slows the engine too.")
     return report
 

@@ -1,7 +1,7 @@
 """`make demo`: from an empty folder to a trained, served, swapped and exported adapter, and a table of what happened.
 
-Eight steps, each with its time; about 16 minutes on two cores. Exit code 0 when every step reached its bar, 1 with a
-plain sentence when one did not, 130 when it was interrupted. No process is left in any case.
+Eight steps, each with its time; docs/demo.md says how long it takes. Exit code 0 when every step reached its bar, 1
+with a plain sentence when one did not, 130 when it was interrupted. No process is left in any case.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ COMMON = ("--epochs", "1", "--learning-rate", "1e-3", "--evaluations", "2")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How each adapter is trained; measured to reach the bars on three split seeds, see docs/demo.md."""
+    """How each adapter is trained; what was measured stands in docs/demo.md."""
 
     english: tuple[str, ...] = ("--method", "qlora", "--batch-size", "8", *COMMON)
     vietnamese: tuple[str, ...] = ("--method", "lora", "--batch-size", "4", *COMMON)
