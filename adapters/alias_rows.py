@@ -82,6 +82,7 @@ class AliasRows:
     def _servable(self, connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
         row = _version(connection, tenant, name, number)
         if row is None:
+            check_adapter(connection, tenant, name)
             raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
         if row.status != VersionStatus.READY:
             raise NotServable(
@@ -95,6 +96,7 @@ class AliasRows:
         )
         row = connection.execute(query).first()
         if row is None:
+            check_adapter(connection, tenant, name)
             shown = name if alias == STABLE else f"{name}@{alias}"
             raise ModelNotFound(f"There is no model {shown!r}.", param="model")
         return _to_alias(row)
@@ -140,6 +142,18 @@ class AliasRows:
         add_event(connection, version.tenant, kind, actor, version.name, version.number, alias=alias, detail=detail)
         shown = found.alias if found else alias
         return Alias(version.tenant, version.name, shown, version.number, generation, tuple(moved["previous"]))
+
+
+def no_adapter(name: str) -> ModelNotFound:
+    """What every call says of an adapter that is not the tenant's: nothing tells a foreign one from an absent one."""
+    return ModelNotFound(f"There is no adapter {name!r}.", param="model")
+
+
+def check_adapter(connection: Connection, tenant: str, name: str) -> None:
+    """Raises `no_adapter` unless the tenant has the adapter."""
+    where = (schema.adapters.c.tenant == tenant, schema.adapters.c.name == name)
+    if connection.execute(select(schema.adapters.c.id).where(*where)).first() is None:
+        raise no_adapter(name)
 
 
 def _history(found: Alias | None, number: int) -> tuple[int, ...]:

@@ -18,10 +18,12 @@ HotshoeError
 │   └── AlreadyRunning    already_running      another process holds this state folder or output folder
 ├── GenerationMismatch    generation_mismatch  If-Match named another generation of the alias
 ├── PayloadTooLarge       payload_too_large
+├── QuotaExceeded         quota_exceeded       the tenant has all it may have of something that is kept
 ├── OutputExists          output_exists        refuses to write over what is there
 ├── DataInvalid           data_invalid         a data file; carries every problem with its line
 ├── ConfigInvalid         config_invalid       a setting; says value, limit and what to set
 ├── TrainingStopped       training_stopped     NaN or exploding loss; the reason is in the message
+├── TrainingInterrupted   training_interrupted a signal ended the run; the message says how to go on
 ├── MergeFailed           merge_failed         the plan does not account for every tensor
 ├── ParityFailed          parity_failed        merged weights or logits are not what base + adapter gives
 ├── StorageFull           storage_full
@@ -150,6 +152,10 @@ class PayloadTooLarge(HotshoeError):
     code = "payload_too_large"
 
 
+class QuotaExceeded(HotshoeError):
+    code = "quota_exceeded"
+
+
 class OutputExists(HotshoeError):
     code = "output_exists"
 
@@ -164,6 +170,10 @@ class ConfigInvalid(HotshoeError):
 
 class TrainingStopped(HotshoeError):
     code = "training_stopped"
+
+
+class TrainingInterrupted(HotshoeError):
+    code = "training_interrupted"
 
 
 class MergeFailed(HotshoeError):

@@ -15,12 +15,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
 from adapters import schema
-from adapters.alias_rows import AliasRows
+from adapters.alias_rows import AliasRows, check_adapter, no_adapter
 from adapters.database import FILE, Database
 from adapters.errors import Conflict, ModelNotFound, NotServable, Problem
 from adapters.export_rows import ExportRows
 from adapters.journal import Journal, add_event, ensure_tenant
+from adapters.keys import KeyRows
+from adapters.tenants import TenantRows, check_quota
 from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, VersionStatus, check_name
+from adapters.usage import UsageRows
 
 NEXT = {
     VersionStatus.QUARANTINED: (VersionStatus.READY, VersionStatus.EXPORT_ONLY, VersionStatus.REJECTED),
@@ -53,7 +56,7 @@ class NewVersion:
     created_at: float = field(default_factory=time.time)
 
 
-class Registry(AliasRows, ExportRows, Journal):
+class Registry(AliasRows, ExportRows, Journal, KeyRows, TenantRows, UsageRows):
     """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
 
     def __init__(self, database: Database) -> None:
@@ -73,7 +76,8 @@ class Registry(AliasRows, ExportRows, Journal):
     def add_version(self, new: NewVersion) -> AdapterVersion:
         """Add the next version, or return the one that already holds these files for this base (`is_new` is False).
 
-        Raises Conflict when `new.number` is another number than the files have or would get.
+        Raises Conflict when `new.number` is another number than the files have or would get, PayloadTooLarge or
+        QuotaExceeded when the tenant has no room for it.
         """
         check_name(new.name)
         with self.database.writing() as connection:
@@ -86,6 +90,8 @@ class Registry(AliasRows, ExportRows, Journal):
             highest = select(func.max(schema.versions.c.number)).where(schema.versions.c.adapter_id == adapter_id)
             number = (connection.execute(highest).scalar() or 0) + 1
             _expect_number(new, number, "that number is taken or is not the next one")
+            if new.status in WITH_FILES:
+                check_quota(connection, new.tenant, new.size_bytes)
             connection.execute(insert(schema.versions).values(_row(new, adapter_id, number)))
             add_event(connection, new.tenant, "version_added", new.actor, new.name, number, detail=_added(new))
             return to_version(version_row(connection, new.tenant, new.name, number), is_new=True)
@@ -146,7 +152,7 @@ class Registry(AliasRows, ExportRows, Journal):
         with self.database.reading() as connection:
             found = [to_version(row) for row in connection.execute(query)]
         if not found:
-            raise ModelNotFound(f"There is no adapter {name!r}.", param="model")
+            raise no_adapter(name)
         return found
 
     def all_versions(self, tenant: str | None = None) -> list[AdapterVersion]:
@@ -252,6 +258,7 @@ def version_row(connection: Connection, tenant: str, name: str, number: int) -> 
     query = version_query(tenant).where(schema.adapters.c.name == name, schema.versions.c.number == number)
     row = connection.execute(query).first()
     if row is None:
+        check_adapter(connection, tenant, name)
         raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
     return row
 
@@ -349,4 +356,4 @@ def _update_version(connection: Connection, row: Row[Any], values: dict[str, Any
     connection.execute(update(schema.versions).where(schema.versions.c.id == row.id).values(values))
 
 
-__all__ = ["Alias", "NewVersion", "Registry", "not_servable"]
+__all__ = ["Alias", "NewVersion", "Registry", "no_adapter", "not_servable"]

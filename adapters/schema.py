@@ -33,6 +33,25 @@ tenants = Table(
     metadata,
     Column("id", String(63), primary_key=True),
     Column("created_at", Float, nullable=False),
+    Column("limits", JSON(none_as_null=True)),
+)
+
+# What a key lets its bearer do. The key itself is nowhere: `digest` is HMAC-SHA256 of it under the server's pepper.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("prefix", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("name", String(63)),
+    Column("scopes", JSON, nullable=False),
+    Column("adapters", JSON(none_as_null=True)),
+    Column("limits", JSON(none_as_null=True)),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Index(None, "tenant"),
 )
 
 adapters = Table(
@@ -136,4 +155,29 @@ exports = Table(
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float),
     Index(None, "tenant", "created_at"),
+)
+
+# An adapter that another tenant may ask for answers.
+grants = Table(
+    "grants",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("adapter_id", ForeignKey(adapters.c.id), primary_key=True),
+    Column("grantee", ForeignKey(tenants.c.id), primary_key=True),
+    Column("created_at", Float, nullable=False),
+    Index(None, "grantee"),
+)
+
+# Sums of one tenant's requests to one model on one day (UTC). What ended early is counted apart.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.id), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("partial_requests", BigInteger, nullable=False),
+    Column("partial_completion_tokens", BigInteger, nullable=False),
 )

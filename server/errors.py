@@ -9,6 +9,7 @@ HotshoeError (the tree in adapters/errors.py), and of the service alone:
 ├── JsonInvalid         json_invalid          the body is not one JSON document
 ├── Unprocessable       unprocessable         the body is JSON, and not what the route takes
 ├── PayloadTimeout      payload_timeout       the body stopped coming
+├── RateLimited         rate_limit_exceeded   the key or its tenant has used its minute, or its concurrent requests
 └── EngineRefused       (the engine's code)   the engine's own answer, normalised
 """
 
@@ -56,12 +57,17 @@ class PayloadTimeout(HotshoeError):
     code = "payload_timeout"
 
 
-INVALID, AUTH, PERMISSION, NOT_FOUND, CONFLICT, SERVER, BUSY = (
+class RateLimited(HotshoeError):
+    code = "rate_limit_exceeded"
+
+
+INVALID, AUTH, PERMISSION, NOT_FOUND, CONFLICT, LIMIT, SERVER, BUSY = (
     "invalid_request_error",
     "authentication_error",
     "permission_error",
     "not_found_error",
     "conflict_error",
+    "rate_limit_error",
     "server_error",
     "overloaded_error",
 )
@@ -91,6 +97,8 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.GenerationMismatch: (412, CONFLICT),
     errors.PayloadTooLarge: (413, INVALID),
     EncodingNotAllowed: (415, INVALID),
+    errors.QuotaExceeded: (429, LIMIT),
+    RateLimited: (429, LIMIT),
     errors.AdapterRefused: (422, INVALID),
     errors.BaseMismatch: (422, INVALID),
     errors.DataInvalid: (422, INVALID),
@@ -98,6 +106,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     Unprocessable: (422, INVALID),
     errors.BaseInvalid: (500, SERVER),
     errors.TrainingStopped: (500, SERVER),
+    errors.TrainingInterrupted: (500, SERVER),
     errors.MergeFailed: (500, SERVER),
     errors.ParityFailed: (500, SERVER),
     errors.StorageDamaged: (500, SERVER),
@@ -108,7 +117,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.StorageFull: (507, SERVER),
 }
 DEFAULT_RETRY_AFTER_SECONDS = 2.0
-TYPE_OF_STATUS = {401: AUTH, 403: PERMISSION, 404: NOT_FOUND, 409: CONFLICT, 429: "rate_limit_error", 503: BUSY}
+TYPE_OF_STATUS = {401: AUTH, 403: PERMISSION, 404: NOT_FOUND, 409: CONFLICT, 429: LIMIT, 503: BUSY}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,36 @@
+"""What a tenant or a key may use: a value object whose None means "no limit here"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from adapters.errors import InvalidRequest
+
+MAX_LIMIT = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class UseLimits:
+    """The first three hold for keys and for tenants, the last two for tenants only: adapters belong to tenants."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    stored_bytes: int | None = None
+    versions: int | None = None
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any] | None) -> UseLimits:
+        """From JSON; raises InvalidRequest for an unknown name or a value that is no whole number from 0 up."""
+        names = [field.name for field in fields(cls)]
+        for name, value in (found or {}).items():
+            if name not in names:
+                raise InvalidRequest(f"{name[:60]!r} is not a limit; they are {', '.join(names)}.", param="limits")
+            if value is not None and (type(value) is not int or not 0 <= value <= MAX_LIMIT):
+                raise InvalidRequest(f"{name} must be a whole number from 0 up, or null for no limit.", param=name)
+        return cls(**(found or {}))
+
+    def as_dict(self) -> dict[str, int | None]:
+        return asdict(self)

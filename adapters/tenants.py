@@ -1,0 +1,172 @@
+"""Tenants, their limits, and the adapters that one shares with another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from adapters import schema
+from adapters.database import Database
+from adapters.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge, QuotaExceeded
+from adapters.journal import add_event, ensure_tenant
+from adapters.limits import UseLimits
+from adapters.types import VersionStatus, check_name
+
+KEPT = tuple(str(status) for status in VersionStatus if status not in (VersionStatus.RETIRED, VersionStatus.REJECTED))
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant with what it stores now."""
+
+    id: str
+    created_at: float
+    limits: UseLimits
+    adapters: int = 0
+    versions: int = 0  # that have files
+    stored_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`grantee` may ask `tenant`'s adapter `name` for answers, as `tenant/name`."""
+
+    tenant: str
+    name: str
+    grantee: str
+    created_at: float
+
+
+class TenantRows:
+    """The part of the registry that keeps tenants and grants."""
+
+    database: Database
+
+    def add_tenant(self, tenant: str, limits: UseLimits | None = None, *, actor: str) -> Tenant:
+        """The tenant with these limits, made when it is new; without limits a tenant that is there keeps its own."""
+        check_name(tenant, "tenant")
+        now = time.time()
+        with self.database.writing() as connection:
+            names = select(schema.tenants.c.id).where(func.lower(schema.tenants.c.id) == tenant.lower())
+            twin = connection.execute(names).scalar()
+            if twin is not None and twin != tenant:
+                raise InvalidRequest(f"The tenant {tenant!r} differs only in case from {twin!r}.", param="tenant")
+            ensure_tenant(connection, tenant, now)
+            if twin is None or limits is not None:
+                kept = {name: value for name, value in (limits or UseLimits()).as_dict().items() if value is not None}
+                connection.execute(update(schema.tenants).where(schema.tenants.c.id == tenant).values(limits=kept))
+                add_event(connection, tenant, "tenant_set", actor, detail={"limits": kept})
+            return _tenant(connection, tenant)
+
+    def tenants(self) -> list[Tenant]:
+        """All tenants, sorted."""
+        with self.database.reading() as connection:
+            names = list(connection.execute(select(schema.tenants.c.id).order_by(schema.tenants.c.id)).scalars())
+            return [_tenant(connection, name) for name in names]
+
+    def get_tenant(self, tenant: str) -> Tenant:
+        """One tenant; raises NotFound."""
+        with self.database.reading() as connection:
+            return _tenant(connection, tenant)
+
+    def limits_of(self, tenant: str) -> UseLimits:
+        """The tenant's limits; none for a tenant that has no row yet."""
+        with self.database.reading() as connection:
+            found = connection.execute(select(schema.tenants.c.limits).where(schema.tenants.c.id == tenant)).first()
+        return UseLimits.read(found.limits if found else None)
+
+    def add_grant(self, tenant: str, name: str, grantee: str, *, actor: str) -> Grant:
+        """Share the adapter; raises ModelNotFound, or NotFound for a tenant that is not there."""
+        if tenant == grantee:
+            raise InvalidRequest("An adapter's own tenant needs no grant.", param="grantee")
+        now = time.time()
+        with self.database.writing() as connection:
+            adapter_id = _adapter_id(connection, tenant, name)
+            _tenant(connection, grantee)
+            found = _grants(connection, adapter_id, grantee)
+            if found:
+                return found[0]
+            values = {"tenant": tenant, "adapter_id": adapter_id, "grantee": grantee, "created_at": now}
+            connection.execute(insert(schema.grants).values(values))
+            add_event(connection, tenant, "granted", actor, name, detail={"grantee": grantee})
+        return Grant(tenant, name, grantee, now)
+
+    def remove_grant(self, tenant: str, name: str, grantee: str, *, actor: str) -> None:
+        """Share no more, from the next request on; raises NotFound when there was no such grant."""
+        with self.database.writing() as connection:
+            adapter_id = _adapter_id(connection, tenant, name)
+            if not _grants(connection, adapter_id, grantee):
+                raise NotFound(f"{tenant}/{name} is not shared with {grantee}.", param="grantee")
+            where = (schema.grants.c.adapter_id == adapter_id, schema.grants.c.grantee == grantee)
+            connection.execute(delete(schema.grants).where(*where))
+            add_event(connection, tenant, "grant_removed", actor, name, detail={"grantee": grantee})
+
+    def grants(self, *, tenant: str | None = None, grantee: str | None = None) -> list[Grant]:
+        """Grants by one tenant, to one tenant, or all; sorted by owner and name."""
+        query = _grant_query().order_by(schema.grants.c.tenant, schema.adapters.c.name_key, schema.grants.c.grantee)
+        if tenant is not None:
+            query = query.where(schema.grants.c.tenant == tenant)
+        if grantee is not None:
+            query = query.where(schema.grants.c.grantee == grantee)
+        with self.database.reading() as connection:
+            return [Grant(**row._mapping) for row in connection.execute(query)]
+
+    def is_granted(self, tenant: str, name: str, grantee: str) -> bool:
+        query = _grant_query().where(
+            schema.grants.c.tenant == tenant, schema.adapters.c.name == name, schema.grants.c.grantee == grantee
+        )
+        with self.database.reading() as connection:
+            return connection.execute(query).first() is not None
+
+
+def check_quota(connection: Connection, tenant: str, size_bytes: int) -> None:
+    """Room for one more version of this size; raises PayloadTooLarge or QuotaExceeded. Call it in the transaction."""
+    found = _tenant(connection, tenant)
+    limits = found.limits
+    if limits.stored_bytes is not None and found.stored_bytes + size_bytes > limits.stored_bytes:
+        raise PayloadTooLarge(
+            f"{tenant} stores {found.stored_bytes} bytes of at most {limits.stored_bytes}, and this version has "
+            f"{size_bytes}: retire versions that are no longer needed, or ask the operator for more.",
+            param="stored_bytes",
+        )
+    if limits.versions is not None and found.versions >= limits.versions:
+        raise QuotaExceeded(
+            f"{tenant} has {found.versions} versions of at most {limits.versions}: retire one that is no longer "
+            "needed, or ask the operator for more.",
+            param="versions",
+        )
+
+
+def _tenant(connection: Connection, tenant: str) -> Tenant:
+    row = connection.execute(select(schema.tenants).where(schema.tenants.c.id == tenant)).first()
+    if row is None:
+        raise NotFound(f"There is no tenant {tenant[:80]!r}; `hotshoe tenants ls` lists them.", param="tenant")
+    kept = (schema.versions.c.tenant == tenant, schema.versions.c.status.in_(KEPT))
+    totals = select(func.count(), func.coalesce(func.sum(schema.versions.c.size_bytes), 0)).where(*kept)
+    versions, stored = connection.execute(totals).one()
+    names = select(func.count()).select_from(schema.adapters).where(schema.adapters.c.tenant == tenant)
+    adapters = connection.execute(names).scalar() or 0
+    return Tenant(row.id, row.created_at, UseLimits.read(row.limits), adapters, versions, stored)
+
+
+def _adapter_id(connection: Connection, tenant: str, name: str) -> int:
+    where = (schema.adapters.c.tenant == tenant, schema.adapters.c.name == name)
+    found = connection.execute(select(schema.adapters.c.id).where(*where)).scalar()
+    if found is None:
+        raise ModelNotFound(f"There is no adapter {tenant}/{name}.", param="name")
+    return int(found)
+
+
+def _grants(connection: Connection, adapter_id: int, grantee: str) -> list[Grant]:
+    query = _grant_query().where(schema.grants.c.adapter_id == adapter_id, schema.grants.c.grantee == grantee)
+    return [Grant(**row._mapping) for row in connection.execute(query)]
+
+
+def _grant_query() -> Any:
+    columns = (schema.grants.c.tenant, schema.adapters.c.name, schema.grants.c.grantee, schema.grants.c.created_at)
+    return select(*columns).join_from(
+        schema.grants, schema.adapters, schema.grants.c.adapter_id == schema.adapters.c.id
+    )
