@@ -1,4 +1,7 @@
-"""What watches a run: progress for people, the curve for the card, and the guard that stops a run gone wrong."""
+"""What watches a run: progress for people, the curve for the card, and the guard that stops a run gone wrong.
+
+Trainer's own log history is the one record: a resumed run finds in it what was before.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,56 @@ RECENT_STEPS = 5  # of so many steps in a row, has exploded
 
 @dataclass
 class Curve:
-    """Training loss by step and validation loss by step, as (step, loss); thinned evenly above 1,000 points."""
+    """Training loss, validation loss and learning rate as (step, value); thinned evenly above 1,000 points."""
 
     training: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    learning_rate: list[tuple[int, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, history: list[dict[str, Any]]) -> Curve:
+        """The curve in Trainer's log history."""
+        return cls(*(_points(history, key) for key in ("loss", "eval_loss", "learning_rate")))
 
     def as_dict(self) -> dict[str, Any]:
         stride = math.ceil(len(self.training) / LONGEST_CURVE) or 1
-        return {"training": self.training[::stride], "validation": self.validation}
+        return {
+            "training": self.training[::stride],
+            "validation": self.validation,
+            "learning_rate": self.learning_rate[::stride],
+        }
 
 
 @dataclass
 class Meter:
-    """Tokens of the rows trained on, how many the model computed for them, and the seconds; no validation."""
+    """Tokens of the rows trained on, how many the model computed for them, and the seconds; no validation.
+
+    `started` is on the monotonic clock, as if the run had never been cut off.
+    """
 
     tokens: int = 0
     computed_tokens: int = 0  # fewer: a prefix that all rows of a batch share is computed once
     seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """As a checkpoint keeps it."""
+        return {
+            "tokens": self.tokens,
+            "computed_tokens": self.computed_tokens,
+            "seconds": self.seconds,
+            "elapsed_seconds": time.monotonic() - self.started,
+        }
+
+    def go_on(self, counted: dict[str, float]) -> None:
+        """Count on from what a checkpoint has."""
+        self.tokens, self.computed_tokens = int(counted["tokens"]), int(counted["computed_tokens"])
+        self.seconds = float(counted["seconds"])
+        self.started -= float(counted["elapsed_seconds"])
 
 
 class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -48,6 +80,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -76,21 +113,6 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
             )
 
 
-class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes the curve."""
-
-    def __init__(self, curve: Curve) -> None:
-        self.curve = curve
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
-        if logs and "loss" in logs:
-            self.curve.training.append((state.global_step, round(float(logs["loss"]), 5)))
-        if logs and "eval_loss" in logs:
-            self.curve.validation.append((state.global_step, round(float(logs["eval_loss"]), 5)))
-
-
 class Progress(TrainerCallback):  # type: ignore[misc]
     """A bar with loss, validation loss, tokens/s and time left in a terminal; else a plain line now and then."""
 
@@ -103,6 +125,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.seconds_between_lines = seconds_between_lines
         self.last_line_at = 0.0
         self.started_at = 0.0
+        self.first_step = 0
         self.shown: dict[str, str] = {}
         self.bar: Any = None
         self.task: Any = None
@@ -111,9 +134,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started_at = self.last_line_at = time.monotonic()
+        self.first_step = state.global_step
         if self.is_terminal:
             self.bar = _bar()
-            self.task = self.bar.add_task("training", total=state.max_steps, text="")
+            self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, text="")
             self.bar.start()
 
     def on_log(
@@ -126,7 +150,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         is_due = time.monotonic() - self.last_line_at >= self.seconds_between_lines
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step, text=self._text())
-        elif is_due or (logs and "eval_loss" in logs) or (state.global_step == 1 and "loss" in (logs or {})):
+        elif is_due or (logs and "eval_loss" in logs) or (self._is_first(state) and "loss" in (logs or {})):
             self.last_line_at = time.monotonic()
             self.say(f"step {state.global_step}/{state.max_steps}  {self._text()}  {self._left(state)}")
 
@@ -144,10 +168,17 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         rate = f"{self.meter.tokens_per_second:,.0f} tokens/s"
         return "  ".join([*(f"{key} {value}" for key, value in self.shown.items()), rate])
 
+    def _is_first(self, state: TrainerState) -> bool:
+        return bool(state.global_step == self.first_step + 1)
+
     def _left(self, state: TrainerState) -> str:
         passed = time.monotonic() - self.started_at
-        left = passed / max(1, state.global_step) * (state.max_steps - state.global_step)
+        left = passed / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
         return f"{_clock(passed)} passed, {_clock(left)} left"
+
+
+def _points(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(int(entry["step"]), float(f"{float(entry[key]):.6g}")) for entry in history if key in entry]
 
 
 def _bar() -> Any:

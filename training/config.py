@@ -15,15 +15,18 @@ from adapters.bases import PROJECTIONS
 from adapters.errors import ConfigInvalid
 from adapters.types import check_name
 
-Method = Literal["qlora", "lora"]
-METHODS = ("qlora", "lora")
+Method = Literal["qlora", "lora", "full"]
+METHODS = ("qlora", "lora", "full")
 OVER_LONG = ("error", "cut", "drop")
 SUPERVISE = ("all", "last")
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
+REPORTERS = ("tensorboard", "wandb", "none")
+LORA_SETTINGS = ("rank", "alpha", "target_modules", "use_rslora", "dropout")  # without a meaning for `full`
 WANTED_STEPS = 100  # below this many steps in all, a smaller batch teaches more
 SMALL_MODEL_PARAMETERS = 300_000_000
 MAX_TOKENS_PER_PASS = 8192  # of one forward pass; a batch above it is accumulated
+CHECKPOINTS_A_RUN, MOST_STEPS_BETWEEN = 10, 500
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,23 @@ class TrainingConfig:
     method: Method | None = field(
         default=None,
         metadata={
-            "doc": "qlora (base in NF4) or lora (base in 16 or 32 bits); default lora where the base fits in memory so."
+            "doc": "qlora (base in NF4), lora (base in 16 or 32 bits) or full (every weight; the result is a base of "
+            "its own); default lora where the base fits in memory so, else qlora."
         },
     )
-    initial_adapter: Path | None = field(default=None, metadata={"doc": "Adapter folder to go on from."})
+    initial_adapter: Path | None = field(
+        default=None, metadata={"doc": "Adapter folder to go on from; `--from` sets it, and `from` in a config file."}
+    )
     parent: str | None = field(
-        default=None, metadata={"doc": "NAME@N that the initial adapter is, for the card's lineage."}
+        default=None,
+        metadata={"doc": "NAME@N that the initial adapter is, for the card's lineage; `--from` sets it, too."},
     )
     epochs: float | None = field(
         default=None, metadata={"doc": "Passes over the data; default 3, or 2 above 10,000 rows."}
     )
     learning_rate: float | None = field(
-        default=None, metadata={"doc": "Peak learning rate; default 1e-3 below 0.3 billion parameters, else 2e-4."}
+        default=None,
+        metadata={"doc": "Peak learning rate; default 1e-3 below 0.3 billion parameters, else 2e-4; for full a tenth."},
     )
     scheduler: str = field(
         default="cosine", metadata={"doc": "How the rate falls after warm-up: linear, cosine or constant_with_warmup."}
@@ -102,6 +110,10 @@ class TrainingConfig:
     patience: int = field(
         default=2, metadata={"doc": "Stop after this many validations without a lower loss; 0 never stops early."}
     )
+    compare: bool = field(
+        default=True,
+        metadata={"doc": "Measure the base on the validation rows, too, and compare it with the adapter in the card."},
+    )
     seed: int = field(default=17, metadata={"doc": "Seed of initial weights, order of rows and the held-out share."})
     dtype: str | None = field(
         default=None,
@@ -111,6 +123,16 @@ class TrainingConfig:
     )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"doc": "Recompute activations to save memory; default only on a GPU."}
+    )
+    checkpoint_steps: int | None = field(
+        default=None,
+        metadata={
+            "doc": "Steps between checkpoints that --resume goes on from; default a tenth of the run, 500 at most. "
+            "Each validation makes one, too."
+        },
+    )
+    report_to: tuple[str, ...] = field(
+        default=("tensorboard",), metadata={"doc": "Where curves go: tensorboard, wandb, both (with a comma) or none."}
     )
     logs: Path | None = field(default=None, metadata={"doc": "TensorBoard folder; default OUT/runs."})
 
@@ -137,10 +159,30 @@ class TrainingConfig:
             ("seed", 0 <= self.seed < 2**32, "between 0 and 2^32 - 1"),
             ("validation_share", self.validation_share is None or 0 <= self.validation_share < 1, "from 0 to below 1"),
             ("target_modules", _are_projections(self.target_modules), f"among {', '.join(PROJECTIONS)}"),
+            ("checkpoint_steps", _within(self.checkpoint_steps, 0, 1_000_000), "between 1 and 1000000"),
+            ("report_to", _are_reporters(self.report_to), f"among {', '.join(REPORTERS)}, none alone"),
         )
         for key, is_fine, wanted in checks:
             if not is_fine:
                 raise ConfigInvalid(f"{key} is {getattr(self, key)!r}; it must be {wanted}.", param=key)
+        if self.method == "full":
+            self._check_full()
+
+    def _check_full(self) -> None:
+        """Full fine-tuning has no adapter, so nothing of one may be set."""
+        defaults = {item.name: item.default for item in fields(self)}
+        for key in LORA_SETTINGS:
+            if getattr(self, key) != defaults[key]:
+                raise ConfigInvalid(
+                    f"{key} is {getattr(self, key)!r}, but method full trains every weight and has no adapter: "
+                    "leave it out.",
+                    param=key,
+                )
+        if self.initial_adapter is not None:
+            raise ConfigInvalid(
+                "method full cannot go on from an adapter: export it merged, and name that folder as the base.",
+                param="from",
+            )
 
     @property
     def output(self) -> Path:
@@ -182,9 +224,12 @@ class Settings:
     dtype: str
     gradient_checkpointing: bool
     optimizer: str
+    checkpoint_steps: int
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "target_modules": list(self.target_modules)}
+        """As in the card. A run without an adapter has no settings of one."""
+        values = {**asdict(self), "target_modules": list(self.target_modules)}
+        return {key: value for key, value in values.items() if self.method != "full" or key not in LORA_SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -213,11 +258,11 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
     rank = config.rank or (32 if facts.rows > 20_000 else 16)
     dtype = config.dtype or default_dtype(facts)
     evaluations = config.evaluations or max(4, math.ceil(epochs))
-    is_small = facts.parameters < SMALL_MODEL_PARAMETERS
+    method = config.method or default_method(facts, dtype)
     return Settings(
-        method=config.method or default_method(facts, dtype),
+        method=method,
         epochs=epochs,
-        learning_rate=config.learning_rate or (1e-3 if is_small else 2e-4),
+        learning_rate=config.learning_rate or default_learning_rate(facts, method),
         scheduler=config.scheduler,
         warmup_ratio=config.warmup_ratio,
         batch_size=pass_size * accumulation,
@@ -241,12 +286,19 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         dtype=dtype,
         gradient_checkpointing=_default_checkpointing(config, facts),
         optimizer="paged_adamw_8bit" if facts.device == "cuda" else "adamw_torch",
+        checkpoint_steps=config.checkpoint_steps or min(MOST_STEPS_BETWEEN, math.ceil(steps / CHECKPOINTS_A_RUN)),
     )
 
 
 def default_batch_size(rows: int, epochs: float) -> int:
     """16, or 8 or 4 where 16 rows a step would give fewer than 100 steps in all."""
     return next((size for size in (16, 8) if rows * epochs / size >= WANTED_STEPS), 4)
+
+
+def default_learning_rate(facts: Facts, method: Method) -> float:
+    """1e-3 for a small base, else 2e-4; a tenth of it where every weight is trained ("LoRA Without Regret")."""
+    rate = 1e-3 if facts.parameters < SMALL_MODEL_PARAMETERS else 2e-4
+    return rate / 10 if method == "full" else rate
 
 
 def default_method(facts: Facts, dtype: str) -> Method:
@@ -270,6 +322,10 @@ def _default_checkpointing(config: TrainingConfig, facts: Facts) -> bool:
 
 def _within(value: float | None, above: float, most: float) -> bool:
     return value is None or (above < value <= most)
+
+
+def _are_reporters(names: tuple[str, ...]) -> bool:
+    return bool(names) and set(names) <= set(REPORTERS) and ("none" not in names or len(names) == 1)
 
 
 def _are_projections(names: tuple[str, ...]) -> bool:

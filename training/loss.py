@@ -1,9 +1,11 @@
-"""The loss at supervised positions only: cross entropy of a frozen output layer, without keeping a logits matrix.
+"""The loss at supervised positions only: cross entropy after the output layer, without keeping a logits matrix.
 
-    loss = sum_i logsumexp(W h_i) - (W h_i)[y_i]        h (num_supervised, hidden), W (vocabulary, hidden), frozen
-    d loss / d h_i = W^T (softmax(W h_i) - onehot(y_i))
+    loss = sum_i logsumexp(W h_i) - (W h_i)[y_i]        h (num_supervised, hidden), W (vocabulary, hidden)
+    s_i = softmax(W h_i) - onehot(y_i)
+    d loss / d h_i = W^T s_i
+    d loss / d W = sum_i s_i h_i^T                      where W is trained, too
 
-The gradient with respect to h is computed beside the loss, one block of positions at a time, so that the memory is a
+The gradients are computed beside the loss, one block of positions at a time, so that the memory is a
 block's logits, not the batch's. The idea of fusing the two is Liger Kernel's (arXiv 2410.10989).
 """
 
@@ -21,9 +23,10 @@ BLOCK_BYTES = 16_000_000  # of float32 logits at a time
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        wants_gradient = ctx.needs_input_grad[0]
+        wants_gradient, trains_weight = ctx.needs_input_grad[:2]
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if wants_gradient else None
+        of_weight = torch.zeros_like(weight) if trains_weight else None
         size = max(1, BLOCK_BYTES // (4 * weight.shape[0]))
         for start in range(0, hidden.shape[0], size):
             block = slice(start, start + size)
@@ -35,13 +38,22 @@ class _CrossEntropySum(torch.autograd.Function):
                 slope = logits.sub_(normaliser).exp_()
                 slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
                 gradient[block] = (slope.to(weight.dtype) @ weight).to(gradient.dtype)
-        ctx.save_for_backward(gradient)
+                if of_weight is not None:
+                    of_weight += slope.t().to(weight.dtype) @ hidden[block].to(weight.dtype)
+        ctx.save_for_backward(gradient, of_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * slopes[0].to(gradient.dtype), None, None
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        gradient, of_weight = ctx.saved_tensors
+        scaled = None if of_weight is None else of_weight * slopes[0].to(of_weight.dtype)
+        return gradient * slopes[0].to(gradient.dtype), scaled, None
+
+
+def cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum over positions; `hidden` (num_supervised, hidden), `weight` (vocabulary, hidden), float32."""
+    loss: torch.Tensor = _CrossEntropySum.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def supervised_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
@@ -56,6 +68,4 @@ def supervised_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
         packing=packing,
     ).last_hidden_state
     hidden = states[0].index_select(0, batch["predicting"])
-    weight, targets = causal_lm.lm_head.weight.detach(), batch["shift_labels"]
-    loss: torch.Tensor = _CrossEntropySum.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
-    return loss
+    return cross_entropy_sum(hidden, causal_lm.lm_head.weight, batch["shift_labels"])

@@ -16,7 +16,11 @@ from training.packed import ATTENTION, register_attention
 
 
 def load_model(base: BaseModel, settings: Settings, device: str, initial_adapter: Path | None = None) -> Any:
-    """A PeftModel ready to train: base frozen, adapter in float32; raises BaseInvalid where the base cannot be read."""
+    """A model ready to train; raises BaseInvalid where the base cannot be read.
+
+    For LoRA and QLoRA a PeftModel: base frozen, adapter in float32. For full every weight is trained and held in
+    float32, whatever dtype is computed in: small updates would vanish in 16 bits.
+    """
     from transformers import AutoModelForCausalLM
 
     if base.config.get("use_sliding_window"):
@@ -25,7 +29,7 @@ def load_model(base: BaseModel, settings: Settings, device: str, initial_adapter
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder,
-            dtype=getattr(torch, settings.dtype),
+            dtype=torch.float32 if settings.method == "full" else getattr(torch, settings.dtype),
             attn_implementation=ATTENTION,
             local_files_only=True,
             device_map={"": device} if settings.method == "qlora" or device == "cuda" else None,
@@ -35,6 +39,8 @@ def load_model(base: BaseModel, settings: Settings, device: str, initial_adapter
         raise BaseInvalid(f"{base.folder} cannot be loaded: {error}") from error
     keep_canonical_nf4(model)
     model.config.use_cache = False
+    if settings.method == "full":
+        return model
     return _with_adapter(model, settings, initial_adapter)
 
 

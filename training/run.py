@@ -15,7 +15,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.integrations import TensorBoardCallback
 
 from training.callbacks import Meter
 from training.config import Settings, TrainingConfig
@@ -29,7 +28,24 @@ if TYPE_CHECKING:
 FEWEST_STEPS_TO_WARM_UP = 20
 
 
-class FinalValidation(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+KEPT_CHECKPOINTS = {"qlora": 2, "lora": 2, "full": 1}  # beside the best; one of every weight is large
+
+
+class Saves(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Saves a checkpoint every so many steps, beside those of validations, and after the last."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            control.should_save = True
+        return control
+
+
+class FinalValidation(TrainerCallback):  # type: ignore[misc]
     """Validates after the last step, too, wherever the interval falls."""
 
     def on_step_end(
@@ -44,17 +60,17 @@ def build_trainer(
     config: TrainingConfig,
     settings: Settings,
     material: Material,
-    folder: Path,
+    checkpoints: Path,
     meter: Meter,
     callbacks: list[TrainerCallback],
 ) -> SupervisedTrainer:
-    """A trainer ready to run, with the model loaded. Checkpoints go to `checkpoints` in `folder`."""
+    """A trainer ready to run, with the model loaded. Its checkpoints go to `checkpoints`."""
     device = _device()
-    arguments = training_arguments(settings, folder, device)
+    arguments = training_arguments(settings, checkpoints, device)
     set_seed(settings.seed)
     model = load_model(material.base, settings, device, config.initial_adapter)
     validation = material.validation
-    callbacks = [*callbacks, _tensorboard(config.logs or folder / "runs")]
+    callbacks = [*callbacks, Saves(settings.checkpoint_steps)]
     if validation is not None:
         callbacks.append(FinalValidation())
         if settings.patience:
@@ -67,16 +83,17 @@ def build_trainer(
         data_collator=partial(collate, shares_prefix=not settings.dropout),
         callbacks=callbacks,
         meter=meter,
+        kept_checkpoints=KEPT_CHECKPOINTS[settings.method],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def training_arguments(settings: Settings, folder: Path, device: str) -> TrainingArguments:
+def training_arguments(settings: Settings, checkpoints: Path, device: str) -> TrainingArguments:
     """The settings in transformers' words."""
     validates = settings.evaluation_steps is not None
     arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.pass_size,
         per_device_eval_batch_size=settings.evaluation_pass_size,
@@ -95,8 +112,7 @@ def training_arguments(settings: Settings, folder: Path, device: str) -> Trainin
         eval_steps=settings.evaluation_steps,
         save_strategy="steps" if validates else "no",
         save_steps=settings.evaluation_steps or 1,
-        save_total_limit=1,
-        save_only_model=True,
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=validates,
         metric_for_best_model="eval_loss" if validates else None,
         greater_is_better=False if validates else None,
@@ -118,12 +134,6 @@ def training_arguments(settings: Settings, folder: Path, device: str) -> Trainin
 def _warmup_steps(settings: Settings) -> int:
     """None below 20 steps: the first of few steps must not be one at rate 0."""
     return int(settings.warmup_ratio * settings.steps) if settings.steps >= FEWEST_STEPS_TO_WARM_UP else 0
-
-
-def _tensorboard(folder: Path) -> TensorBoardCallback:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
 
 
 def _device() -> str:

@@ -1,4 +1,7 @@
-"""An output folder that appears whole or not at all: written beside its place under a lock, then renamed into it."""
+"""An output folder that appears whole or not at all: made beside its place under a lock, then renamed into it.
+
+Beside the result lie the run's checkpoints, which outlive a run that was cut off, so that `--resume` goes on from them.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +10,99 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.errors import AlreadyRunning, ConfigInvalid, OutputExists
+from adapters.errors import AlreadyRunning, ConfigInvalid, OutputExists, TrainingStopped
+from training.checkpoints import last_complete
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where a run works meanwhile: always the same place for one output, so that it is found again."""
+
+    root: Path
+
+    @property
+    def result(self) -> Path:
+        """What becomes the output folder."""
+        return self.root / "result"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def identity(self) -> Path:
+        """The file that says which run this is."""
+        return self.root / "run.json"
 
 
 def staging_folder(out: Path) -> Path:
-    """Where the run that writes `out` keeps its files meanwhile: always the same place, so that it is found again."""
+    """The folder in which the run that writes `out` works."""
     return out.parent / f".{out.name}.partial"
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A fresh folder that becomes `out` when the block ends, and is removed when it raises.
+def staged(out: Path, *, resume: bool = False) -> Iterator[Staging]:
+    """A folder whose `result` becomes `out` when the block ends. With `resume` an earlier run's checkpoints are there.
 
-    Raises OutputExists when there is something at `out`, AlreadyRunning when another run is writing it.
+    When the block raises, what can be gone on with stays: a folder with a complete checkpoint, unless the run diverged
+    (TrainingStopped). Everything else goes.
+
+    Raises OutputExists when there is something at `out` or a run to go on with, AlreadyRunning when another run is
+    writing it, ConfigInvalid when there is nothing to resume.
     """
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExists(f"{out} exists: choose another --out, or remove it.", param="out")
-    staging = staging_folder(out)
-    lock_path = staging.with_suffix(".lock")
+    staging = Staging(staging_folder(out))
+    _check_place(out, resume)
+    lock_path = staging.root.with_suffix(".lock")
     lock = _locked(lock_path, out)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        _check_left(staging, out, resume)
+        if not resume:
+            shutil.rmtree(staging.root, ignore_errors=True)
+        staging.checkpoints.mkdir(parents=True, exist_ok=True)
+        staging.result.mkdir(exist_ok=True)
         try:
             yield staging
-            _settle(staging, out)
+            _settle(staging.result, out)
+        except BaseException as error:
+            if isinstance(error, TrainingStopped) or last_complete(staging.checkpoints) is None:
+                shutil.rmtree(staging.root, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(staging.root, ignore_errors=True)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
             lock_path.unlink(missing_ok=True)
     finally:
         os.close(lock)
+
+
+def _check_place(out: Path, resume: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if resume:
+            raise OutputExists(f"{out} is there and whole: there is nothing to resume.", param="out")
+        raise OutputExists(f"{out} exists: choose another --out, or remove it.", param="out")
+
+
+def _check_left(staging: Staging, out: Path, resume: bool) -> None:
+    """What an earlier run left must fit what is asked for."""
+    last = last_complete(staging.checkpoints)
+    if resume and not staging.root.exists():
+        raise ConfigInvalid(f"There is nothing to resume: no run into {out} was cut off.", param="resume")
+    if resume and last is None:
+        raise ConfigInvalid(
+            f"There is nothing to resume: the run into {out} was cut off before its first checkpoint was whole. "
+            "Start it again without --resume.",
+            param="resume",
+        )
+    if not resume and last is not None:
+        raise OutputExists(
+            f"A run into {out} was cut off after step {last.step}: go on with it by --resume, or remove {staging.root} "
+            "to begin again.",
+            param="out",
+        )
 
 
 def _locked(path: Path, out: Path) -> int:
@@ -60,14 +123,14 @@ def _locked(path: Path, out: Path) -> int:
     return lock
 
 
-def _settle(staging: Path, out: Path) -> None:
-    for path in staging.rglob("*"):
+def _settle(result: Path, out: Path) -> None:
+    for path in result.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     if out.is_dir():
         out.rmdir()
-    staging.rename(out)
+    result.rename(out)
     parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(parent)

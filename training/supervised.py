@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from training.callbacks import Meter
+from training.checkpoints import STATE_FILE, is_complete, prune, seal
 from training.data.template import Rendered
 from training.loss import supervised_loss_sum
 
@@ -32,9 +35,10 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, meter: Meter, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, meter: Meter, kept_checkpoints: int = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.meter = meter
+        self.kept_checkpoints = kept_checkpoints
         self._validation_sum = 0.0
         self._validation_tokens = 0
 
@@ -72,3 +76,30 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics[f"{prefix}_loss"] = self._validation_sum / max(1, self._validation_tokens)
         return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint counts once it is sealed; only then do older ones go."""
+        folder = self._checkpoint_folder(self.state.global_step)
+        if is_complete(folder):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        super()._save_checkpoint(model, trial)
+        seal(folder, self.meter.as_dict())
+        prune(folder.parent, self.kept_checkpoints, self.state.best_global_step)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """On a resume the best checkpoint is the one in today's folder, wherever that was when it was written."""
+        position: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._checkpoint_folder(self.state.best_global_step))
+        return position
+
+    def restore(self, folder: Path) -> None:
+        """Take over the state and the weights (the best ones, where there are) of a run that has no step left."""
+        self.state = TrainerState.load_from_json(str(folder / STATE_FILE))
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        best = self.state.best_global_step
+        self._load_from_checkpoint(str(self._checkpoint_folder(best) if best else folder))
+
+    def _checkpoint_folder(self, step: int) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{step}"

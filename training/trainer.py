@@ -1,7 +1,8 @@
-"""From a chat file to an adapter folder: read, render, choose settings, train with transformers' Trainer, save, card.
+"""From a data file to an adapter folder: read, render, choose settings, train with transformers' Trainer, save, card.
 
-`train(config)` is the whole of it. Nothing is left behind but the finished folder: PEFT's two files, `card.json` and
-the TensorBoard log. A run that fails leaves none.
+`train(config)` is the whole of it. Nothing is left behind but the finished folder: PEFT's two files (or a base of its
+own from full fine-tuning), `card.json` and the TensorBoard log. A run that fails leaves none; one that was cut off
+leaves its checkpoints, for `resume`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import ConfigInvalid, StorageFull
-from training.callbacks import Curve, Guard, Meter, Progress, Recorder
+from adapters.errors import ConfigInvalid, StorageFull, TrainingInterrupted
+from training.callbacks import Curve, Guard, Meter, Progress
 from training.card import make_card, write_card
+from training.checkpoints import Checkpoint, choose_checkpoint, last_complete
+from training.compare import Baseline, baseline_of
 from training.config import Settings, TrainingConfig, choose
+from training.identity import check_identity, identity, write_identity
 from training.material import Material, announcement, facts, gather
-from training.saving import save_adapter
-from training.staging import staged
+from training.reporting import check_reporters, reporters
+from training.saving import save_result
+from training.staging import Staging, staged, staging_folder
 
-CHECKPOINTS = "checkpoints"  # inside the staging folder, gone when the run ends
+RUNS = "runs"  # the TensorBoard log in the result
+FULL_DISK_MARKS = (  # how torch and safetensors say it, which have no errno
+    "No space left on device",
+    "File too large",
+    "PytorchStreamWriter failed writing",
+    "inline_container",
+)
 
 
 @dataclass(frozen=True)
@@ -53,52 +64,105 @@ class Run:
     meter: Meter = field(default_factory=Meter)
     model: Any = None  # a PeftModel; after training with its best adapter
     state: Any = None  # Trainer's, after training
+    baseline: Baseline | None = None  # where base and adapter are compared
 
-    def train(self, folder: Path, progress: Progress) -> None:
-        """Load the model and train it; working files go into `folder`."""
+    def train(self, staging: Staging, progress: Progress, last: Checkpoint | None = None) -> None:
+        """Load the model and train it, from `last` on where it is given; working files go into `staging`."""
+        from training.interrupt import Interrupter, listening
         from training.run import build_trainer
 
-        callbacks = [Recorder(self.curve), Guard(), progress]
-        trainer = build_trainer(self.config, self.settings, self.material, folder, self.meter, callbacks)
-        try:
-            trainer.train()
-        finally:
-            progress.close()
+        if last is not None:
+            self.meter.go_on(last.counted)
+            self.started = self.meter.started
+        if self.config.compare:
+            self.baseline = baseline_of(self.material, self.settings, progress.say)
+        measured = [self.baseline] if self.baseline is not None else []
+        step = last.step if last is not None else 0
+        with reporters(self.config, self.settings, staging.result, step) as reporting, listening() as stop:
+            callbacks = [Guard(), *measured, progress, *reporting, Interrupter(stop)]
+            trainer = build_trainer(
+                self.config, self.settings, self.material, staging.checkpoints, self.meter, callbacks
+            )
+            try:
+                if last is not None and last.is_final:
+                    trainer.restore(last.folder)
+                else:
+                    trainer.train(resume_from_checkpoint=str(last.folder) if last is not None else None)
+            finally:
+                progress.close()
         self.model, self.state = trainer.model, trainer.state
+        self.curve = Curve.of(trainer.state.log_history)
 
 
-def train(config: TrainingConfig, say: Callable[[str], None] | None = None) -> TrainingResult:
-    """Train an adapter into `config.output`, which then holds it whole. Lines about it go to `say`, or to stderr.
+def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, resume: bool = False) -> TrainingResult:
+    """Train into `config.output`, which then holds the result whole. Lines about it go to `say`, or to stderr.
 
-    Raises OutputExists, AlreadyRunning, ConfigInvalid, DataInvalid (with every bad row), BaseInvalid, AdapterRefused
-    for an initial adapter that does not fit, TrainingStopped when the run diverged, StorageFull.
+    A run that was cut off leaves its checkpoints beside the output; with `resume` it goes on from the last whole one
+    and ends in the weights that it would have had.
+
+    Raises OutputExists, AlreadyRunning, ConfigInvalid (with `resume`, too, where there is nothing to resume or it was
+    another run), DataInvalid (with every bad row), BaseInvalid, AdapterRefused for an initial adapter that does not
+    fit, TrainingStopped when the run diverged, TrainingInterrupted by SIGINT or SIGTERM, StorageFull.
     """
     started = time.monotonic()
     _one_process()
-    with _full_disk_named(), staged(config.output) as folder:
+    check_reporters(config)
+    with _cut_off_named(config.output), staged(config.output, resume=resume) as staging:
         material = gather(config)
         settings = choose(_with_initial_shape(config), facts(material))
-        run = Run(config, settings, material, started)
+        run = Run(config, settings, material, started, meter=Meter(started=started))
         progress = Progress(run.meter, say)
+        last = _last(staging, identity(config, settings, material), progress.say) if resume else None
+        if last is None:
+            write_identity(staging.identity, identity(config, settings, material))
         progress.say(announcement(config, material, settings))
-        run.train(folder, progress)
-        save_adapter(run.model, folder, config.base)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        card = make_card(run, folder)
-        write_card(folder, card)
+        run.train(staging, progress, last)
+        save_result(run.model, staging.result, material.base, config.base)
+        card = make_card(run, staging.result)
+        write_card(staging.result, card)
     return TrainingResult(config.output, card)
 
 
+def _last(staging: Staging, found: dict[str, Any], say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint to go on from; raises ConfigInvalid where it is another run's, or none is whole."""
+    check_identity(staging.identity, found)
+    last = choose_checkpoint(staging.checkpoints, say)
+    if last is None:
+        raise ConfigInvalid(
+            "There is nothing to resume: every checkpoint is damaged. Start the run again without --resume.",
+            param="resume",
+        )
+    for left in staging.result.iterdir():
+        if left.name != RUNS:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    say(f"going on after step {last.step}")
+    return last
+
+
 @contextmanager
-def _full_disk_named() -> Iterator[None]:
+def _cut_off_named(out: Path) -> Iterator[None]:
+    """A full disk and a second Ctrl-C in our words, and whether the run can go on."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise TrainingInterrupted(f"Stopped at once. {_way_on(out)}") from error
     except Exception as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            raise StorageFull(
-                f"The disk is full: {error}. Nothing was saved; make room or choose another --out."
-            ) from error
-        raise
+        if not _is_full_disk(error):
+            raise
+        raise StorageFull(f"The disk is full: {error}. Make room, or choose another --out. {_way_on(out)}") from error
+
+
+def _way_on(out: Path) -> str:
+    last = last_complete(Staging(staging_folder(out.absolute())).checkpoints)
+    if last is None:
+        return "Nothing was saved."
+    return f"Step {last.step} is saved: go on with the same command and --resume."
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return any(mark in str(error) for mark in FULL_DISK_MARKS)
 
 
 def _one_process() -> None:

@@ -12,9 +12,17 @@ from typing import Any, NoReturn
 
 import typer
 
-from adapters.errors import AdapterRefused, DataInvalid, EngineUnavailable, HotshoeError, ParityFailed, StorageDamaged
+from adapters.errors import (
+    AdapterRefused,
+    DataInvalid,
+    EngineUnavailable,
+    HotshoeError,
+    ParityFailed,
+    StorageDamaged,
+    TrainingInterrupted,
+)
 
-EXIT_FAILED, EXIT_NO, EXIT_UNREACHABLE = 1, 3, 4
+EXIT_FAILED, EXIT_NO, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 3, 4, 130
 
 
 def print_json(value: Any) -> None:
@@ -36,4 +44,6 @@ def fail(error: HotshoeError, as_json: bool) -> NoReturn:
 def exit_code_of(error: HotshoeError) -> int:
     if isinstance(error, AdapterRefused | DataInvalid | ParityFailed | StorageDamaged):
         return EXIT_NO
+    if isinstance(error, TrainingInterrupted):
+        return EXIT_INTERRUPTED
     return EXIT_UNREACHABLE if isinstance(error, EngineUnavailable) else EXIT_FAILED

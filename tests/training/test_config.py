@@ -61,7 +61,7 @@ def test_what_is_asked_for_is_what_is_used() -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"method": "full"},
+        {"method": "prefix"},
         {"epochs": 0},
         {"epochs": float("nan")},
         {"learning_rate": 1.0},
@@ -79,6 +79,9 @@ def test_what_is_asked_for_is_what_is_used() -> None:
         {"patience": -1},
         {"target_modules": ("lm_head",)},
         {"target_modules": ()},
+        {"checkpoint_steps": 0},
+        {"report_to": ("mlflow",)},
+        {"report_to": ("none", "wandb")},
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_its_name_value_and_limit(asked: dict[str, Any]) -> None:
@@ -87,6 +90,35 @@ def test_a_setting_out_of_range_is_refused_with_its_name_value_and_limit(asked: 
     (key,) = asked
     assert caught.value.param == key
     assert caught.value.message.startswith(f"{key} is {asked[key]!r}; it must be ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"rank": 8}, "rank"),
+        ({"alpha": 8.0}, "alpha"),
+        ({"target_modules": ("q_proj",)}, "target_modules"),
+        ({"use_rslora": True}, "use_rslora"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"initial_adapter": Path("x")}, "from"),
+    ],
+)
+def test_full_refuses_what_only_an_adapter_has(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(ConfigInvalid, match="method full") as caught:
+        config(method="full", **asked)
+    assert caught.value.param == param
+
+
+def test_full_trains_at_a_tenth_of_the_rate_and_its_card_has_no_settings_of_an_adapter() -> None:
+    small, large = choose(config(method="full"), EMBEDDED), choose(config(method="full"), SEVEN)
+    assert (small.learning_rate, large.learning_rate) == pytest.approx((1e-4, 2e-5))
+    assert not {"rank", "alpha", "target_modules", "use_rslora", "dropout"} & small.as_dict().keys()
+
+
+def test_there_are_ten_checkpoints_a_run_and_never_more_than_500_steps_between() -> None:
+    assert choose(config(), EMBEDDED).checkpoint_steps == 24  # of 240
+    assert choose(config(epochs=100.0), SEVEN).checkpoint_steps == 500
+    assert choose(config(checkpoint_steps=7), SEVEN).checkpoint_steps == 7
 
 
 def test_a_name_that_cannot_be_served_is_refused_before_training() -> None:

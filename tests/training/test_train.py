@@ -235,8 +235,8 @@ def test_an_output_that_exists_is_not_written_over(colours: Path, qwen2_base: Pa
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as folder:
-        (folder / "a").write_text("a")
+    with staged(tmp_path / "out") as staging:
+        (staging.result / "a").write_text("a")
         with pytest.raises(AlreadyRunning), staged(tmp_path / "out"):
             raise AssertionError("two at once")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
