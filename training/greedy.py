@@ -10,11 +10,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made: `stops` end one; after `max_seconds` a batch is cut short wherever it is."""
+
+    pad: int
+    stops: tuple[int, ...]
+    max_new_tokens: int
+    batch_size: int = 32
+    max_seconds: float | None = None
+
+
+def unwatched(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def shared_prefix(rows: Sequence[Tokens]) -> int:
@@ -37,11 +53,8 @@ def padded(rests: Sequence[Tokens], prefix: Tokens, pad: int) -> tuple[torch.Ten
 def greedy_answers(
     model: Any,
     prompts: Sequence[Tokens],
-    *,
-    pad: int,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Callable[[int, int], None],
+    decoding: Decoding,
+    progress: Callable[[int, int], None] = unwatched,
 ) -> list[Tokens]:
     """The new tokens of each prompt, in the order of the prompts. Batches are made of prompts of similar length."""
     prefix = prompts[0][: shared_prefix(prompts)] if len(prompts) > 1 else []
@@ -50,9 +63,9 @@ def greedy_answers(
         cache = model(input_ids=torch.tensor([prefix], device=model.device), use_cache=True).past_key_values
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers: list[Tokens] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        ids, mask = padded([prompts[row][len(prefix) :] for row in rows], prefix, pad)
+    for start in range(0, len(order), decoding.batch_size):
+        rows = order[start : start + decoding.batch_size]
+        ids, mask = padded([prompts[row][len(prefix) :] for row in rows], prefix, decoding.pad)
         past = copy.deepcopy(cache)
         if past is not None:
             past.batch_repeat_interleave(len(rows))
@@ -60,10 +73,14 @@ def greedy_answers(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             past_key_values=past,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
+            max_time=decoding.max_seconds,
+            eos_token_id=list(decoding.stops),
+            pad_token_id=decoding.pad,
             do_sample=False,
+            use_cache=True,
         )
         for row, new in zip(rows, found[:, ids.shape[1] :].tolist(), strict=True):
             answers[row] = new
-        progress(min(start + batch_size, len(order)), len(order))
+        progress(min(start + decoding.batch_size, len(order)), len(order))
     return answers

@@ -1,0 +1,186 @@
+"""A card as a page: `card_html(card)` makes it from card.json alone, self-contained, without script or network.
+
+The card may be anybody's claim. Nothing in it is trusted: every value becomes bounded, escaped text, and what has
+another type or size than expected is shown as text or left out. The page needs jinja2 and nothing else of a trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.curve import curve_svg, is_number, points
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TEMPLATE_FILE = "card.html"
+LONGEST_TEXT, MOST_ROWS = 400, 60
+SCORES = {
+    "exact_match": "exact match",
+    "json_valid": "valid JSON",
+    "label_accuracy": "label accuracy",
+    "field_f1": "F1 of the other fields",
+}
+SECTIONS = (
+    ("Training data", ("data", "training")),
+    ("Validation data", ("data", "validation")),
+    ("Settings", ("settings",)),
+    ("Base", ("base",)),
+    ("Template", ("template",)),
+    ("Adapter", ("adapter",)),
+    ("Cost", ("cost",)),
+    ("Versions", ("versions",)),
+)
+
+
+def card_html(card: Mapping[str, Any]) -> str:
+    """The whole page. The same card gives the same bytes."""
+    from markupsafe import Markup
+
+    evaluation = part(card, "evaluation")
+    result = part(card, "result")
+    curve = part(result, "curve")
+    base_loss = number(part(evaluation, "loss").get("base"))
+    best_step = number(result.get("best_step"))
+    adapter_loss = number(part(evaluation, "loss").get("adapter"))
+    return _template().render(
+        title=text(card.get("name") or "An adapter without a name"),
+        subtitle=_subtitle(card),
+        verdict=text(evaluation["verdict"]) if evaluation.get("verdict") else _why_no_evaluation(card),
+        is_worse=base_loss is not None and adapter_loss is not None and adapter_loss > base_loss,
+        tiles=_tiles(card),
+        curve=Markup(curve_svg(curve, base_loss, best_step)),  # noqa: S704 - made of numbers only
+        has_validation=bool(points(curve.get("validation"))),
+        has_base=base_loss is not None,
+        has_rate=bool(points(curve.get("learning_rate"))),
+        comparison=_comparison(evaluation),
+        compared_on=_compared_on(evaluation),
+        sections=[(heading, _rows(part(card, *path))) for heading, path in SECTIONS if part(card, *path)],
+    )
+
+
+def part(card: Mapping[str, Any], *path: str) -> dict[str, Any]:
+    """The object at the path; an empty one where there is none."""
+    value: Any = card
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    return float(value) if is_number(value) else None
+
+
+def text(value: Any) -> str:
+    """Any value as bounded text for people."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number_text(value)
+    written = value if isinstance(value, str) else _json(value)
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in written)
+    return shown if len(shown) <= LONGEST_TEXT else shown[:LONGEST_TEXT] + " …"
+
+
+def _number_text(value: float) -> str:
+    if not is_number(value):
+        return "not a number"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):
+        return "(cannot be shown)"
+
+
+def _subtitle(card: Mapping[str, Any]) -> str:
+    method = part(card, "settings").get("method")
+    said = [
+        f"{text(method)} on {text(part(card, 'base').get('id'))}" if method else "",
+        f"from {text(card['parent'])}" if card.get("parent") else "",
+        f"trained {text(card['created_at'])}" if card.get("created_at") else "",
+    ]
+    return ", ".join(piece for piece in said if piece)
+
+
+def _why_no_evaluation(card: Mapping[str, Any]) -> str:
+    if not part(card, "data", "validation"):
+        return "Not compared with the base: there were no validation rows."
+    return "Not compared with the base: it was turned off."
+
+
+def _tiles(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    result, cost, adapter = part(card, "result"), part(card, "cost"), part(card, "adapter")
+    made = [
+        ("training loss", _fixed(result.get("training_loss"), 3)),
+        ("validation loss", _fixed(result.get("validation_loss"), 3)),
+        ("steps", _fixed(result.get("steps"), 0)),
+        ("size", _bytes(adapter.get("bytes"))),
+        ("time", _seconds(cost.get("seconds"))),
+        ("peak memory", _bytes(cost.get("peak_memory_bytes"))),
+        ("tokens/s", _fixed(cost.get("tokens_per_second"), 0)),
+    ]
+    return [(label, value) for label, value in made if value]
+
+
+def _comparison(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    loss, answers = part(evaluation, "loss"), part(evaluation, "answers")
+    base, adapter = part(answers, "base"), part(answers, "adapter")
+    rows = [("validation loss", _fixed(loss.get("base"), 4), _fixed(loss.get("adapter"), 4))]
+    rows += [(label, _fixed(base.get(key), 3), _fixed(adapter.get(key), 3)) for key, label in SCORES.items()]
+    return [row for row in rows if row[1] or row[2]]
+
+
+def _compared_on(evaluation: Mapping[str, Any]) -> str:
+    answers = part(evaluation, "answers")
+    losses = f"Loss over {text(evaluation.get('sequences'))} validation sequences"
+    if not answers:
+        left_out = evaluation.get("answers_left_out")
+        return f"{losses}; no answers were asked for" + (f": {text(left_out)}." if left_out else ".")
+    label = part(answers, "adapter").get("label")
+    named = f" The label is {text(label)}." if label else ""
+    return f"{losses}; greedy answers to {text(answers.get('rows'))} of them.{named}"
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shown = [(text(str(key)).replace("_", " "), text(value)) for key, value in list(values.items())[:MOST_ROWS]]
+    left = len(values) - len(shown)
+    return [*shown, (f"{left} more", "in card.json")] if left > 0 else shown
+
+
+def _fixed(value: Any, digits: int) -> str:
+    found = number(value)
+    return "" if found is None else f"{found:,.{digits}f}"
+
+
+def _bytes(value: Any) -> str:
+    found = number(value)
+    if found is None:
+        return ""
+    return f"{found / 1e9:,.2f} GB" if found >= 1e9 else f"{found / 1e6:,.1f} MB"
+
+
+def _seconds(value: Any) -> str:
+    found = number(value)
+    if found is None:
+        return ""
+    minutes, rest = divmod(round(found), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{found:.1f} s"
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    source = Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source)
