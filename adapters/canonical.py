@@ -58,6 +58,7 @@ class _Planned:
     shape: tuple[int, ...]
     pieces: tuple[tuple[Path, TensorInfo, bool], ...]  # file, tensor in it, whether its sign is turned
     axis: int = 0  # pieces are joined along it
+    is_transposed: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -74,7 +75,7 @@ def canonicalise(
     settings = inspection.settings
     if verdict.verdict is VerdictKind.REFUSE or settings is None:
         raise refused(verdict.reasons)
-    plan = _plan(source, verdict)
+    plan = _plan(source, inspection.weights_file, verdict)
     out.mkdir(parents=True, exist_ok=True)
     config = canonical_config(settings, verdict)
     (out / CONFIG_FILE).write_bytes(json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
@@ -152,16 +153,19 @@ def _plain_number(value: float) -> float:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _plan(source: Path, verdict: Verdict) -> list[_Planned]:
+def _plan(source: Path, weights: str, verdict: Verdict) -> list[_Planned]:
     plan = []
     for key, tensor in verdict.tensors.items():
-        pieces = [(source / WEIGHTS_FILE, tensor, False)]
+        pieces = [(source / weights, tensor, False)]
         shape, axis, is_b = list(tensor.shape), 0, ".lora_B." in key
+        if verdict.is_transposed:
+            shape.reverse()
         if key in verdict.initial:
             pieces.append((source / INITIAL_ADAPTER_FILE, verdict.initial[key], is_b))
             axis = 1 if is_b else 0
             shape[axis] *= 2
-        plan.append(_Planned(key, tensor.dtype, tuple(shape), tuple(pieces), axis))
+        is_transposed = verdict.is_transposed and len(shape) == 2
+        plan.append(_Planned(key, tensor.dtype, tuple(shape), tuple(pieces), axis, is_transposed))
     return sorted(plan, key=lambda planned: (-ITEM_BYTES[planned.dtype], planned.key))
 
 
@@ -179,7 +183,8 @@ def _header(plan: list[_Planned]) -> bytes:
 
 def _copy(planned: _Planned, file: BinaryIO, largest: float) -> str:
     """Write one tensor; the reason when a value cannot be served, else an empty string."""
-    chunks = _joined(planned) if len(planned.pieces) > 1 else _chunks(*planned.pieces[0][:2])
+    is_made = len(planned.pieces) > 1 or planned.is_transposed
+    chunks = _joined(planned) if is_made else _chunks(*planned.pieces[0][:2])
     trouble = ""
     for chunk in chunks:
         trouble = trouble or _trouble(chunk, planned.dtype, largest)
@@ -200,10 +205,11 @@ def _chunks(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
 
 
 def _joined(planned: _Planned) -> Iterator[bytes]:
-    """[A; A0] row-wise or [B, -B0] column-wise; one tensor pair in memory, which rank bounds."""
+    """[A; A0] row-wise or [B, -B0] column-wise, or a transpose; one tensor pair in memory, which rank bounds."""
     arrays = []
     for path, tensor, is_negated in planned.pieces:
         array = to_float32(b"".join(_chunks(path, tensor)), tensor.dtype).reshape(tensor.shape)
+        array = array.T if planned.is_transposed else array
         arrays.append(-array if is_negated else array)
     yield from_float32(np.concatenate(arrays, axis=planned.axis), planned.dtype)
 

@@ -6,7 +6,7 @@ Pure: looks at names, shapes and settings only. Every problem is reported at onc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,7 +17,7 @@ from adapters.errors import Problem
 from adapters.header import TensorInfo, cap_problems
 from adapters.inspect import Inspection
 from adapters.lora_config import LoraSettings
-from adapters.tensor_names import Part, TensorName, canonical_key, read_name
+from adapters.tensor_names import Part, TensorName, canonical_key, read_mlx_name, read_name
 
 
 class VerdictKind(StrEnum):
@@ -50,6 +50,7 @@ class Verdict:
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)  # canonical key -> tensor in the source file
     initial: Mapping[str, TensorInfo] = field(default_factory=dict)  # the same keys in initial_adapter.safetensors
     base_digest: str = ""
+    is_transposed: bool = False  # the source's matrices are MLX-LM's: (in_features, rank) and (rank, out_features)
 
     @property
     def rank(self) -> int:
@@ -77,6 +78,14 @@ class _Check:
 
     def problem(self, code: str, path: str, message: str, advice: str = "") -> None:
         self.problems.append(Problem(code, path, message, advice))
+
+    def read(self, key: str) -> TensorName:
+        reader: Callable[[str, Collection[str]], TensorName] = read_mlx_name if self.settings.is_mlx else read_name
+        return reader(key, self.base.shapes)
+
+    def shape(self, tensor: TensorInfo) -> tuple[int, ...]:
+        """As PEFT has it."""
+        return tensor.shape[::-1] if self.settings.is_mlx else tensor.shape
 
 
 def check(inspection: Inspection, base: BaseModel, *, max_rank: int, base_is_served: bool = False) -> Verdict:
@@ -111,7 +120,8 @@ def _verdict(
         kind, reasons = VerdictKind.CONVERT, tuple(state.conversions)
     else:
         kind, reasons = VerdictKind.ACCEPT, ()
-    return Verdict(kind, reasons, tuple(sorted(state.dropped)), modules, tensors, initial, state.base.digest)
+    dropped, is_mlx = tuple(sorted(state.dropped)), state.settings.is_mlx
+    return Verdict(kind, reasons, dropped, modules, tensors, initial, state.base.digest, is_mlx)
 
 
 def _check_claim(state: _Check, base_is_served: bool) -> None:
@@ -128,7 +138,7 @@ def _check_claim(state: _Check, base_is_served: bool) -> None:
 
 def _read_names(state: _Check, tensors: Iterable[TensorInfo]) -> list[tuple[TensorName, TensorInfo]]:
     """Every tensor with its meaning; unknown ones and two keys for one thing are problems."""
-    names = [(read_name(tensor.name, state.base.shapes), tensor) for tensor in tensors]
+    names = [(state.read(tensor.name), tensor) for tensor in tensors]
     seen: dict[str, str] = {}
     unknown: list[str] = []
     for name, _ in names:
@@ -148,7 +158,13 @@ def _read_names(state: _Check, tensors: Iterable[TensorInfo]) -> list[tuple[Tens
     if len(adapters) > 1:
         state.problem("tensor_set_invalid", "tensors", f"hold several adapters: {', '.join(sorted(adapters)[:5])}")
     renamed = [name for name, _ in names if name.is_converted and name.part is not Part.UNKNOWN]
-    if renamed:
+    if state.settings.is_mlx:
+        message = (
+            "MLX-LM: both halves of each layer are transposed, and its scale times its rank, "
+            f"{state.settings.rank}, is lora_alpha {state.settings.alpha:g}"
+        )
+        state.conversions.append(Problem("converted", "tensors", message))
+    elif renamed:
         message = f"{len(renamed)} tensor names are respelled, {renamed[0].key} as {renamed[0].canonical}"
         state.conversions.append(Problem("converted", "tensors", message))
     _limit_beyond_projections(state, names)
@@ -171,7 +187,7 @@ def _pairs(
     halves: dict[str, dict[Part, tuple[int, ...]]] = {}
     for name, tensor in names:
         if name.part in (Part.A, Part.B):
-            halves.setdefault(name.module, {})[name.part] = tensor.shape
+            halves.setdefault(name.module, {})[name.part] = state.shape(tensor)
     pairs = {}
     for module, parts in halves.items():
         missing = {Part.A, Part.B} - set(parts)
@@ -213,8 +229,8 @@ def _explain_shapes(
 
 
 def _matching(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
-    """The value of the first key that is the module's name or its last parts, as PEFT resolves literal patterns."""
-    found = [suffix for suffix in _suffixes(name) if suffix in pattern]
+    """The value of the first key that is the module's name (`^name`, `name`) or its last parts, as PEFT finds it."""
+    found = [key for key in (f"^{name}", *_suffixes(name)) if key in pattern]
     if len(found) > 1:
         found = [next(key for key in pattern if key in found)]
     return pattern[found[0]] if found else default
@@ -243,7 +259,7 @@ def _initial(
             "path_initial_model_for_weight_conversion.",
         )
         return {}
-    names = [(read_name(tensor.name, state.base.shapes), tensor) for tensor in inspection.initial_tensors]
+    names = [(state.read(tensor.name), tensor) for tensor in inspection.initial_tensors]
     initial = {name.canonical: tensor for name, tensor in names if name.part in (Part.A, Part.B)}
     for module, (shape_a, shape_b) in pairs.items():
         for part, shape in ((Part.A, shape_a), (Part.B, shape_b)):
@@ -271,7 +287,7 @@ def _check_ranks(state: _Check, modules: Mapping[str, ModuleAdapter], max_rank: 
 
 def _note_unmatched(state: _Check, modules: Mapping[str, ModuleAdapter]) -> None:
     """Patterns and targets that meet no tensor have no effect; they are dropped and named."""
-    adapted = {suffix for module in modules for suffix in _suffixes(module)}
+    adapted = {suffix for module in modules for suffix in (f"^{module}", *_suffixes(module))}
     named = [
         *(f"rank_pattern.{key}" for key in state.settings.rank_pattern if key not in adapted),
         *(f"alpha_pattern.{key}" for key in state.settings.alpha_pattern if key not in adapted),

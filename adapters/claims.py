@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ntpath
 import os.path
 import re
 
 from adapters.bases import BaseModel
 
 # Publishers of the supported bases and of plain copies of them; another owner's copy must be declared by the operator.
-PUBLISHERS = ("qwen", "unsloth")
+PUBLISHERS = ("qwen", "unsloth", "mlx-community")
 QUANTISED = re.compile(
-    r"(-unsloth)?(-bnb-4bit|-bnb-8bit|-awq(-int4)?|-gptq-int[48]|-gptq|-fp8(-dynamic)?|-int[48])$", re.ASCII
+    r"(-unsloth)?(-bnb-4bit|-bnb-8bit|-awq(-int4)?|-gptq-int[48]|-gptq|-fp8(-dynamic)?|-int[48]|-mlx|"
+    r"(-mlx)?-[34568]bit(-dwq)?|(-mlx)?-bf16)$",
+    re.ASCII,
 )
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\|\.{1,2}\\", re.ASCII)
 HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)", re.ASCII)
 
 
@@ -37,7 +41,9 @@ def without_quantisation(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A path normalised as text; a Hub id in lower case, as the Hub compares them."""
+    """A path normalised as text (Windows knows no case); a Hub id in lower case, as the Hub compares them."""
+    if WINDOWS_PATH.match(name):
+        return ntpath.normpath(name).lower()
     if name.startswith(("/", "./", "../", "~")):
         return os.path.normpath(name)
     return name.rstrip("/").lower()

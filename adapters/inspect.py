@@ -14,6 +14,7 @@ from adapters.strict_json import JsonInvalid, parse_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MLX_WEIGHTS_FILE = "adapters.safetensors"  # MLX-LM's name for the same part
 CARD_FILE = "card.json"
 INITIAL_ADAPTER_FILE = "initial_adapter.safetensors"
 ALLOWED_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INITIAL_ADAPTER_FILE)
@@ -25,6 +26,7 @@ UNSAFE_WEIGHTS = (
     "adapter_model.pth",
     "adapter_model.pkl",
     "adapter_model.ckpt",
+    "adapters.npz",
 )
 
 
@@ -40,6 +42,7 @@ class Inspection:
     dropped: tuple[str, ...] = ()  # config fields that say nothing that is kept
     left_out: tuple[str, ...] = ()  # files beside the allowed ones; not read, not sent
     initial_tensors: tuple[TensorInfo, ...] | None = None  # of initial_adapter.safetensors, when it is there
+    weights_file: str = WEIGHTS_FILE
 
     @property
     def size_bytes(self) -> int:
@@ -76,7 +79,7 @@ def inspect_folder(folder: Path) -> Inspection:
         settings, limits, dropped = reading.settings, reading.limits, reading.dropped
         problems += reading.problems
     tensors: tuple[TensorInfo, ...] = ()
-    weights = folder / WEIGHTS_FILE
+    weights = weights_of(folder)
     if weights.is_file():
         header = read_header(weights)
         tensors, dropped = header.tensors, (*dropped, *_metadata_notes(header.metadata))
@@ -84,8 +87,14 @@ def inspect_folder(folder: Path) -> Inspection:
     else:
         problems.append(_missing_weights(folder))
     initial = _initial_tensors(folder, problems)
-    left_out = tuple(_left_out(folder))
-    return Inspection(folder, settings, tensors, tuple(problems), limits, dropped, left_out, initial)
+    left_out = tuple(_left_out(folder, weights.name))
+    return Inspection(folder, settings, tensors, tuple(problems), limits, dropped, left_out, initial, weights.name)
+
+
+def weights_of(folder: Path) -> Path:
+    """The folder's weights: PEFT's file, or MLX-LM's where only that is there."""
+    peft, mlx = folder / WEIGHTS_FILE, folder / MLX_WEIGHTS_FILE
+    return mlx if mlx.is_file() and not peft.is_file() else peft
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
@@ -134,6 +143,9 @@ def _config(folder: Path, problems: list[Problem]) -> Any:
 
 def _missing_weights(folder: Path) -> Problem:
     unsafe = next((name for name in UNSAFE_WEIGHTS if (folder / name).is_file()), None)
+    if unsafe == "adapters.npz":
+        advice = 'Save it as safetensors where MLX is: mx.save_safetensors("adapters.safetensors", dict(mx.load(...))).'
+        return Problem("format_not_allowed", unsafe, "is a NumPy archive; only safetensors files are read here", advice)
     if unsafe:
         message = f"is a pickle, which can run code when it is read; {WEIGHTS_FILE} is not there"
         return Problem("format_not_allowed", unsafe, message, CONVERT_ADVICE)
@@ -155,6 +167,6 @@ def _initial_tensors(folder: Path, problems: list[Problem]) -> tuple[TensorInfo,
     return header.tensors
 
 
-def _left_out(folder: Path) -> Iterator[str]:
+def _left_out(folder: Path, weights: str) -> Iterator[str]:
     if folder.is_dir():
-        yield from sorted(item.name for item in folder.iterdir() if item.name not in ALLOWED_FILES)
+        yield from sorted(item.name for item in folder.iterdir() if item.name not in (*ALLOWED_FILES, weights))

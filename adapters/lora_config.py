@@ -7,13 +7,14 @@ decided by the tensors in the file, so every field that merely selected layers i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapters.config_keys import EXPORT_ONLY_TYPES, MAX_PATTERNS, literal_name, look_alike
 from adapters.errors import Problem
 from adapters.lora_fields import (
+    CLAIMED_TASKS,
     DEFAULTS,
     ESSENTIAL,
     EXPORT_ADVICE,
@@ -27,12 +28,12 @@ from adapters.lora_fields import (
     TRAINING_ONLY_FLAGS,
     UNSUPPORTED,
 )
+from adapters.mlx_config import MlxReading, is_mlx_config
 
 MAX_RANK = 4096
 MAX_ALPHA = 1e6
-MAX_PATTERNS = 4096
 MAX_CLAIM_CHARACTERS = 1024
-LITERAL_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+MAX_KEYS = 1000  # PEFT 0.21 writes 41
 
 MISSING = object()
 
@@ -50,6 +51,7 @@ class LoraSettings:
     target_modules: tuple[str, ...] | None = None  # None: a string or nothing, which is not looked at
     mutated_init: str | None = None  # pissa, olora, ...: the base was changed, so the initial adapter is needed
     extras: Mapping[str, Any] = field(default_factory=dict)  # kept for export-only versions: use_dora, bias, ...
+    is_mlx: bool = False  # MLX-LM's names, and both halves transposed
 
     def scaling(self, rank: int, alpha: float) -> float:
         """lora_alpha / r, or / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
@@ -87,6 +89,11 @@ def read_config(config: Any) -> ConfigReading:
     if not isinstance(config, dict):
         problem = Problem("type_error", "config", f"is a {type(config).__name__}, not a JSON object")
         return ConfigReading(None, (problem,), (), ())
+    if len(config) > MAX_KEYS:
+        problem = Problem("out_of_range", "config", f"has {len(config):,} fields; at most {MAX_KEYS:,} are read")
+        return ConfigReading(None, (problem,), (), ())
+    if is_mlx_config(config):
+        return _read_mlx(config)
     foreign = _foreign_kind(config)
     if foreign:
         return ConfigReading(None, (foreign,), (), ())
@@ -94,6 +101,8 @@ def read_config(config: Any) -> ConfigReading:
     for key, value in config.items():
         if key not in ESSENTIAL and key != "use_rslora":
             _read_field(reading, key, value)
+    if "peft_type" not in config:
+        reading.drop("peft_type", "is missing; r and lora_alpha say LORA, and the tensors have to agree")
     settings = _settings(reading)
     problems = tuple(reading.problems)
     return ConfigReading(
@@ -101,15 +110,31 @@ def read_config(config: Any) -> ConfigReading:
     )
 
 
+def _read_mlx(config: Mapping[str, Any]) -> ConfigReading:
+    mlx = MlxReading(config)
+    if mlx.problems:
+        return ConfigReading(None, tuple(mlx.problems), (), tuple(sorted(mlx.dropped)))
+    found = read_config(mlx.as_peft)
+    settings = found.settings and replace(found.settings, is_mlx=True)
+    return ConfigReading(settings, found.problems, tuple(mlx.limits), tuple(sorted(mlx.dropped)))
+
+
 def _foreign_kind(config: Mapping[str, Any]) -> Problem | None:
     """What this file is instead, when it is no LoRA configuration at all."""
     kind = config.get("peft_type", MISSING)
-    if kind is MISSING and {"architectures", "hidden_size", "model_type"} & set(config):
+    if kind is MISSING and {"architectures", "hidden_size", "model_type"} & set(config) and "r" not in config:
         message = "is the config.json of a base model, not an adapter's"
         return Problem("not_an_adapter_config", "config", message, "Send the adapter_config.json that PEFT wrote.")
-    if kind is MISSING:
-        return Problem("field_missing", "config.peft_type", "is missing", 'Save with PEFT, which writes "LORA".')
-    if kind != "LORA":
+    if kind is MISSING and not {"r", "lora_alpha"} <= set(config):
+        named = ", ".join(
+            f"{name[:40]!r}, perhaps for {field}"
+            for field in ("r", "lora_alpha")
+            if field not in config and (name := look_alike(config, field))
+        )
+        message = "is missing, and so is r or lora_alpha" + (f"; the file has {named}" if named else "")
+        advice = 'Save with PEFT, which writes "LORA", r and lora_alpha under these names.'
+        return Problem("field_missing", "config.peft_type", message, advice)
+    if kind is not MISSING and not (isinstance(kind, str) and kind.upper() == "LORA"):
         message = f"is {str(kind)[:40]!r}; only LORA can be served or merged here"
         return Problem("feature_not_supported", "config.peft_type", message, "Train a plain LoRA adapter.")
     return None
@@ -128,6 +153,9 @@ def _read_field(reading: _Reading, key: str, value: Any) -> None:
             "field_not_allowed", key, "is not allowed: it names code or files a loader would follow", advice
         )
     elif key in EXPORT_ONLY:
+        if not EXPORT_ONLY_TYPES[key](value):
+            reading.problem("type_error", key, f"is {str(value)[:40]!r}, which PEFT does not write here")
+            return
         reading.extras[key] = value
         reading.limits.append(Problem("not_servable", f"config.{key}", EXPORT_ONLY[key], EXPORT_ADVICE[key]))
     elif key in DEFAULTS or not _is_empty(value):
@@ -221,6 +249,17 @@ def _init_config(reading: _Reading, key: str, value: Any) -> None:
         reading.problem("field_not_allowed", key, "is not allowed: it names files", "Remove the field.")
 
 
+def _loftq_config(reading: _Reading, key: str, value: Any) -> None:
+    """The bits and rounds of a LoftQ start go with that start, and with nothing else."""
+    is_loftq = str(reading.config.get("init_lora_weights")).lower() == "loftq"
+    ordinary = {"loftq_bits", "loftq_iter"}
+    if is_loftq and isinstance(value, dict) and set(value) <= ordinary and all(type(v) is int for v in value.values()):
+        reading.drop(key, "mattered at the start of training only")
+    else:
+        advice = "Remove the field, unless the adapter started from LoftQ: then init_lora_weights has to say so."
+        reading.problem("field_not_allowed", key, "is not allowed without a LoftQ start", advice)
+
+
 HANDLERS: Mapping[str, Callable[[_Reading, str, Any], None]] = {
     **dict.fromkeys(SELECTION, _selection),
     **dict.fromkeys(TRAINING_ONLY, _training_only),
@@ -233,6 +272,7 @@ HANDLERS: Mapping[str, Callable[[_Reading, str, Any], None]] = {
     "bias": _bias,
     "auto_mapping": _auto_mapping,
     "init_lora_weights": _init,
+    "loftq_config": _loftq_config,
     "corda_config": _init_config,
     "lora_ga_config": _init_config,
     "rank_pattern": lambda reading, key, value: None,  # read with r and lora_alpha below
@@ -263,7 +303,9 @@ def _settings(reading: _Reading) -> LoraSettings | None:
 
 def _rank(reading: _Reading, key: str, value: Any) -> int | None:
     if value is MISSING:
-        reading.problem("field_missing", key, "is missing", "Every PEFT version writes it; save the adapter again.")
+        meant = look_alike(reading.config, key)
+        message = "is missing" + (f"; the file has {meant[:40]!r}, which nothing reads" if meant else "")
+        reading.problem("field_missing", key, message, "Every PEFT version writes it; save the adapter again.")
     elif type(value) is not int:
         reading.problem("type_error", key, f"is {str(value)[:40]!r}, not an integer")
     elif not 1 <= value <= MAX_RANK:
@@ -276,7 +318,10 @@ def _rank(reading: _Reading, key: str, value: Any) -> int | None:
 def _alpha(reading: _Reading, key: str, value: Any) -> float | None:
     if value is MISSING:
         message = "is missing, and a guess would scale the adapter wrongly"
-        reading.problem("field_missing", key, message, "Write the value used in training.")
+        meant = look_alike(reading.config, key)
+        if meant:
+            message += f"; the file has {meant[:40]!r}, which nothing reads"
+        reading.problem("field_missing", key, message, "Write the value used in training, under the name lora_alpha.")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         reading.problem("type_error", key, f"is {str(value)[:40]!r}, not a number")
     elif not (math.isfinite(value) and 0 < value <= MAX_ALPHA):
@@ -298,11 +343,13 @@ def _pattern(reading: _Reading, key: str, check: Callable[[_Reading, str, Any], 
         return {}
     checked: dict[str, Any] = {}
     for name, item in value.items():
-        if not LITERAL_NAME.fullmatch(name[:256]) or len(name) > 256:
+        literal = literal_name(name)
+        if literal is None or literal in checked:
+            what = "is not a literal module name" if literal is None else "names the same module as another key"
             advice = "Name each module in full, or by its last parts (self_attn.q_proj)."
-            reading.problem("pattern_not_allowed", key, f"key {name[:80]!r} is not a literal module name", advice)
+            reading.problem("pattern_not_allowed", key, f"key {name[:80]!r} {what}", advice)
             continue
-        checked[name] = check(reading, f"{key}.{name}", item)
+        checked[literal] = check(reading, f"{key}.{name[:80]}", item)
     return {name: item for name, item in checked.items() if item is not None}
 
 
@@ -310,8 +357,10 @@ def _task_type(reading: _Reading) -> None:
     task = reading.config.get("task_type")
     if task is not None and not isinstance(task, str):
         reading.problem("type_error", "task_type", f"is a {type(task).__name__}, not a string")
+    elif task in CLAIMED_TASKS:
+        reading.drop("task_type", f"{task}, a claim about the class around the base; the tensors decide")
     elif task not in TASK_TYPES:
-        message = f"is {task[:40]!r}: only CAUSAL_LM adapters can be served (no classifier heads, no embeddings)"
+        message = f"is {task[:40]!r}: a classifier's head is not a part of a causal language model"
         reading.problem("feature_not_supported", "task_type", message)
 
 

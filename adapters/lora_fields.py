@@ -64,7 +64,7 @@ UNSUPPORTED = {
     "enable_lora": "it adapts parts of fused projections",
 }
 # Any value but the default is refused: it names code, files or a mapping that a loader would follow.
-FORBIDDEN = ("auto_map", "megatron_config", "loftq_config", "megatron_core", "cache_file", "covariance_file")
+FORBIDDEN = ("auto_map", "megatron_config", "megatron_core", "cache_file", "covariance_file")
 # Accepted and kept, but the version can only be exported.
 EXPORT_ONLY = {
     "use_dora": "DoRA rescales each output row by a trained magnitude; vLLM does not serve it",
@@ -86,8 +86,24 @@ SELECTION = {
     "layers_to_transform": (int, list),
     "target_modules": (str, list),
 }
-TRAINING_ONLY = ("eva_config", "velora_config", "revision", "runtime_config", "qalora_group_size")
+TRAINING_ONLY = (
+    "eva_config",
+    "velora_config",
+    "revision",
+    "runtime_config",
+    "qalora_group_size",
+    "torch_dtype",
+    "transformers_version",
+    "unsloth_version",
+)
 TRAINING_ONLY_FLAGS = ("ensure_weight_tying", "fan_in_fan_out", "inference_mode", "merge_weights")
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 SUBTRACTED_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 TASK_TYPES = (None, "CAUSAL_LM")
+# Name the class that PEFT wraps around the base, and add nothing to it; SEQ_CLS, TOKEN_CLS and QUESTION_ANS add a head.
+CLAIMED_TASKS = ("SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+# Names that hand-made configs use for the two numbers that every LoRA needs, less case and separators.
+LOOK_ALIKES: Mapping[str, tuple[str, ...]] = {
+    "r": ("rank", "lorar", "lorarank", "dim", "loradim", "networkdim"),
+    "lora_alpha": ("alpha", "networkalpha", "loraalfa", "lorascale", "scale", "scaling"),
+}

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 PREFIX = "base_model.model."
-# Wrappers whose names end up in saved keys: torch.compile, DistributedDataParallel, FSDP.
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")
+# Wrappers whose names end up in saved keys: torch.compile, DDP, FSDP, activation checkpointing, Lightning.
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 LORA_PART = re.compile(
     r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[A-Za-z0-9_-]+))?\.(?P<kind>weight|bias)", re.ASCII
 )
 MAGNITUDE = re.compile(
     r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?P<adapter>[A-Za-z0-9_-]+?))??(?:\.weight)?", re.ASCII
 )
+MLX_PART = re.compile(r"(?P<module>.+)\.(?P<kind>lora_a|lora_b|m)", re.ASCII)
+MLX_EMBEDDING = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
 
 
 class Part(StrEnum):
@@ -66,6 +68,27 @@ def read_name(key: str, modules: Collection[str]) -> TensorName:
             canonical = f"{PREFIX}{module}.lora_magnitude_vector"
             return TensorName(key, Part.EXPORT_ONLY, module, canonical, magnitude["adapter"])
     return _beyond_projections(key, key, None)
+
+
+def read_mlx_name(key: str, modules: Collection[str]) -> TensorName:
+    """The same for MLX-LM's keys: `<module>.lora_a` and `.lora_b`, transposed, and `.m`, the magnitudes of DoRA."""
+    match = MLX_PART.fullmatch(key)
+    if match is None:
+        return _beyond_projections(key, key, None)
+    module, kind = resolve_module(match["module"], modules), match["kind"]
+    if module is None:
+        plain = match["module"]
+        if plain in ("model.embed_tokens", "embed_tokens") and kind in MLX_EMBEDDING:
+            canonical = f"{PREFIX}model.embed_tokens.{MLX_EMBEDDING[kind]}"
+            return TensorName(key, Part.EXPORT_ONLY, plain, canonical)
+        if plain == "lm_head" and kind in MLX_EMBEDDING:
+            canonical = f"{PREFIX}lm_head.lora_{kind[-1].upper()}.weight"
+            return TensorName(key, Part.EXPORT_ONLY, plain, canonical)
+        return TensorName(key, Part.UNKNOWN, plain, key)
+    if kind == "m":
+        return TensorName(key, Part.EXPORT_ONLY, module, f"{PREFIX}{module}.lora_magnitude_vector")
+    part = Part.A if kind == "lora_a" else Part.B
+    return TensorName(key, part, module, canonical_key(module, part))
 
 
 def resolve_module(name: str, modules: Collection[str]) -> str | None:

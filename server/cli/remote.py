@@ -75,13 +75,21 @@ def push(
 def check_folder(folder: Path) -> list[str]:
     """What would not be sent; raises when what must be sent is not there."""
     for part in ("config", "weights"):
-        if not (folder / PARTS[part][0]).is_file():
+        file = parts_of(folder)[part][0]
+        if not (folder / file).is_file():
             raise AdapterRefused(
-                f"{folder} is not an adapter folder: it has no {PARTS[part][0]}.",
-                problems=(Problem("file_missing", PARTS[part][0], "is not there", advice_for(folder)),),
+                f"{folder} is not an adapter folder: it has no {file}.",
+                problems=(Problem("file_missing", file, "is not there", advice_for(folder)),),
             )
-    sent = {file for file, _ in PARTS.values()}
+    sent = {file for file, _ in parts_of(folder).values()}
     return sorted(item.name for item in folder.iterdir() if item.name not in sent)
+
+
+def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """Part -> file and its type; the weights may have MLX-LM's name."""
+    from adapters.inspect import weights_of
+
+    return {**PARTS, "weights": (weights_of(folder).name, PARTS["weights"][1])}
 
 
 def advice_for(folder: Path) -> str:
@@ -94,7 +102,7 @@ def upload(client: Client, folder: Path, name: str, base_is: str | None) -> dict
     with ExitStack() as stack:
         files = {
             part: (file, stack.enter_context((folder / file).open("rb")), kind)
-            for part, (file, kind) in PARTS.items()
+            for part, (file, kind) in parts_of(folder).items()
             if (folder / file).is_file()
         }
         data = {"name": name} | ({"base_is": base_is} if base_is else {})

@@ -74,7 +74,7 @@ def test_u3_the_ordinary_auto_mapping_is_a_claim_that_is_dropped_and_listed() ->
         ("peft_type", "LOHA"),
         ("peft_type", None),
         ("task_type", "SEQ_CLS"),
-        ("task_type", "FEATURE_EXTRACTION"),
+        ("task_type", "TOKEN_CLS"),
         ("init_lora_weights", "some_new_init"),
     ],
 )
@@ -154,7 +154,20 @@ def test_u15_a_50_mb_config_is_too_large_and_is_not_read_whole(tmp_path: Path, t
 
 
 @pytest.mark.parametrize(
-    "key", ["(a+)+$", ".*q_proj", "^model.layers.0", "layers.[01].x", "q_proj|k_proj", "", "a..b", "é", "x" * 300]
+    "key",
+    [
+        "(a+)+$",
+        ".*q_proj",
+        "^model.layers.[0]",
+        "q_proj$$",
+        "^^q_proj",
+        "layers.[01].x",
+        "q_proj|k_proj",
+        "",
+        "a..b",
+        "é",
+        "x" * 300,
+    ],
 )
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
 def test_u16_a_pattern_key_that_is_not_a_literal_name_is_refused(field: str, key: str) -> None:
@@ -279,3 +292,76 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path, tiny: BaseModel) 
     (folder / "adapter_config.json").write_text("[1]")
     verdict = check(inspect_folder(folder), tiny, max_rank=64)
     assert [reason.code for reason in verdict.reasons] == ["type_error"]
+
+
+@pytest.mark.parametrize("task", ["SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"])
+def test_a_task_that_adds_no_head_is_a_claim_that_is_dropped_and_listed(task: str) -> None:
+    reading = read_config({**PLAIN, "task_type": task})
+    assert reading.problems == ()
+    assert any(line.startswith(f"task_type: {task}") for line in reading.dropped)
+
+
+def test_a_config_without_its_type_is_lora_when_it_has_both_of_its_numbers() -> None:
+    reading = read_config({"r": 8, "lora_alpha": 16})
+    assert (reading.problems, reading.settings and reading.settings.alpha) == ((), 16)
+    assert any(line.startswith("peft_type: is missing") for line in reading.dropped)
+    (problem,) = read_config({"lora_rank": 8, "lora_alpha": 16}).problems
+    assert (problem.code, problem.path) == ("field_missing", "config.peft_type")
+    assert "'lora_rank', perhaps for r" in problem.message
+    assert read_config({**PLAIN, "peft_type": "lora"}).problems == ()
+
+
+@pytest.mark.parametrize("key", ["alpha", "loraAlpha", "lora-alpha", "lora_alfa", "lora_apha", "lora_scale"])
+def test_a_missing_alpha_names_the_misspelt_key(key: str) -> None:
+    config = {name: value for name, value in PLAIN.items() if name != "lora_alpha"}
+    missing = next(p for p in read_config({**config, key: 16}).problems if p.path == "config.lora_alpha")
+    assert missing.code == "field_missing"
+    assert repr(key) in missing.message
+
+
+def test_u16_an_anchored_or_escaped_literal_means_the_module_that_peft_finds(tmp_path: Path, tiny: BaseModel) -> None:
+    ranks = {"^model.layers.0.self_attn.q_proj": 2, r"self_attn\.k_proj$": 3, "^v_proj": 9}
+    names = {"model.layers.0.self_attn.q_proj": 2, "self_attn.k_proj": 3}
+    folder = write_adapter(tmp_path, tiny, rank_pattern=names, config={"rank_pattern": ranks})
+    verdict = check(inspect_folder(folder), tiny, max_rank=64)
+    assert (verdict.verdict, verdict.reasons) == ("accept", ())
+    found = {
+        name: verdict.modules[f"model.layers.{name}"].rank for name in ("0.self_attn.q_proj", "1.self_attn.q_proj")
+    }
+    assert found == {"0.self_attn.q_proj": 2, "1.self_attn.q_proj": 4}
+    assert verdict.modules["model.layers.1.self_attn.k_proj"].rank == 3
+    assert verdict.modules["model.layers.1.self_attn.v_proj"].rank == 4  # `^v_proj` is no module's whole name
+    assert any("^v_proj" in line for line in verdict.dropped)
+
+
+def test_u16_two_spellings_of_one_pattern_key_are_refused() -> None:
+    assert codes(alpha_pattern={"q_proj": 4, "q_proj$": 8}) == ["pattern_not_allowed"]
+
+
+def test_u5_a_loftq_start_may_keep_its_bits_and_rounds() -> None:
+    reading = read_config({**PLAIN, "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}})
+    assert reading.problems == ()
+    assert reading.settings is not None and reading.settings.mutated_init == "loftq"
+    assert codes(init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "path": "x"}) == ["field_not_allowed"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", "true"),
+        ("lora_bias", 1),
+        ("modules_to_save", [1]),
+        ("modules_to_save", {"a": 1}),
+        ("trainable_token_indices", ["a"]),
+        ("trainable_token_indices", {"embed_tokens": [-1]}),
+    ],
+)
+def test_u18_what_would_be_kept_for_exports_has_the_type_that_peft_writes(field: str, value: Any) -> None:
+    assert codes(**{field: value}) == ["type_error"]
+
+
+def test_a_config_of_too_many_fields_is_refused_at_once() -> None:
+    started = time.perf_counter()
+    (problem,) = read_config({f"field_{i}": None for i in range(200_000)}).problems
+    assert (problem.code, problem.path) == ("out_of_range", "config")
+    assert time.perf_counter() - started < 0.5
