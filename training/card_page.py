@@ -84,6 +84,8 @@ def text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return _number_text(value)
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return text(", ".join(map(text, value[:MOST_ROWS])) if value else None)
     written = value if isinstance(value, str) else _json(value)
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in written)
     return shown if len(shown) <= LONGEST_TEXT else shown[:LONGEST_TEXT] + " …"

@@ -94,38 +94,38 @@ class Comparison:
 
 
 class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Measures the base before the first step. A resumed run takes what its first start measured."""
+    """Measures the base before the first step. A resumed run takes what its first start left in `folder`."""
 
-    def __init__(self, comparison: Comparison, say: Callable[[str], None]) -> None:
+    def __init__(self, comparison: Comparison, folder: Path, say: Callable[[str], None]) -> None:
         self.comparison = comparison
+        self.kept = folder / BASELINE_FILE
         self.say = say
-        self.base: Measured | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        kept = Path(args.output_dir) / BASELINE_FILE
-        if kept.is_file():
-            self.base = Measured(**json.loads(kept.read_bytes()))
+        if self.kept.is_file():
             return
         self.say(f"measuring the base on {len(self.comparison.sequences):,} validation sequences")
         with base_alone(model):
-            self.base = self.comparison.measure(model)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(asdict(self.base)), encoding="utf-8")
+            base = self.comparison.measure(model)
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        staged = self.kept.with_suffix(".partial")
+        staged.write_text(json.dumps(asdict(base)), encoding="utf-8")
+        staged.replace(self.kept)
 
-    def compared(self, model: Any) -> dict[str, Any] | None:
-        """The card's entry, with the adapter measured now; None for a run that never began."""
-        if self.base is None:
-            return None
-        return report(self.comparison, self.base, self.comparison.measure(model, 2 * MOST_SECONDS))
+    def compared(self, model: Any) -> dict[str, Any]:
+        """The card's entry, with the trained model measured now."""
+        base = Measured(**json.loads(self.kept.read_bytes()))
+        return report(self.comparison, base, self.comparison.measure(model, 2 * MOST_SECONDS))
 
 
-def baseline_of(material: Material, settings: Settings, say: Callable[[str], None]) -> Baseline | None:
-    """What measures the base of a run; None for one without validation rows."""
+def baseline_of(material: Material, settings: Settings, folder: Path, say: Callable[[str], None]) -> Baseline | None:
+    """What measures the base of a run, which keeps its working files in `folder`; None without validation rows."""
     if material.validation is None:
         return None
-    return Baseline(Comparison(material.validation, material.template, settings.evaluation_pass_size), say)
+    comparison = Comparison(material.validation, material.template, settings.evaluation_pass_size)
+    return Baseline(comparison, folder, say)
 
 
 def report(comparison: Comparison, base: Measured, adapter: Measured) -> dict[str, Any]:

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
 MOST_POINTS = 1200
 LARGEST = 1e12  # numbers above it are no losses and no steps
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 
 
 def curve_svg(curve: Any, base_loss: float | None = None, best_step: float | None = None) -> str:

@@ -75,7 +75,7 @@ class Run:
             self.meter.go_on(last.counted)
             self.started = self.meter.started
         if self.config.compare:
-            self.baseline = baseline_of(self.material, self.settings, progress.say)
+            self.baseline = baseline_of(self.material, self.settings, staging.checkpoints, progress.say)
         measured = [self.baseline] if self.baseline is not None else []
         step = last.step if last is not None else 0
         with reporters(self.config, self.settings, staging.result, step) as reporting, listening() as stop:
