@@ -74,7 +74,7 @@ class ExportRows:
         with self.database.reading() as connection:
             row = connection.execute(query).first()
         if row is None:
-            raise NotFound(f"There is no export {export_id[:80]!r}.", param="id")
+            raise no_export(export_id)
         return _to_export(row._mapping)
 
     def exports(self, tenant: str | None = None, *, status: ExportStatus | None = None) -> list[ExportRow]:
@@ -96,12 +96,16 @@ class ExportRows:
             query = select(schema.exports).where(schema.exports.c.tenant == tenant, schema.exports.c.id == export_id)
             row = connection.execute(query).first()
             if row is None:
-                raise NotFound(f"There is no export {export_id[:80]!r}.", param="id")
+                raise no_export(export_id)
             if not ExportStatus(row.status).is_final:
                 if "status" in changes and ExportStatus(changes["status"]).is_final:
                     changes["finished_at"] = time.time()
                 connection.execute(update(schema.exports).where(schema.exports.c.id == export_id).values(changes))
         return self.get_export(tenant, export_id)
+
+
+def no_export(export_id: str) -> NotFound:
+    return NotFound(f"There is no export {export_id[:80]!r}.", param="id")
 
 
 def _to_export(row: Mapping[Any, Any]) -> ExportRow:

@@ -32,5 +32,10 @@ class UseLimits:
                 raise InvalidRequest(f"{name} must be a whole number from 0 up, or null for no limit.", param=name)
         return cls(**(found or {}))
 
+    @property
+    def is_on_requests(self) -> bool:
+        """Something here limits requests, not only what is kept."""
+        return (self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests) != (None, None, None)
+
     def as_dict(self) -> dict[str, int | None]:
         return asdict(self)

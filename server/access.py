@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +11,9 @@ from urllib.parse import urlsplit
 
 from adapters.errors import InvalidRequest
 from server.errors import Forbidden, MethodNotAllowed, RouteNotFound, Unauthenticated
+from server.keyring import Keyring
 from server.services import Caller
-from server.settings import LOOPBACK_NAMES, Settings, is_loopback
+from server.settings import LOOPBACK_NAMES, is_loopback
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -51,6 +50,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models", "infer"),
     Route("GET", "/v1/models/{model}", "infer"),
     Route("DELETE", "/v1/models/{model}", "promote"),
+    Route("GET", "/v1/models/{owner}/{model}", "infer"),
     Route("POST", "/v1/adapters", "upload", Kind.UPLOAD),
     Route("GET", "/v1/adapters", "read"),
     Route("GET", "/v1/adapters/{name}", "read"),
@@ -68,6 +68,16 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/exports/{export_id}", "export"),
     Route("GET", "/v1/exports/{export_id}/content", "export"),
     Route("POST", "/v1/exports/{export_id}/cancel", "export"),
+    Route("GET", "/v1/usage", "read"),
+    Route("GET", "/v1/keys", "admin"),
+    Route("POST", "/v1/keys", "admin"),
+    Route("DELETE", "/v1/keys/{key_id}", "admin"),
+    Route("GET", "/v1/tenants", "admin"),
+    Route("GET", "/v1/tenants/{tenant}", "admin"),
+    Route("PUT", "/v1/tenants/{tenant}", "admin"),
+    Route("GET", "/v1/tenants/{tenant}/grants", "admin"),
+    Route("PUT", "/v1/tenants/{tenant}/grants/{name}/{grantee}", "admin"),
+    Route("DELETE", "/v1/tenants/{tenant}/grants/{name}/{grantee}", "admin"),
     Route("GET", "/health", None),
     Route("GET", "/ready", None),
     Route("GET", "/metrics", "metrics"),
@@ -91,23 +101,26 @@ def find_route(method: str, path: str) -> Route:
 
 
 class Access:
-    """Decides who a request is from. Pure but for the settings it was made with."""
+    """Decides who a request is from, by the keys of one server."""
 
-    def __init__(self, settings: Settings) -> None:
-        key = settings.api_key
-        self._digest = None if key is None else _digest(key.get_secret_value().encode())
+    def __init__(self, keyring: Keyring) -> None:
+        self.keyring = keyring
 
-    def caller(self, headers: Headers, path: str) -> Caller:
+    async def caller(self, headers: Headers, path: str) -> Caller:
         """The caller, who may be nobody in particular on a public path; raises Unauthenticated or Forbidden."""
         found = list(headers)
-        if self._digest is None:
+        if await self.keyring.is_open():
             check_local(found)
             return Caller()
         if path in PUBLIC:
             return Caller(actor="anonymous", scopes=frozenset())
-        if not hmac.compare_digest(_digest(sent_key(found, path)), self._digest):
+        sent = sent_key(found, path)
+        if self.keyring.is_operator(sent):
+            return Caller(actor="api-key")
+        key = await self.keyring.find(sent)
+        if key is None:
             raise Unauthenticated("The API key is not one of this server's.")
-        return Caller(actor="api-key")
+        return Caller(key.tenant, key.id, key.all_scopes, key)
 
 
 def sent_key(headers: Headers, path: str) -> bytes:
@@ -159,7 +172,3 @@ def _is_local_name(url: str) -> bool:
         return bool(parts.hostname) and is_loopback(parts.hostname or "") and not (parts.path or parts.query)
     except ValueError:
         return False
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -25,16 +25,19 @@ from server.engine.rundir import check_socket_path
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
 from server.exports import ExportPlace, Exports
 from server.gateway import Gateway
+from server.keyring import Keyring
 from server.lifecycle import Lifecycle
+from server.limits import Limiter
 from server.metrics import Metrics
 from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
 from server.resolve import Resolver
-from server.routes import adapters, exports, models, ops, versions
+from server.routes import adapters, exports, keys, models, ops, tenants, usage, versions
 from server.served import ServedProbe
 from server.services import Services
-from server.settings import Settings
+from server.settings import Settings, pepper_of
+from server.usage import UsageMeter
 
 log = structlog.get_logger("hotshoe.app")
 
@@ -43,6 +46,9 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
     adapters.router,
     versions.router,
     exports.router,
+    usage.router,
+    keys.router,
+    tenants.router,
     ops.router,
 )
 
@@ -92,6 +98,8 @@ def build_services(settings: Settings) -> Services:
     )
     served = ServedProbe(residents, proxy, base.digest)
     jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
+    operator_key = settings.api_key.get_secret_value() if settings.api_key else None
+    meter = UsageMeter(registry)
     return Services(
         settings=settings,
         base=base,
@@ -107,7 +115,10 @@ def build_services(settings: Settings) -> Services:
         metrics=metrics,
         lifecycle=Lifecycle(),
         exports=jobs,
-        workers=[jobs],
+        keyring=Keyring(registry, pepper_of(settings), operator_key),
+        limiter=Limiter(),
+        usage=meter,
+        workers=[jobs, meter],
     )
 
 

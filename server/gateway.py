@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import EngineBusy, EngineUnavailable, HotshoeError, PayloadTooLarge
 from server.access import Access, Kind, Route, check_headers, check_scope, find_route
+from server.allowance import Allowance, allowance_of, bill, renaming, salted
 from server.errors import EncodingNotAllowed, PayloadTimeout, to_wire, unexpected
 from server.inference import InferenceRequest, read_request
 from server.metrics import NO_MODEL, Sample
@@ -46,6 +47,8 @@ class Exchange:
     outcome: str | None = None
     queue_seconds: float | None = None
     result: Forwarded | None = None
+    allowance: Allowance | None = None
+    billed_as: str | None = None
 
     def tracking(self, send: Send) -> Send:
         """The same send, with the request id on the response and its status noted."""
@@ -53,7 +56,11 @@ class Exchange:
         async def tracked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+                added = [
+                    (b"x-request-id", self.request_id.encode()),
+                    *(self.allowance.headers() if self.allowance else ()),
+                ]
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         return tracked
@@ -69,7 +76,7 @@ class Gateway:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self.app = app
         self.services = services
-        self.access = Access(services.settings)
+        self.access = Access(services.keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -84,7 +91,7 @@ class Gateway:
         exchange = Exchange(scope["method"], scope["path"])
         tracked = exchange.tracking(send)
         try:
-            route = self._let_in(scope, exchange)
+            route = await self._let_in(scope, exchange)
             if route.kind is Kind.PROXIED:
                 await self._infer(scope, receive, tracked, exchange)
             else:
@@ -100,10 +107,10 @@ class Gateway:
         finally:
             self._log(exchange)
 
-    def _let_in(self, scope: Scope, exchange: Exchange) -> Route:
+    async def _let_in(self, scope: Scope, exchange: Exchange) -> Route:
         headers = scope["headers"]
         check_headers(headers)
-        exchange.caller = self.access.caller(headers, scope["path"])
+        exchange.caller = await self.access.caller(headers, scope["path"])
         exchange.route = find_route(scope["method"], scope["path"])
         check_scope(exchange.caller, exchange.route)
         encodings = {value.strip().lower() for name, value in headers if name == b"content-encoding"}
@@ -138,18 +145,9 @@ class Gateway:
     async def _infer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         """One inference request, ended early when its client goes away; counted exactly once."""
         try:
-            raw = await self._read_body(receive)
-            work = asyncio.ensure_future(self._forward(raw, send, exchange))
-            gone = asyncio.ensure_future(until_gone(receive))
-            try:
-                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not work.done():
-                    raise ClientGone
-                work.result()
-            finally:
-                for task in (work, gone):
-                    task.cancel()
-                await asyncio.gather(work, gone, return_exceptions=True)
+            exchange.allowance = await allowance_of(self.services, exchange.caller)
+            with exchange.allowance.place():
+                await self._run(receive, send, exchange)
         except ClientGone:
             exchange.outcome = "aborted"
             raise
@@ -162,11 +160,31 @@ class Gateway:
         finally:
             self._count(exchange)
 
+    async def _run(self, receive: Receive, send: Send, exchange: Exchange) -> None:
+        """Forward while the client is there; raises ClientGone."""
+        raw = await self._read_body(receive)
+        work = asyncio.ensure_future(self._forward(raw, send, exchange))
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGone
+            work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
     async def _forward(self, raw: bytes, send: Send, exchange: Exchange) -> None:
         services = self.services
         request = await self._parse(exchange.path, raw)
         target = await resolve_model(services, exchange.caller, request.model)
-        exchange.model = target.ref
+        exchange.model = target.label
+        if exchange.path not in PREFIX_FREE_PATHS:
+            exchange.billed_as = target.ref
+            request = salted(request, services.keyring.cache_salt(exchange.caller.tenant))
+        if target.version is not None and target.ref != target.version.ref:
+            send = renaming(send, target.version.ref, target.ref)
         services.door.check_room()
         async with contextlib.AsyncExitStack() as stack:
             model, adapter = services.base.id, None
@@ -213,6 +231,7 @@ class Gateway:
                 if sample["completion_tokens"] > 1:
                     sample["token_seconds"] = (result.last_at - result.first_at) / (sample["completion_tokens"] - 1)
         outcome = exchange.outcome or "failed"
+        bill(self.services, exchange.caller.tenant, exchange.allowance, exchange.billed_as, result)
         seconds = now - exchange.started_at
         self.services.metrics.record(Sample(exchange.model, outcome, seconds, exchange.queue_seconds, **sample))
 

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 
 from adapters.errors import ModelNotFound, NameInvalid, NotFound, NotServable
-from adapters.registry import Registry, not_servable
-from adapters.types import AdapterRef, AdapterVersion, VersionStatus
+from adapters.registry import Registry, no_adapter, not_servable
+from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, VersionStatus, check_name
 from server.services import Caller, Services
 
 MAX_KNOWN = 10_000
@@ -15,30 +15,65 @@ MAX_KNOWN = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What answers: the base (no version), or a version. `ref` is its concrete id."""
+    """What answers: the base (no version), or a version. `ref` is its concrete id as the caller writes it."""
 
     ref: str
     version: AdapterVersion | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics and logs, which tells the tenants' adapters of one name apart."""
+        version = self.version
+        if version is None or version.tenant == DEFAULT_TENANT:
+            return version.ref if version else self.ref
+        return f"{version.tenant}/{version.ref}"
 
 
 async def resolve_model(services: Services, caller: Caller, model: str) -> Target:
     """Raises ModelNotFound for what is not there (or is not the caller's), NotServable for what may not answer."""
     if model == services.base.id:
+        if not caller.may_touch(model):
+            raise unknown_model(model)
         return Target(model)
     version = await find_version(services, caller, model)
     check_servable(version, services.base.digest)
-    return Target(version.ref, version)
+    return Target(ref_for(caller, version), version)
 
 
 async def find_version(services: Services, caller: Caller, model: str) -> AdapterVersion:
-    """The version that a model id names, whatever its status; raises ModelNotFound."""
+    """The version that a model id names, whatever its status; raises ModelNotFound.
+
+    `OWNER/NAME` is an adapter that the tenant OWNER shares with the caller's.
+    """
+    owner, slash, rest = model.rpartition("/")
     try:
-        return await services.resolver.resolve(AdapterRef.parse(model, caller.tenant))
+        ref = AdapterRef.parse(rest, owner if slash else caller.tenant)
+        if not caller.may_touch(f"{owner}/{ref.name}" if slash else ref.name):
+            raise unknown_model(model)
+        if slash and not await services.resolver.is_shared(owner, ref.name, caller.tenant):
+            raise unknown_model(model)
+        return await services.resolver.resolve(ref)
     except (NotFound, NameInvalid) as error:
-        shown = model if len(model) <= 80 and model.isprintable() else "that id"
-        raise ModelNotFound(
-            f"There is no model {shown} here; GET /v1/models lists the ones there are.", param="model"
-        ) from error
+        raise unknown_model(model) from error
+
+
+def unknown_model(model: str) -> ModelNotFound:
+    """The same for a model that is not there, is another tenant's, or is not this key's."""
+    shown = model if len(model) <= 80 and model.isprintable() else "that id"
+    return ModelNotFound(f"There is no model {shown} here; GET /v1/models lists the ones there are.", param="model")
+
+
+def ref_for(caller: Caller, version: AdapterVersion) -> str:
+    """The version's concrete id as this caller writes it."""
+    return version.ref if version.tenant == caller.tenant else f"{version.tenant}/{version.ref}"
+
+
+def own_name(caller: Caller, name: str) -> str:
+    """The name, which may be one of the caller's adapters; raises NameInvalid, or as if absent where its key is limited."""
+    check_name(name)
+    if not caller.may_touch(name):
+        raise no_adapter(name)
+    return name
 
 
 class Resolver:
@@ -48,18 +83,34 @@ class Resolver:
         self.registry = registry
         self._changes = -1
         self._known: dict[AdapterRef, AdapterVersion] = {}
+        self._shared: dict[tuple[str, str, str], bool] = {}
 
     async def resolve(self, ref: AdapterRef) -> AdapterVersion:
         """The version that the id names now; raises ModelNotFound."""
-        changes = self.registry.database.changes
-        if changes != self._changes or len(self._known) >= MAX_KNOWN:
-            self._changes, self._known = changes, {}
+        changes = self._refresh()
         version = self._known.get(ref)
         if version is None:
             version = await asyncio.to_thread(self.registry.resolve, ref)
             if self._changes == changes:  # else it may have been read before a change
                 self._known[ref] = version
         return version
+
+    async def is_shared(self, owner: str, name: str, grantee: str) -> bool:
+        """Whether the adapter is shared with the tenant now."""
+        changes = self._refresh()
+        grant = (owner, name, grantee)
+        if grant in self._shared:
+            return self._shared[grant]
+        found = await asyncio.to_thread(self.registry.is_granted, *grant)
+        if self._changes == changes:
+            self._shared[grant] = found
+        return found
+
+    def _refresh(self) -> int:
+        changes = self.registry.database.changes
+        if changes != self._changes or len(self._known) + len(self._shared) >= MAX_KNOWN:
+            self._changes, self._known, self._shared = changes, {}, {}
+        return changes
 
 
 def check_servable(version: AdapterVersion, base_digest: str) -> None:

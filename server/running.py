@@ -105,11 +105,12 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
     """Say where the server is and what its engine is started with."""
     scheme = "https" if settings.tls_cert else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    is_open = settings.is_keyless and not services.registry.has_keys()
     lines = [
         f"hotshoe serves {services.base.id} on {scheme}://{host}:{listener.getsockname()[1]}/v1",
         f"  base    {services.base.folder} ({services.base.digest[:19]})",
         f"  state   {settings.home}",
-        f"  key     {'none: this machine only' if settings.is_keyless else 'required'}",
+        f"  key     {'none: this machine only' if is_open else 'required'}",
         f"  engine  {describe_engine(settings, services)}",
         f"  log of the engine: {settings.home / 'engine.log'}",
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastapi import Request
 
+from adapters.keys import SCOPES, ApiKey
 from adapters.types import DEFAULT_TENANT
 
 if TYPE_CHECKING:
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
     from server.door import Door
     from server.engine.base import Engine
     from server.exports import Exports
+    from server.keyring import Keyring
     from server.lifecycle import Lifecycle
+    from server.limits import Limiter
     from server.metrics import Metrics
     from server.proving import Prover
     from server.proxy import EngineProxy
     from server.residency import Residents
     from server.resolve import Resolver
     from server.settings import Settings
+    from server.usage import UsageMeter
 
 CALLER_KEY = "hotshoe.caller"
-ALL_SCOPES = frozenset({"infer", "read", "upload", "promote", "export", "metrics"})
+ALL_SCOPES = frozenset(SCOPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,11 @@ class Caller:
     tenant: str = DEFAULT_TENANT
     actor: str = "operator"
     scopes: frozenset[str] = ALL_SCOPES
+    key: ApiKey | None = None  # None for the operator's own key, and without keys
+
+    def may_touch(self, name: str) -> bool:
+        """Its key is not limited to adapters of other names."""
+        return self.key is None or self.key.adapters is None or name in self.key.adapters
 
 
 def caller_of(request: Request) -> Caller:
@@ -74,6 +83,9 @@ class Services:
     metrics: Metrics
     lifecycle: Lifecycle
     exports: Exports
+    keyring: Keyring
+    limiter: Limiter
+    usage: UsageMeter
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
 
     async def publish_context(self, caller: Caller) -> PublishContext:

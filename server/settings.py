@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.errors import ConfigInvalid
+from adapters.keys import home_has_keys, load_pepper
 
 MEBIBYTE = 1024 * 1024
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -44,6 +45,11 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None,
         description="The key that clients send as `Authorization: Bearer KEY`. Without it only loopback is served.",
+    )
+    key_pepper: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Secret under which keys are hashed; unset it is the file `pepper` in the state folder.",
     )
     engine: Literal["vllm", "scripted"] = Field(
         "vllm", description="What answers: vLLM, or the scripted double that loads no model and makes answers up."
@@ -96,7 +102,7 @@ class Settings(BaseSettings):
 
     @property
     def is_keyless(self) -> bool:
-        """No key is configured: every caller is the tenant `default`, and only loopback may be served."""
+        """No key is configured. Unless one was ever made, every caller is then the tenant `default`."""
         return self.api_key is None
 
 
@@ -108,6 +114,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def pepper_of(settings: Settings) -> bytes:
+    """The secret that keys are hashed under; raises ConfigInvalid when the file cannot be used."""
+    if settings.key_pepper is not None:
+        return settings.key_pepper.get_secret_value().encode()
+    return load_pepper(settings.home)
 
 
 def load_settings(**flags: object) -> Settings:
@@ -126,10 +139,11 @@ def load_settings(**flags: object) -> Settings:
 
 def check_settings(settings: Settings) -> Settings:
     """The settings, when they can be served together; raises ConfigInvalid."""
-    if settings.is_keyless and not is_loopback(settings.host):
+    if settings.is_keyless and not is_loopback(settings.host) and not home_has_keys(settings.home):
         raise ConfigInvalid(
             f"host {settings.host} is reachable from other machines and no API key is set: "
-            "give --api-key (or HOTSHOE_API_KEY), or listen on 127.0.0.1.",
+            "give --api-key (or HOTSHOE_API_KEY), make one with `hotshoe keys create --scope admin`, or listen on "
+            "127.0.0.1.",
             param="host",
         )
     if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 8:

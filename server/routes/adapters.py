@@ -18,9 +18,10 @@ from adapters.publish import publish
 from adapters.strict_json import JsonInvalid as StrictJsonInvalid
 from adapters.types import AdapterVersion, VersionStatus, check_name
 from server.catalogue import all_adapters, one_adapter
-from server.errors import JsonInvalid, PayloadTimeout
+from server.errors import Forbidden, JsonInvalid, PayloadTimeout
 from server.gateway import ClientGone
 from server.idempotency import idempotent
+from server.resolve import own_name
 from server.services import Caller, Services, caller_of
 from server.uploads import Upload, UploadLimits, receive_upload
 from server.wire import adapter_row, listing, version_row
@@ -54,16 +55,18 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("", summary="Every adapter, with its aliases and its versions' statuses")
     async def list_adapters(request: Request) -> dict[str, Any]:
-        found = await all_adapters(services.registry, caller_of(request).tenant)
+        found = await all_adapters(services.registry, caller_of(request))
         return listing([adapter_row(services, adapter, is_short=True) for adapter in found])
 
     @routes.get("/{name}", summary="One adapter with its versions")
     async def read_adapter(request: Request, name: str) -> dict[str, Any]:
-        return adapter_row(services, await one_adapter(services.registry, caller_of(request).tenant, check_name(name)))
+        caller = caller_of(request)
+        return adapter_row(services, await one_adapter(services.registry, caller.tenant, own_name(caller, name)))
 
     @routes.get("/{name}/versions", summary="The versions of one adapter, newest first")
     async def list_versions(request: Request, name: str) -> dict[str, Any]:
-        found = await one_adapter(services.registry, caller_of(request).tenant, check_name(name))
+        caller = caller_of(request)
+        found = await one_adapter(services.registry, caller.tenant, own_name(caller, name))
         return listing(adapter_row(services, found)["versions"])
 
     @routes.get(
@@ -72,21 +75,21 @@ def router(services: Services) -> APIRouter:
     async def read_version(
         request: Request, name: str, number: int, wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS)
     ) -> dict[str, Any]:
-        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        version = await own_version(services, request, name, number)
         if wait:
             version = await services.prover.wait(version, wait)
         return {**await shown(services, version), "card": version.card}
 
     @routes.get("/{name}/versions/{number}/card", summary="What the uploader says of the version")
     async def read_version_card(request: Request, name: str, number: int) -> dict[str, Any]:
-        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        version = await own_version(services, request, name, number)
         if version.card is None:
             raise NotFound(f"{version.ref} came without a card.")
         return version.card
 
     @routes.get("/{name}/versions/{number}/files/{file}", summary="A canonical file of the version")
     async def read_file(request: Request, name: str, number: int, file: str) -> FileResponse:
-        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        version = await own_version(services, request, name, number)
         path = file_path(services, version, file)
         return FileResponse(path, media_type=FILES[file], filename=file, headers={"etag": f'"{version.digest}"'})
 
@@ -94,12 +97,20 @@ def router(services: Services) -> APIRouter:
     async def read_events(
         request: Request, name: str, before: int | None = Query(None, ge=1), limit: int = Query(100, ge=1, le=1000)
     ) -> dict[str, Any]:
-        tenant = caller_of(request).tenant
-        await asyncio.to_thread(services.registry.versions, tenant, check_name(name))
-        found = await asyncio.to_thread(lambda: services.registry.events(tenant, name, before=before, limit=limit))
+        caller = caller_of(request)
+        await asyncio.to_thread(services.registry.versions, caller.tenant, own_name(caller, name))
+        found = await asyncio.to_thread(
+            lambda: services.registry.events(caller.tenant, name, before=before, limit=limit)
+        )
         return listing([event.as_dict() for event in found])
 
     return routes
+
+
+async def own_version(services: Services, request: Request, name: str, number: int) -> AdapterVersion:
+    """One version of the caller's tenant; raises ModelNotFound."""
+    caller = caller_of(request)
+    return await asyncio.to_thread(services.registry.get, caller.tenant, own_name(caller, name), number)
 
 
 async def receive(services: Services, request: Request, folder: Path) -> Upload:
@@ -110,6 +121,8 @@ async def receive(services: Services, request: Request, folder: Path) -> Upload:
     check_name(upload.name)
     if upload.name.lower() == services.base.id.lower():
         raise InvalidRequest(f"{upload.name} is the base's name: choose another.", param="name")
+    if not caller_of(request).may_touch(upload.name):
+        raise Forbidden("This key may not upload an adapter of that name: it is limited to others.", param="name")
     return upload
 
 

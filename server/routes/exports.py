@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters.errors import NotFound
 from adapters.export import MANIFEST
-from adapters.export_rows import ExportRow
+from adapters.export_rows import ExportRow, no_export
 from adapters.staging import sha256
 from server.exports import ExportOrder
 from server.idempotency import idempotent
-from server.services import Services, caller_of
+from server.resolve import own_name
+from server.services import Caller, Services, caller_of
 from server.tar import tar_size, tar_stream
 from server.wire import listing
 
@@ -39,25 +40,29 @@ def router(services: Services) -> APIRouter:
         caller = caller_of(request)
 
         async def act() -> tuple[int, dict[str, Any]]:
+            own_name(caller, body.model.partition("@")[0])
             wanted = ExportOrder(body.model, body.format, body.dtype, body.parity)
-            return 202, export_row(services, await exports.submit(caller.tenant, wanted, caller.actor))
+            row = await exports.submit(caller.tenant, wanted, caller.actor)
+            return 202, export_row(row, await services.keyring.is_open())
 
         status, answer = await idempotent(services, request, body.model_dump_json(), act)
         return JSONResponse(answer, status_code=status)
 
     @routes.get("", summary="All exports, newest first")
     async def list_exports(request: Request) -> dict[str, Any]:
-        rows = await asyncio.to_thread(registry.exports, caller_of(request).tenant)
-        return listing([export_row(services, row) for row in reversed(rows)])
+        caller = caller_of(request)
+        rows = await asyncio.to_thread(registry.exports, caller.tenant)
+        is_open = await services.keyring.is_open()
+        return listing([export_row(row, is_open) for row in reversed(rows) if caller.may_touch(name_of(row))])
 
     @routes.get("/{export_id}", summary="How far it is; its files and parity report once it has ended")
     async def read(request: Request, export_id: str) -> dict[str, Any]:
-        row = await asyncio.to_thread(registry.get_export, caller_of(request).tenant, export_id)
-        return export_row(services, row)
+        row = await own_export(services, caller_of(request), export_id)
+        return export_row(row, await services.keyring.is_open())
 
     @routes.get("/{export_id}/content", summary="The folder as a tar stream, or one file of it with ?file=NAME")
     async def content(request: Request, export_id: str, file: str | None = Query(None)) -> Response:
-        row = await asyncio.to_thread(registry.get_export, caller_of(request).tenant, export_id)
+        row = await own_export(services, caller_of(request), export_id)
         folder = exports.folder(row)
         if not folder.is_dir():
             raise NotFound(f"The files of {row.id} are no longer there: export {row.ref} again.", param="id")
@@ -75,12 +80,25 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/{export_id}/cancel", summary="End it; one that ended already stays as it is")
     async def cancel(request: Request, export_id: str) -> dict[str, Any]:
-        return export_row(services, await exports.cancel(caller_of(request).tenant, export_id))
+        row = await own_export(services, caller_of(request), export_id)
+        return export_row(await exports.cancel(row.tenant, row.id), await services.keyring.is_open())
 
     return routes
 
 
-def export_row(services: Services, row: ExportRow) -> dict[str, Any]:
+async def own_export(services: Services, caller: Caller, export_id: str) -> ExportRow:
+    """One export of the caller's tenant, of an adapter that its key may touch; raises NotFound."""
+    row = await asyncio.to_thread(services.registry.get_export, caller.tenant, export_id)
+    if not caller.may_touch(name_of(row)):
+        raise no_export(export_id)
+    return row
+
+
+def name_of(row: ExportRow) -> str:
+    return row.ref.partition("@")[0]
+
+
+def export_row(row: ExportRow, is_open: bool) -> dict[str, Any]:
     """One export on the wire. Its folder is told only without keys: every caller is on this machine then."""
     report = dict(row.report or {})
     return {
@@ -93,7 +111,7 @@ def export_row(services: Services, row: ExportRow) -> dict[str, Any]:
         "progress": row.progress,
         "created_at": int(row.created_at),
         "finished_at": int(row.finished_at) if row.finished_at else None,
-        "path": row.path if services.settings.is_keyless else None,
+        "path": row.path if is_open else None,
         "size_bytes": report.get("size_bytes"),
         "files": report.get("files"),
         "lacking": report.get("lacking"),

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from adapters.errors import Conflict
 from adapters.types import AdapterVersion, VersionStatus
-from server.catalogue import Adapter, all_adapters
+from server.catalogue import Adapter, all_adapters, shared_adapters
 from server.resolve import find_version
 from server.routes.versions import retire_version
 from server.services import Services, caller_of
@@ -20,15 +20,16 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("", summary="The base first, then every adapter; view=all adds aliases, versions and residency")
     async def list_models(request: Request, view: Literal["models", "all"] = "models") -> dict[str, Any]:
-        found = await all_adapters(services.registry, caller_of(request).tenant)
+        caller = caller_of(request)
+        found = await all_adapters(services.registry, caller)
         rows = [await base_row(services, is_full=view == "all")]
+        named = await shared_adapters(services.registry, caller)
         if view == "all":
             context = await services.lifecycle.context_length_tokens(services)
-            return listing(rows + [full_row(services, adapter, context) for adapter in found])
-        named = ((adapter.name, adapter.stable) for adapter in found)
-        return listing(
-            rows + [model_row(services, name, one) for name, one in named if one and can_answer(services, one)]
-        )
+            rows += [full_row(services, adapter, context) for adapter in found]
+        else:
+            named = [(adapter.name, adapter.stable) for adapter in found if adapter.stable] + named
+        return listing(rows + [model_row(services, name, one) for name, one in named if can_answer(services, one)])
 
     @routes.get("/{model}", summary="One model by any of its ids")
     async def read_model(request: Request, model: str) -> dict[str, Any]:
@@ -36,6 +37,11 @@ def router(services: Services) -> APIRouter:
             return await base_row(services, is_full=False)
         version = await find_version(services, caller_of(request), model)
         return {**version_row(services, version), **model_row(services, model, version)}
+
+    @routes.get("/{owner}/{model}", summary="One model that another tenant shares, OWNER/NAME")
+    async def read_shared_model(request: Request, owner: str, model: str) -> dict[str, Any]:
+        shown = f"{owner}/{model}"
+        return model_row(services, shown, await find_version(services, caller_of(request), shown))
 
     @routes.delete("/{model}", summary="Retire a version, named NAME@N")
     async def delete_model(request: Request, model: str) -> dict[str, Any]:
@@ -81,6 +87,6 @@ def model_row(services: Services, model: str, version: AdapterVersion) -> dict[s
         "object": "model",
         "created": int(version.created_at),
         "owned_by": version.tenant,
-        "root": version.ref,
+        "root": f"{version.tenant}/{version.ref}" if "/" in model else version.ref,
         "parent": services.base.id,
     }

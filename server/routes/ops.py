@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from adapters.errors import EngineUnavailable
 from adapters.types import VersionStatus
 from server.errors import to_wire
-from server.services import Services, caller_of
+from server.services import Caller, Services, caller_of
 from server.wire import version_row
 
 
@@ -43,7 +43,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/v1/system", summary="Engine, memory, slots, and every adapter's place in them")
     async def system(request: Request) -> dict[str, Any]:
-        tenant = caller_of(request).tenant
+        caller = caller_of(request)
         return {
             "object": "system",
             "status": "ready" if services.lifecycle.is_ready(services) else "not_ready",
@@ -51,22 +51,22 @@ def router(services: Services) -> APIRouter:
             "started_at": int(started_at),
             "base": {"id": services.base.id, "digest": services.base.digest},
             "merge_base": services.merge_base.id if services.merge_base else None,
-            "merge_base_folder": merge_base_folder(services),
+            "merge_base_folder": await merge_base_folder(services),
             "engine": await engine_row(services),
             "memory": await memory_row(services),
             "requests": {
                 "running": services.door.admission.running,
                 "queued": len(services.door.admission.queue),
             },
-            "adapters": await place_rows(services, tenant),
+            "adapters": await place_rows(services, caller),
         }
 
     return routes
 
 
-def merge_base_folder(services: Services) -> str | None:
+async def merge_base_folder(services: Services) -> str | None:
     """Where exports on this machine find their base. Told only without keys: every caller is on this machine then."""
-    return str((services.merge_base or services.base).folder) if services.settings.is_keyless else None
+    return str((services.merge_base or services.base).folder) if await services.keyring.is_open() else None
 
 
 async def engine_row(services: Services) -> dict[str, Any]:
@@ -106,17 +106,21 @@ async def memory_row(services: Services) -> dict[str, Any]:
     }
 
 
-async def place_rows(services: Services, tenant: str) -> list[dict[str, Any]]:
+async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]:
     """Per version: `absent`, `staged` in the engine's main memory, or `resident` in a slot; and its bytes."""
     try:
         in_slot = {row.engine_name for row in await services.engine.loaded() if row.is_in_slot}
     except EngineUnavailable:
         in_slot = set()
     residents = {
-        (row.version.name, row.version.number): row for row in services.residents.rows() if row.version.tenant == tenant
+        (row.version.name, row.version.number): row
+        for row in services.residents.rows()
+        if row.version.tenant == caller.tenant
     }
     rows = []
-    for version in await asyncio.to_thread(services.registry.all_versions, tenant):
+    for version in await asyncio.to_thread(services.registry.all_versions, caller.tenant):
+        if not caller.may_touch(version.name):
+            continue
         resident = residents.get((version.name, version.number))
         place = "absent" if resident is None else "resident" if resident.engine_name in in_slot else "staged"
         short = {

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.errors import EngineUnavailable, InvalidRequest
 from adapters.types import STABLE, AdapterVersion, check_name
 from server.idempotency import idempotent
-from server.resolve import check_servable
-from server.routes.adapters import shown
+from server.resolve import check_servable, own_name
+from server.routes.adapters import own_version, shown
 from server.services import Caller, Services, caller_of
 from server.wire import alias_row
 
@@ -45,7 +45,7 @@ def router(services: Services) -> APIRouter:
 
         async def act() -> tuple[int, dict[str, Any]]:
             return 200, await move(
-                services, caller, (check_name(name), check_name(alias, "alias")), body.version, expected
+                services, caller, (own_name(caller, name), check_name(alias, "alias")), body.version, expected
             )
 
         return tagged(*await idempotent(services, request, f"{expected} {body.version}", act))
@@ -57,7 +57,7 @@ def router(services: Services) -> APIRouter:
 
         async def act() -> tuple[int, dict[str, Any]]:
             moved = await asyncio.to_thread(
-                lambda: services.registry.rollback(caller.tenant, check_name(name), alias, actor=caller.actor)
+                lambda: services.registry.rollback(caller.tenant, own_name(caller, name), alias, actor=caller.actor)
             )
             return 200, alias_row(moved)
 
@@ -65,7 +65,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/versions/{number}/warm", summary="Load the version into the engine and keep it wanted there")
     async def warm(request: Request, name: str, number: int) -> dict[str, Any]:
-        version = await asyncio.to_thread(services.registry.get, caller_of(request).tenant, check_name(name), number)
+        version = await own_version(services, request, name, number)
         check_servable(version, services.base.digest)
         resident = await services.residents.warm(version)
         row = await shown(services, await refreshed(services, version))
@@ -78,7 +78,7 @@ def router(services: Services) -> APIRouter:
         caller = caller_of(request)
 
         async def act() -> tuple[int, dict[str, Any]]:
-            return 200, await retire_version(services, caller, check_name(name), number)
+            return 200, await retire_version(services, caller, own_name(caller, name), number)
 
         status, body = await idempotent(services, request, str(number), act)
         return JSONResponse(body, status_code=status)
