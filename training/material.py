@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.bases import BaseModel
 from training.config import Facts, Settings, TrainingConfig
 from training.data.dataset import Prepared, hold_out, prepare
-from training.data.formats import DataFile, Row, read_chat
+from training.data.formats import DataFile, read_data
+from training.data.rows import Row
 from training.data.template import ChatTemplate, load_template
 
 SHARE_HELD_OUT = 0.1
@@ -42,8 +44,8 @@ def gather(config: TrainingConfig) -> Material:
 
     base = open_base(config.base or EMBEDDED)
     template = load_template(base.folder, config.thinking)
-    file = read_chat(config.data)
-    validation_file = read_chat(config.validation) if config.validation else None
+    file = read_data(config.data)
+    validation_file = read_data(config.validation) if config.validation else None
     rows, held_out = file.rows, validation_file.rows if validation_file else []
     share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
     if validation_file is None and share and (config.validation_share or len(rows) >= ROWS_FOR_HOLDING_OUT):
@@ -99,7 +101,8 @@ def announcement(config: TrainingConfig, material: Material, settings: Settings)
     lines = [
         f"{config.name}: {settings.method} on {material.base.id}, {settings.dtype}, rank {settings.rank}, "
         f"learning rate {settings.learning_rate:g}, {settings.batch_size} rows a step, {settings.steps} steps",
-        f"{config.data}: {data.rows:,} rows, {data.tokens:,} tokens, {data.supervised_tokens:,} of them learned",
+        f"{config.data} ({material.file.description}): {data.rows:,} rows, {data.tokens:,} tokens, "
+        f"{data.supervised_tokens:,} of them learned",
     ]
     if material.validation is None:
         lines.append("no validation rows: neither early stopping nor a best adapter to keep")
@@ -108,6 +111,13 @@ def announcement(config: TrainingConfig, material: Material, settings: Settings)
         lines.append(f"validation: {material.validation.rows:,} rows, {source}")
     for name, places in (("cut", data.cut), ("dropped", data.dropped)):
         if places:
-            lines.append(f"{len(places)} rows above {settings.max_length:,} tokens {name}: {', '.join(places[:5])} …")
+            lines.append(f"{len(places)} rows above {settings.max_length:,} tokens {name}: {_first(places)}")
+    if material.file.left_aside:
+        lines.append(f"not read: {_first(material.file.left_aside)}")
     ignored = ", ".join(f"{key} ({count})" for key, count in material.file.ignored_keys.items())
     return "\n".join([*lines, *([f"keys without a meaning here: {ignored}"] if ignored else [])])
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

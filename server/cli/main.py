@@ -13,10 +13,12 @@ from server.cli.output import fail
 # Each module adds its verbs with a function `add_to(app)`.
 VERB_MODULES = (
     "server.cli.bases",  # base prepare | show, inspect
-    "server.cli.train",  # data show, train
+    "server.cli.data",  # data show
+    "server.cli.train",  # train
     "server.cli.evaluate",  # eval
     "server.cli.serve",  # serve, doctor
-    "server.cli.remote",  # push, ls, show, promote, rollback, retire, chat
+    "server.cli.remote",  # push, ls, show, promote, rollback, retire
+    "server.cli.chat",  # chat
     "server.cli.export",  # export
 )
 

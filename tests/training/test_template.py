@@ -9,7 +9,9 @@ import pytest
 
 from adapters.errors import BaseInvalid
 from tests.fixtures.bases import qwen_tokenizer
-from training.data.formats import Row, RowInvalid, parse_row
+from training.data.forms import parse_row
+from training.data.jsontext import RowInvalid
+from training.data.rows import Place, Row
 from training.data.template import IGNORED, ChatTemplate, Rendered
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is the lamp on?"}
@@ -22,7 +24,7 @@ def template(tokenizer: Any, thinking: bool | None = None) -> ChatTemplate:
 
 
 def row(*messages: dict[str, Any], **more: Any) -> Row:
-    return parse_row({"messages": list(messages), **more}, 1, "x.jsonl", Counter())
+    return parse_row({"messages": list(messages), **more}, Place("x.jsonl", 1, 1), Counter())
 
 
 def says(content: str | None, **more: Any) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def test_tools_and_calls_render_as_the_template_writes_them_and_only_the_models_
             context += tokenizer.decode(sequence.input_ids)
         call = '<tool_call>\n{"name": "lamp", "arguments": {"room": "hall"}}\n</tool_call><|im_end|>'
         assert [text.strip() for text in learned] == [call, "No.<|im_end|>"]
-        assert '"name": "lamp", "parameters"' in context  # the declared tool is in the prompt
+        assert '{"name": "lamp", "description": null, "parameters"' in context  # as the engine declares the tool
         assert "<tool_response>" in context
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.errors import DataInvalid, Problem
-from training.data.formats import DataFile, Row, RowInvalid, bad_rows
+from training.data.formats import DataFile, bad_rows
+from training.data.jsontext import RowInvalid
+from training.data.rows import Row
 from training.data.template import IGNORED, ChatTemplate, Rendered
 
 NAMED_ROWS = 20  # of cut and dropped rows, that many are named; all are counted
@@ -60,21 +62,23 @@ def prepare(
         try:
             sequences = template.render(row, supervise)
         except RowInvalid as error:
-            problems.append(Problem(error.code, f"{file.path}:{row.line}", error.message, error.advice))
+            problems.append(Problem(error.code, file.where(row), error.message, error.advice))
             continue
-        problems += _fit(made, row, sequences, max_length, over_long, str(file.path))
+        problem = _fit(made, row, sequences, max_length, over_long)
+        if problem is not None:
+            problems.append(Problem(problem.code, file.where(row), problem.message, problem.advice))
     if problems:
         raise bad_rows(file.path, problems, len(rows))
     if not made.supervised_tokens:
-        raise DataInvalid(f"{file.path} has no supervised token left: nothing would be learned.", param="data")
+        raise _nothing_left(file, made, max_length)
     return made
 
 
 def hold_out(rows: list[Row], share: float, seed: int, most: int = 256) -> tuple[list[Row], list[Row]]:
     """(training rows, held-out rows): a seeded share, equal conversations all on one side."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(repr(row.messages[:-1]), []).append(row)
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(repr((row.messages[:-1], row.tools)), []).append(index)
     order = sorted(groups)
     random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, no secret
     wanted = min(most, round(len(rows) * share))
@@ -82,8 +86,9 @@ def hold_out(rows: list[Row], share: float, seed: int, most: int = 256) -> tuple
     for key in order:
         if len(held) >= wanted or len(held) + len(groups[key]) >= len(rows):
             break
-        held.update(row.line for row in groups[key])
-    return [row for row in rows if row.line not in held], [row for row in rows if row.line in held]
+        held.update(groups[key])
+    kept = [row for index, row in enumerate(rows) if index not in held]
+    return kept, [rows[index] for index in sorted(held)]
 
 
 def duplicate_count(prepared: Prepared) -> int:
@@ -92,23 +97,32 @@ def duplicate_count(prepared: Prepared) -> int:
     return sum(count - 1 for count in counts.values())
 
 
-def _fit(
-    made: Prepared, row: Row, sequences: list[Rendered], max_length: int, over_long: str, path: str
-) -> list[Problem]:
+def _fit(made: Prepared, row: Row, sequences: list[Rendered], max_length: int, over_long: str) -> RowInvalid | None:
+    """Take the row's sequences, shortened where that is wanted; the problem of a row that is too long otherwise."""
     longest = max(len(sequence.input_ids) for sequence in sequences)
     if longest <= max_length:
         made.sequences += sequences
-        return []
+        return None
     if over_long == "error":
         message = f"{longest:,} tokens; at most {max_length:,} are allowed."
-        return [
-            Problem("row_too_long", f"{path}:{row.line}", message, "raise --max-length, or --over-long cut or drop")
-        ]
+        return RowInvalid("row_too_long", message, "raise --max-length, or --over-long cut or drop")
     shortened = [_cut(sequence, max_length) for sequence in sequences] if over_long == "cut" else []
     kept = [sequence for sequence in shortened if sequence.supervised_tokens]
     made.sequences += kept
-    (made.cut if kept else made.dropped).append(row.place)
-    return []
+    (made.cut if kept else made.dropped).append(str(row.place))
+    return None
+
+
+def _nothing_left(file: DataFile, made: Prepared, max_length: int) -> DataInvalid:
+    """The error for rows that are all too long, each named."""
+    message = f"none of its learned tokens is among the first {max_length:,}."
+    problems = tuple(Problem("row_too_long", place, message) for place in made.dropped)
+    return DataInvalid(
+        f"{file.path} has no supervised token left: nothing would be learned. All {len(made.dropped):,} rows are "
+        f"longer than {max_length:,} tokens; raise --max-length, or shorten what comes before the answers.",
+        param="data",
+        problems=problems,
+    )
 
 
 def _cut(sequence: Rendered, length: int) -> Rendered:

@@ -1,237 +1,226 @@
-"""Chat rows from a JSONL file: one object with `messages` a line, in OpenAI's shape. Every bad row is reported at once.
-
-A row may also hold `tools`. A message may hold `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and an
-assistant's `weight`: 0 keeps the turn as context and learns nothing from it. Other keys are counted, not obeyed.
-"""
+"""Reads a data file, or a folder of them, as rows. Every bad row of every file is reported at once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapters.errors import DataInvalid, Problem
+from training.data.forms import TITLES, parse_row
+from training.data.jsonfiles import FORMATS, SUFFIXES, Record, detect_format, json_lines, json_rows
+from training.data.jsontext import RowInvalid
+from training.data.rows import Place, Row
+from training.data.tables import csv_rows, parquet_rows
 
-ROLES = ("system", "user", "assistant", "tool")
-MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight"}
-ROW_KEYS = {"messages", "tools"}
-LONGEST_LINE_BYTES = 16_000_000
-
-
-class RowInvalid(Exception):
-    """One thing that is wrong with the row at hand: a stable code, and what to do about it."""
-
-    def __init__(self, code: str, message: str, advice: str = "") -> None:
-        super().__init__(message)
-        self.code, self.message, self.advice = code, message, advice
+MOST_PROBLEMS = 10_000  # of bad rows, that many are kept with their reasons; all are counted
+READERS: dict[str, Callable[[BinaryIO], Iterator[Record]]] = {
+    "jsonl": json_lines,
+    "json": json_rows,
+    "csv": csv_rows,
+    "parquet": parquet_rows,
+}
+PACKED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst", ".zip", ".xlsx", ".xls", ".arrow", ".tar", ".tgz"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One conversation as the template takes it: null contents are "", tool arguments are objects. `line` is from 1."""
+class Source:
+    """One file of the data: what it is written in, the forms of its rows, and its digest."""
 
-    messages: tuple[Mapping[str, Any], ...]
-    tools: tuple[Mapping[str, Any], ...] | None
-    weights: tuple[int, ...]  # one a message; 1 only for assistant turns that are learned
-    line: int
-    source: str  # file name, as problems cite it
-
-    def learned_turns(self, supervise: str = "all") -> list[int]:
-        """Indices of the messages that are learned: those of weight 1, or only the last of them."""
-        turns = [index for index, weight in enumerate(self.weights) if weight]
-        return turns[-1:] if supervise == "last" else turns
+    name: str
+    format: str
+    forms: Mapping[str, int]
+    digest: str
 
     @property
-    def place(self) -> str:
-        return f"{self.source}:{self.line}"
+    def rows(self) -> int:
+        return sum(self.forms.values())
+
+    @property
+    def description(self) -> str:
+        if len(self.forms) == 1:
+            return f"{FORMATS[self.format]}, {TITLES[next(iter(self.forms))]}"
+        counted = ", ".join(f"{count:,} {TITLES[form]}" for form, count in self.forms.items())
+        return f"{FORMATS[self.format]}, mixed: {counted}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.name,
+            "format": self.format,
+            "forms": dict(self.forms),
+            "rows": self.rows,
+            "digest": self.digest,
+        }
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file's rows with its digest, and the keys it holds that mean nothing here."""
+    """The rows of a file or a folder with a digest over all of it, and what of it means nothing here."""
 
     path: Path
     rows: list[Row]
-    digest: str
+    digest: str  # of a folder: over the names and digests of its files
     ignored_keys: Mapping[str, int] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    left_aside: tuple[str, ...] = ()  # what a folder holds beside data, and links to folders
+
+    def where(self, row: Row) -> str:
+        """The row's path and line, as problems cite it."""
+        return f"{self.path / row.place.source if self.path.is_dir() else self.path}:{row.place.line}"
+
+    def source(self, row: Row) -> Source:
+        """The file that the row is from."""
+        return next(source for source in self.sources if source.name == row.place.source)
+
+    @property
+    def description(self) -> str:
+        """The detected form, or one for each file where they differ."""
+        kinds = list(dict.fromkeys(source.description for source in self.sources))
+        if len(self.sources) == 1:
+            return kinds[0]
+        if len(kinds) == 1:
+            return f"{len(self.sources)} files, {kinds[0]}"
+        return "; ".join(f"{source.name}: {source.description}" for source in self.sources)
 
 
-def read_chat(path: Path) -> DataFile:
-    """All rows of a chat JSONL file; raises DataInvalid with every problem of every row, by file and line."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataInvalid(f"{path} {what}; expected a file of JSON lines.", param="data")
-    digest, rows = hashlib.sha256(), []
-    problems: list[Problem] = []
+def read_data(path: Path) -> DataFile:
+    """All rows of a file or folder, whatever their form; raises DataInvalid with every problem, by file and line."""
+    files, left_aside = _files(path)
+    rows: list[Row] = []
     ignored: Counter[str] = Counter()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            digest.update(line)
-            if not line.strip():
-                continue
-            try:
-                rows.append(parse_row(_decode(line, number), number, path.name, ignored))
-            except RowInvalid as error:
-                problems.append(Problem(error.code, f"{path}:{number}", error.message, error.advice))
-    if problems:
-        raise bad_rows(path, problems, len(rows) + len(problems))
-    if not rows:
-        raise DataInvalid(f"{path} has no rows.", param="data")
-    return DataFile(path, rows, f"sha256:{digest.hexdigest()}", dict(ignored))
+    problems, sources, records = _Problems(), [], 0
+    for file in files:
+        name = str(file.relative_to(path)) if file != path else path.name
+        before = len(rows)
+        try:
+            source, found = _read_file(file, name, rows, ignored, problems)
+        except RowInvalid as error:
+            problems.add(f"{file}:1", error)
+            records += 1
+            continue
+        records += found
+        if found == 0:
+            problems.add(f"{file}:1", RowInvalid("no_rows", "the file has no rows."))
+        elif len(rows) > before:
+            sources.append(source)
+    if problems.count:
+        if not records and len(files) == 1:
+            raise DataInvalid(f"{path} has no rows.", param="data")
+        raise problems.error(path, records)
+    return DataFile(path, rows, _digest(sources, path), dict(ignored), tuple(sources), tuple(left_aside))
 
 
-def bad_rows(path: Path, problems: list[Problem], total: int) -> DataInvalid:
-    """The one error for a file with bad rows."""
+read_chat = read_data
+
+
+def bad_rows(path: Path, problems: list[Problem], total: int, count: int | None = None) -> DataInvalid:
+    """The one error for data with bad rows; `count` where not all of them are in `problems`."""
+    codes = Counter(problem.code for problem in problems)
+    kinds = ", ".join(f"{amount:,} {code}" for code, amount in codes.most_common(5))
+    bad = len(problems) if count is None else count
+    first = f" The first {len(problems):,} are listed." if bad > len(problems) else ""
     return DataInvalid(
-        f"{len(problems)} of {total} rows of {path} cannot be used.", param="data", problems=tuple(problems)
+        f"{bad:,} of {total:,} rows of {path} cannot be used ({kinds}).{first}", param="data", problems=tuple(problems)
     )
 
 
-def parse_row(value: Any, line: int, source: str, ignored: Counter[str]) -> Row:
-    """One decoded line as a row; raises RowInvalid."""
-    if not isinstance(value, dict):
-        raise RowInvalid("row_invalid", f"the row is a JSON {_kind(value)}, not an object with `messages`.")
-    if "messages" not in value:
-        keys = ", ".join(sorted(map(str, value))[:8]) or "(none)"
-        raise RowInvalid("row_invalid", f"no `messages`; the row has {keys}.", 'write {"messages": [{"role": …}, …]}')
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise RowInvalid("row_invalid", "`messages` must be a list with at least one message.")
-    ignored.update(key for key in value if key not in ROW_KEYS)
-    read = [_message(message, index, ignored) for index, message in enumerate(messages)]
-    if messages[-1].get("role") != "assistant":
-        raise RowInvalid(
-            "no_answer",
-            f"the last message is the {messages[-1]['role']}'s, so nothing is learned from it.",
-            "end the row with an assistant message",
-        )
-    weights = tuple(weight for _, weight in read)
-    if not any(weights):
-        raise RowInvalid("nothing_supervised", "every assistant turn has weight 0.", "give one turn weight 1")
-    return Row(tuple(message for message, _ in read), _tools(value.get("tools")), weights, line, source)
+class _Problems:
+    """Problems as they are found; beyond MOST_PROBLEMS they are only counted."""
+
+    def __init__(self) -> None:
+        self.kept: list[Problem] = []
+        self.count = 0
+
+    def add(self, place: str, error: RowInvalid, name: str = "") -> None:
+        self.count += 1
+        if len(self.kept) < MOST_PROBLEMS:
+            self.kept.append(Problem(error.code, place, name + error.message, error.advice))
+
+    def error(self, path: Path, total: int) -> DataInvalid:
+        return bad_rows(path, self.kept, max(total, self.count), self.count)
 
 
-def _decode(line: bytes, number: int) -> Any:
-    if len(line) > LONGEST_LINE_BYTES:
-        raise RowInvalid("row_too_long", f"the line is {len(line):,} bytes; at most {LONGEST_LINE_BYTES:,} are read.")
+def _read_file(
+    path: Path, name: str, rows: list[Row], ignored: Counter[str], problems: _Problems
+) -> tuple[Source, int]:
+    """Append the file's good rows and problems; how many records it has. Raises RowInvalid for an unreadable file."""
+    forms: Counter[str] = Counter()
+    found = 0
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        return json.loads(text, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise RowInvalid("not_utf8", f"byte {error.start} is not UTF-8.", "save the file as UTF-8") from None
-    except RecursionError:
-        raise RowInvalid("json_invalid", "the JSON is nested too deeply.") from None
-    except ValueError as error:
-        raise RowInvalid("json_invalid", f"not JSON: {error}.") from None
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            written = detect_format(path, file)
+            for record in READERS[written](file):
+                found += 1
+                place = Place(name, record.line, record.number)
+                try:
+                    if record.error is not None:
+                        raise record.error
+                    row = parse_row(record.value, place, ignored)
+                except RowInvalid as error:
+                    problems.add(f"{path}:{record.line}", error, _numbered(written, record.number))
+                    continue
+                forms[row.form] += 1
+                rows.append(row)
+    except OSError as error:
+        raise RowInvalid("unreadable", f"it cannot be read: {error.strerror or error}.") from error
+    return Source(name, written, forms, f"sha256:{digest}"), found
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise RowInvalid("duplicate_key", f"the key {twice!r} occurs twice in one object.")
-    return made
+def _numbered(written: str, number: int) -> str:
+    """What names the row where its line does not: its number, and its index for a program's eyes."""
+    if written == "jsonl":
+        return ""
+    return f"row {number}: " if written == "csv" else f"row {number} (index {number - 1}): "
 
 
-def _message(message: Any, index: int, ignored: Counter[str]) -> tuple[dict[str, Any], int]:
-    where = f"messages[{index}]"
-    if not isinstance(message, dict):
-        raise RowInvalid("row_invalid", f"{where} is a JSON {_kind(message)}, not an object.")
-    role = message.get("role")
-    if role not in ROLES:
-        raise RowInvalid("role_invalid", f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.")
-    if "function_call" in message:
-        raise RowInvalid("row_invalid", f"{where}.function_call is the old form.", "write it as `tool_calls`")
-    weight = _weight(message, where)
-    made: dict[str, Any] = {"role": role, "content": _content(message, where)}
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        _copy_text(message, key, where, made)
-    if message.get("tool_calls"):
-        made["tool_calls"] = _tool_calls(message, where)
-    elif role == "assistant" and weight and not made["content"].strip():
-        raise RowInvalid("empty_turn", f"{where} has neither content nor tool_calls.", "remove it or give it weight 0")
-    ignored.update(f"messages[].{key}" for key in message if key not in MESSAGE_KEYS)
-    return made, weight
+def _files(path: Path) -> tuple[list[Path], list[str]]:
+    """The data files at a path, sorted, and what else is there; raises DataInvalid where there is none."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataInvalid(f"{path} {what}; expected a data file, or a folder of them.", param="data") from error
+    if stat.S_ISREG(mode):
+        return [path], []
+    if not stat.S_ISDIR(mode):
+        raise DataInvalid(f"{path} is neither a file nor a folder.", param="data")
+    found, left_aside = [], []
+    for folder, folders, names in os.walk(path):
+        place = Path(folder)
+        links = [name for name in folders if (place / name).is_symlink()]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
+        left_aside += [str((place / name).relative_to(path)) for name in links]
+        for name in names:
+            is_data = not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES.keys() | PACKED_SUFFIXES
+            if is_data:
+                found.append(_regular(place / name))
+            elif not name.startswith("."):
+                left_aside.append(str((place / name).relative_to(path)))
+    if not found:
+        raise DataInvalid(f"{path} is a folder without a data file ({' '.join(SUFFIXES)}).", param="data")
+    return sorted(found), sorted(left_aside)
 
 
-def _weight(message: Mapping[str, Any], where: str) -> int:
-    if "weight" not in message:
-        return int(message["role"] == "assistant")
-    weight = message["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, int) or weight not in (0, 1):
-        raise RowInvalid("weight_invalid", f"{where}.weight is {weight!r}; it must be 0 or 1.")
-    if message["role"] != "assistant":
-        raise RowInvalid(
-            "weight_invalid", f"{where}.weight is on a {message['role']} message; only an assistant has one."
-        )
-    return weight
+def _regular(path: Path) -> Path:
+    """The path of a regular file; raises DataInvalid for a pipe, a device or a link that leads nowhere."""
+    try:
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        raise DataInvalid(f"{path} cannot be read: {error.strerror}.", param="data") from error
+    if not is_regular:
+        raise DataInvalid(f"{path} is no regular file.", param="data")
+    return path
 
 
-def _content(message: Mapping[str, Any], where: str) -> str:
-    content = message.get("content")
-    if content is None:
-        if message["role"] == "assistant":
-            return ""
-        raise RowInvalid("content_invalid", f"{where} ({message['role']}) has no content.")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        texts = [part for part in parts if isinstance(part, str)]
-        if texts and len(texts) == len(content):
-            return "\n".join(texts)  # as the engine joins text parts
-        raise RowInvalid("content_invalid", f"{where}.content holds something else than text parts.")
-    raise RowInvalid("content_invalid", f"{where}.content is a JSON {_kind(content)}, not text.")
-
-
-def _copy_text(message: Mapping[str, Any], key: str, where: str, made: dict[str, Any]) -> None:
-    value = message.get(key)
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise RowInvalid("row_invalid", f"{where}.{key} is a JSON {_kind(value)}, not text.")
-    made[key] = value
-
-
-def _tool_calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    calls = message["tool_calls"]
-    if message["role"] != "assistant" or not isinstance(calls, list):
-        raise RowInvalid("tool_calls_invalid", f"{where}.tool_calls must be a list, on an assistant message.")
-    return [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
-
-
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowInvalid("tool_calls_invalid", f"{where} must have function.name and function.arguments.")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):  # Qwen2.5's template would encode the text once more; the engine parses it, too
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
-            raise RowInvalid("tool_calls_invalid", f"{where}.function.arguments is not JSON: {error}.") from None
-    if not isinstance(arguments, dict):
-        raise RowInvalid("tool_calls_invalid", f"{where}.function.arguments must be an object.")
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
-
-
-def _tools(tools: Any) -> tuple[Mapping[str, Any], ...] | None:
-    if tools is None or tools == []:
-        return None
-    if not isinstance(tools, list) or not all(map(_is_tool, tools)):
-        raise RowInvalid("tools_invalid", '`tools` must be a list of {"type": "function", "function": {"name": …}}.')
-    return tuple(tools)
-
-
-def _is_tool(tool: Any) -> bool:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def _digest(sources: list[Source], path: Path) -> str:
+    if path.is_file():
+        return sources[0].digest
+    lines = "".join(f"{source.digest} {source.name}\n" for source in sources)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import BaseInvalid
-from training.data.formats import Row, RowInvalid
+from training.data.jsontext import RowInvalid
+from training.data.rows import Row
 
 IGNORED = -100  # the label of a position that is not learned, as torch's cross entropy has it
 

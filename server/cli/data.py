@@ -1,0 +1,104 @@
+"""`hotshoe data show`: what the model sees of a row, and what it learns of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from server.cli.output import print_json
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Data = Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet, or a folder of them.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the app."""
+    data = typer.Typer(no_args_is_help=True, help="Look at training data.")
+    data.command("show")(show)
+    app.add_typer(data, name="data")
+
+
+def show(
+    data: Data,
+    row: Annotated[int, typer.Option("--row", help="Which row, from 1; in a folder, of all its files in order.")] = 1,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base folder or OWNER/NAME@REVISION; default the embedded base.")
+    ] = None,
+    supervise: Annotated[str, typer.Option(help="Assistant turns that are learned: all or last.")] = "all",
+    thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinking/--no-thinking", help="Render with thinking on or off; default as each turn has reasoning."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A row's rendered tokens, the learned ones coloured: exactly what the model is trained on."""
+    from adapters.embedded import EMBEDDED, open_base
+    from adapters.errors import ConfigInvalid, DataInvalid, Problem
+    from training.data.formats import read_data
+    from training.data.jsontext import RowInvalid
+    from training.data.template import load_template
+
+    if supervise not in ("all", "last"):
+        raise ConfigInvalid(f"--supervise is all or last, not {supervise!r}.", param="supervise")
+    file = read_data(data)
+    if not 1 <= row <= len(file.rows):
+        raise DataInvalid(f"{data} has {len(file.rows):,} rows; --row {row} is none of them.", param="row")
+    chosen = file.rows[row - 1]
+    template = load_template(open_base(base or EMBEDDED).folder, thinking)
+    try:
+        sequences = template.render(chosen, supervise)
+    except RowInvalid as error:
+        problem = Problem(error.code, file.where(chosen), error.message, error.advice)
+        raise DataInvalid(f"Row {row} of {data} cannot be rendered.", problems=(problem,)) from error
+    if as_json:
+        print_json(_document(file, chosen, template, sequences))
+        return
+    written = file.source(chosen).format
+    for sequence in sequences:
+        learned = f"{sequence.supervised_tokens} of {len(sequence.input_ids)} tokens learned"
+        turns = ", ".join(map(str, sequence.turns))
+        typer.echo(f"{file.where(chosen)} ({_form(written, chosen)}), messages {turns}: {learned}")
+        _print_coloured(template.tokenizer, sequence)
+
+
+def _form(written: str, row: Any) -> str:
+    from training.data.forms import TITLES
+    from training.data.jsonfiles import FORMATS
+
+    return f"{FORMATS[written]}, {TITLES[row.form]}"
+
+
+def _document(file: Any, row: Any, template: Any, sequences: Any) -> dict[str, Any]:
+    return {
+        "file": row.place.source,
+        "line": row.place.line,
+        "row": row.place.number,
+        "format": file.source(row).format,
+        "form": row.form,
+        "template": template.digest,
+        "sequences": [_tokens(template.tokenizer, sequence) for sequence in sequences],
+    }
+
+
+def _tokens(tokenizer: Any, sequence: Any) -> list[dict[str, Any]]:
+    return [
+        {"id": token, "text": tokenizer.decode([token]), "is_learned": label != -100}
+        for token, label in zip(sequence.input_ids, sequence.labels, strict=True)
+    ]
+
+
+def _print_coloured(tokenizer: Any, sequence: Any) -> None:
+    """Runs of tokens are decoded together, so that a letter of several tokens is shown whole."""
+    from itertools import groupby
+
+    pairs = zip(sequence.input_ids, (label != -100 for label in sequence.labels), strict=True)
+    for is_learned, run in groupby(pairs, key=lambda pair: pair[1]):
+        text = tokenizer.decode([token for token, _ in run])
+        # False, other than None, would switch both off again: bold and dim share one code for that.
+        style: dict[str, Any] = {"fg": "green", "bold": True} if is_learned else {"dim": True}
+        typer.secho(text, nl=False, **style)
+    typer.echo("")
