@@ -1,10 +1,9 @@
-"""Verbs about adapters on a server, over HTTP: push, ls, show, promote, rollback, retire, chat."""
+"""Verbs about adapters on a server, over HTTP: push, ls, show, promote, rollback, retire."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +29,7 @@ WAIT_ROUND_SECONDS = 30
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the app."""
-    for verb in (push, ls, show, promote, rollback, retire, chat):
+    for verb in (push, ls, show, promote, rollback, retire):
         app.command(verb.__name__)(verb)
 
 
@@ -224,71 +223,6 @@ def retire(
         print_json(row)
     else:
         typer.echo(f"{row['id']} is {row['status']}")
-
-
-def chat(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model: the base, NAME, NAME@N or NAME@ALIAS.")],
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to say; left out, each line of the terminal is a turn.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is the likeliest answer.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Talk to a model; the answer is printed as it comes."""
-    from server.cli.client import open_client
-
-    body: dict[str, Any] = {"model": name, "messages": [{"role": "system", "content": system}] if system else []}
-    body |= {"max_tokens": max_tokens} if max_tokens is not None else {}
-    body |= {"temperature": temperature} if temperature is not None else {}
-    with open_client(timeout_seconds=600.0) as client:
-        for said in [prompt] if prompt is not None else lines_of_terminal():
-            body["messages"].append({"role": "user", "content": said})
-            if as_json:
-                answer = client.post("/v1/chat/completions", json=body)
-                print_json(answer)
-                text = answer["choices"][0]["message"]["content"]
-            else:
-                text = print_stream(client, body)
-            body["messages"].append({"role": "assistant", "content": text})
-
-
-def lines_of_terminal() -> Iterator[str]:
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            return
-        if line.strip():
-            yield line
-
-
-def print_stream(client: Client, body: dict[str, Any]) -> str:
-    """Print the answer piece by piece; returns it whole. Raises the error that a stream ends with."""
-    import httpx
-
-    from server.cli.client import error_of, unreachable
-
-    pieces: list[str] = []
-    try:
-        with client.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
-            if response.is_error:
-                raise error_of(response.status_code, response.read())
-            for line in response.iter_lines():
-                if not line.startswith("data:") or line.endswith("[DONE]"):
-                    continue
-                event = json.loads(line[5:])
-                if "error" in event:
-                    raise error_of(502, line[5:].encode())
-                for choice in event["choices"]:
-                    piece = choice["delta"].get("content") or ""
-                    typer.echo(piece, nl=False)
-                    pieces.append(piece)
-    except httpx.HTTPError as error:
-        raise unreachable(client.http, error) from error
-    typer.echo()
-    return "".join(pieces)
 
 
 def numbered(name: str) -> tuple[str, int]:
