@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel, load_base
+from adapters.durable import sync
 from adapters.errors import BaseInvalid, StorageFull
 from adapters.staging import sha256
 
@@ -82,7 +83,7 @@ def _prepare(folder: Path, report: Report) -> Path:
                 folder.rename(Path(tempfile.mkdtemp(prefix=f".{EMBEDDED_ID}-old-", dir=folder.parent)) / "old")
             staged.chmod(0o755)
             staged.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             for left in folder.parent.glob(f".{EMBEDDED_ID}-*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -152,8 +153,8 @@ def _make(staged: Path, report: Report) -> None:
     _write_json(staged / MADE_BY, _provenance())
     for file in staged.iterdir():
         file.chmod(0o644)
-        _sync(file)
-    _sync(staged)
+        sync(file)
+    sync(staged)
 
 
 def _tokenizer_config(context_length_tokens: int) -> dict[str, Any]:
@@ -189,11 +190,3 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,13 +19,14 @@ from typing import Any
 
 from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX, BaseModel, load_base
 from adapters.canonical import canonicalise, check, digest_folder
+from adapters.durable import write_file
 from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputExists, ParityFailed, Problem, StorageFull
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan
 from adapters.parity_report import Tell, dtype_of, percents, prove
-from adapters.staging import explained, json_bytes, publish, sha256, staging, write_file
+from adapters.staging import explained, json_bytes, publish, sha256, staging
 
 FORMATS = ("hf",)
 MANIFEST, PARITY = "manifest.json", "parity.json"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from adapters.bases import WEIGHT_INDEX
 from adapters.checkpoint import FLOATS, ITEM_BYTES, StoredTensor
+from adapters.durable import write_file
 from adapters.errors import BaseInvalid, MergeFailed
 from adapters.merge_plan import (
     BLOCK_BOUND_BYTES,
@@ -33,7 +34,6 @@ from adapters.merge_plan import (
     Update,
     plan_merge,
 )
-from adapters.staging import write_file
 
 if TYPE_CHECKING:
     import torch

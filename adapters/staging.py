@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from adapters.durable import sync
 from adapters.errors import HotshoeError, OutputExists, StorageFull
 
 SUFFIX = ".hotshoe-partial"
@@ -68,20 +69,11 @@ def _open_folder(folder: Path) -> int:
 
 def publish(folder: Path, out: Path) -> None:
     """Give a staged folder its place; raises OutputExists. Its files are fsynced already."""
-    sync_folder(folder)
+    sync(folder)
     if os.path.lexists(out):
         raise OutputExists(f"{out} appeared while the export ran; it was left as it is.", param="out")
     folder.rename(out)
-    sync_folder(out.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync the entries of a folder."""
-    handle = _open_folder(folder)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(out.parent)
 
 
 def sha256(path: Path) -> str:
@@ -99,14 +91,6 @@ def explained(error: OSError) -> HotshoeError:
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return OutputExists(f"The output folder appeared while the export ran: {error}.", param="out")
     return HotshoeError(f"The export failed in the file system: {error}. Nothing of it was kept.")
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write and fsync a new file."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def json_bytes(value: Any) -> bytes:

@@ -7,7 +7,6 @@ A failed fsync is never retried: what the disk then holds is unknown, and the up
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 import threading
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.canonical import CANONICAL_FILES, digest_folder
+from adapters.durable import sync
 from adapters.errors import DigestInvalid, HotshoeError, NotFound, StorageDamaged, StorageFull
 
 DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -132,15 +132,6 @@ def check_digest(digest: str) -> str:
     if not DIGEST_PATTERN.fullmatch(digest):
         raise DigestInvalid(f"{digest[:80]!r} is not a digest: it must be sha256: and 64 lower-case hex digits.")
     return digest
-
-
-def sync(path: Path) -> None:
-    """fsync a file or folder, once."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,0 +1,23 @@
+"""What is written survives a power cut: a file by its own fsync, its name by an fsync of the folder that lists it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """fsync a file's content or a folder's entries, once: after a failed fsync what the disk holds is unknown."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write and fsync a new file."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
