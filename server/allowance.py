@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from starlette.types import Message, Send
 
@@ -58,9 +58,19 @@ def bill(
         allowance.spend(usage.prompt_tokens + usage.completion_tokens if usage else result.events)
 
 
-def salted(request: InferenceRequest, salt: str) -> InferenceRequest:
-    """The request with the tenant's cache salt, so that the engine shares cached prefixes within one tenant only."""
-    return replace(request, body={**request.body, "cache_salt": salt})
+@dataclass(frozen=True)
+class SaltedRequest(InferenceRequest):
+    """A request with its tenant's cache salt, so that the engine shares cached prefixes within one tenant only."""
+
+    salt: str
+
+    def for_engine(self, engine_model: str) -> bytes:
+        """The checked object with the salt as its last member: no field that a client sent can take its place."""
+        return super().for_engine(engine_model)[:-1] + f',"cache_salt":"{self.salt}"}}'.encode()
+
+
+def salted(request: InferenceRequest, salt: str) -> SaltedRequest:
+    return SaltedRequest(request.path, request.model, request.body, salt)
 
 
 def renaming(send: Send, given: str, wanted: str) -> Send:

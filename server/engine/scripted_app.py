@@ -32,6 +32,7 @@ class Script:
     seconds_to_first_token: float = 0.0
     seconds_per_token: float = 0.0
     error_after_tokens: int | None = None  # a stream reports an engine error after so many tokens
+    reports_cached_tokens: bool = False  # as vLLM's --enable-prompt-tokens-details
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,23 @@ class Call:
     is_stream: bool
     has_usage_chunk: bool
     echoed: tuple[str, ...] = ()  # the prompt's words, which a completion with `echo` repeats
+    cached_tokens: int | None = None  # of the prompt, as the answer reports them; None: it does not
 
     @property
     def finish_reason(self) -> str:
         return "length" if self.is_cut else "stop"
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         count = len(self.words)
-        return {
+        counts = {
             "prompt_tokens": self.prompt_tokens,
             "total_tokens": self.prompt_tokens + count,
             "completion_tokens": count,
         }
+        if self.cached_tokens is None:
+            return counts
+        return {**counts, "prompt_tokens_details": {"cached_tokens": self.cached_tokens}}
 
     def logprobs_of(self, word: str) -> list[tuple[str, float]]:
         """The word and its alternatives with their log-probabilities, best first."""
@@ -87,6 +92,7 @@ class ScriptedModels:
         self.context_length_tokens = context_length_tokens
         self.script = script
         self.effects: dict[str, int] = {base_id: 0}
+        self.prompts: dict[tuple[Any, str], set[str]] = {}  # by cache salt and model, as vLLM's prefix cache is kept
         self.running = 0
         self.ids = itertools.count(1)
 
@@ -114,6 +120,7 @@ class ScriptedModels:
             )
         said = f"{wire_name(model)} heard: {prompt}".split()
         wanted = limit or min(len(said), room)
+        cached_tokens = self.cached(body.get("cache_salt"), model, prompt)
         words = tuple(itertools.islice(itertools.cycle(said) if body.get("ignore_eos") else said, wanted))
         return Call(
             model=wire_name(model),
@@ -125,7 +132,15 @@ class ScriptedModels:
             is_stream=bool(body.get("stream")),
             has_usage_chunk=bool((body.get("stream_options") or {}).get("include_usage")),
             echoed=tuple(prompt.split()) if body.get("echo") is True else (),
+            cached_tokens=cached_tokens if self.script.reports_cached_tokens else None,
         )
+
+    def cached(self, salt: Any, model: str, prompt: str) -> int:
+        """How many tokens of the prompt the cache holds; all of one that it saw under the same salt and model."""
+        seen = self.prompts.setdefault((salt, model), set())
+        count = len(prompt.split()) if prompt in seen else 0
+        seen.add(prompt)
+        return count
 
     async def speak(self, call: Call) -> AsyncIterator[tuple[int, str]]:
         """The answer's tokens at the script's pace; raises RuntimeError where the script has the engine fail."""
