@@ -11,6 +11,7 @@ from training.config import Facts, Settings, TrainingConfig
 from training.data.dataset import Prepared, hold_out, prepare
 from training.data.formats import DataFile, read_data
 from training.data.rows import Row
+from training.data.stopping import refuse_untrained_end
 from training.data.template import ChatTemplate, load_template
 
 SHARE_HELD_OUT = 0.1
@@ -44,6 +45,8 @@ def gather(config: TrainingConfig) -> Material:
 
     base = open_base(config.base or EMBEDDED)
     template = load_template(base.folder, config.thinking)
+    if config.method != "full":  # which trains the embeddings, too
+        refuse_untrained_end(base, template)
     file = read_data(config.data)
     validation_file = read_data(config.validation) if config.validation else None
     rows, held_out = file.rows, validation_file.rows if validation_file else []

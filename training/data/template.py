@@ -19,7 +19,7 @@ from typing import Any
 
 from adapters.errors import BaseInvalid
 from training.data.jsontext import RowInvalid
-from training.data.rows import Row
+from training.data.rows import Place, Row
 
 IGNORED = -100  # the label of a position that is not learned, as torch's cross entropy has it
 
@@ -70,6 +70,15 @@ class ChatTemplate:
     ) -> list[int]:
         return self._tokenise(self.prompt_text(messages, tools, thinking))
 
+    def end_of_turn(self) -> int | None:
+        """The token that ends an assistant's turn; None where the template takes no conversation of two words."""
+        messages = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"})
+        row = Row(messages, None, (0, 1), Place("", 0, 0), "chat")
+        try:
+            return self.render(row)[0].labels[-1]
+        except RowInvalid:
+            return None
+
     def render(self, row: Row, supervise: str = "all") -> list[Rendered]:
         """The row's sequences, each supervised turn in exactly one; raises RowInvalid where the template cannot."""
         sequences: list[_Sequence] = []
@@ -92,7 +101,15 @@ class ChatTemplate:
                 "try --thinking or --no-thinking; see `hotshoe data show`",
             )
         completion = self._tokenise(after[len(before) :])
-        return self._tokenise(before), completion[: self._end_of_turn(completion, turn) + 1]
+        end = self._end_of_turn(completion, turn)
+        stops = [token for token in completion[:end] if token in self.stop_ids]
+        if stops:
+            raise RowInvalid(
+                "stop_inside",
+                f"messages[{turn}] holds {self.tokenizer.decode(stops[:1])!r} in its text, where serving would stop.",
+                "remove it; the template writes the end of a turn",
+            )
+        return self._tokenise(before), completion[: end + 1]
 
     def thinks(self, message: Mapping[str, Any]) -> bool:
         """Whether serving renders the prompt for this turn with thinking on."""
