@@ -167,7 +167,7 @@ def _check(share: Share, account: Account) -> None:
 
 
 def _refuse(share: Share, kind: str, bucket: Bucket, level: float) -> None:
-    wait = max(bucket.seconds_until(level), 0.001)
+    wait = max(bucket.seconds_until(level), 0.001) if bucket.size else MINUTE
     raise RateLimited(
         f"{share.whose} has used its {bucket.size} {kind} a minute; try again in {duration(wait)}.",
         param=f"{kind}_per_minute",
