@@ -1,4 +1,4 @@
-"""The card of a run, `card.json` beside the adapter: on what, how, and with what result it was trained."""
+"""The card of a run: on what, how, and with what result it was trained. `card.json`, and `card.html` made from it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.card_page import card_html
 from training.data.dataset import duplicate_count
-from training.saving import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from training.material import Material
     from training.trainer import Run
 
-CARD_FILE = "card.json"
+CARD_FILE, PAGE_FILE = "card.json", "card.html"
 CARD_FORMAT = 1
 LIBRARIES = ("hotshoe", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
@@ -52,13 +52,15 @@ def threads() -> int:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write the card; it is plain JSON that says nothing which JSON cannot (no NaN)."""
-    text = json.dumps({"format": CARD_FORMAT, **card}, ensure_ascii=False, indent=2, allow_nan=False)
+    """Write the card and its page; it is plain JSON that says nothing which JSON cannot (no NaN)."""
+    card = {"format": CARD_FORMAT, **card}
+    text = json.dumps(card, ensure_ascii=False, indent=2, allow_nan=False)
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / PAGE_FILE).write_text(card_html(json.loads(text)), encoding="utf-8")
 
 
 def make_card(run: Run, folder: Path) -> dict[str, Any]:
-    """The card of a finished run whose adapter is in `folder`."""
+    """The card of a finished run whose weights are in `folder`."""
     config, settings, material = run.config, run.settings, run.material
     trained = [value for value in run.model.parameters() if value.requires_grad]
     return {
@@ -71,9 +73,10 @@ def make_card(run: Run, folder: Path) -> dict[str, Any]:
         "settings": settings.as_dict(),
         "adapter": {
             "parameters": sum(value.numel() for value in trained),
-            "bytes": (folder / WEIGHTS_FILE).stat().st_size,
+            "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         },
         "result": _result(run),
+        "evaluation": run.baseline.compared(run.model) if run.baseline is not None else None,
         "cost": _cost(run),
         "versions": versions(),
     }
@@ -95,7 +98,7 @@ def _result(run: Run) -> dict[str, Any]:
 def _cost(run: Run) -> dict[str, Any]:
     device = str(next(run.model.parameters()).device.type)
     return {
-        "seconds": round(time.monotonic() - run.started, 1),
+        "seconds": round(time.monotonic() - run.meter.started, 1),
         "training_seconds": round(run.meter.seconds, 1),
         "tokens": run.meter.tokens,
         "computed_tokens": run.meter.computed_tokens,
@@ -110,6 +113,7 @@ def _data(material: Material) -> dict[str, Any]:
     training = {
         "file": material.file.path.name,
         "digest": material.file.digest,
+        "sources": [source.as_dict() for source in material.file.sources],
         **material.training.as_dict(),
         "duplicate_sequences": duplicate_count(material.training),
         "ignored_keys": dict(material.file.ignored_keys),
@@ -120,6 +124,7 @@ def _data(material: Material) -> dict[str, Any]:
     validation = {
         "file": source.path.name,
         "digest": source.digest,
+        "sources": [part.as_dict() for part in source.sources],
         "is_held_out": material.validation_file is None,
         **material.validation.as_dict(),
     }

@@ -1,8 +1,7 @@
-"""Asks a model every row of a chat file and scores the answers: locally through transformers + peft, or over HTTP.
+"""Asks a model every row of a data file: locally through transformers + peft, or over HTTP.
 
 The local way is the slow second truth that served and merged models are compared with; the HTTP way is what users get,
-with the times they see. Scores are for answers that are one JSON object: is it valid, is it equal, is its label right,
-and how many of its other fields are.
+with the times they see. Of a conversation of several turns the last answer is asked for, with all before it given.
 """
 
 from __future__ import annotations
@@ -11,17 +10,31 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import ConfigInvalid, EngineUnavailable, InvalidRequest, Problem
-from training.data.formats import bad_rows, read_chat
+from adapters.errors import EngineUnavailable, InvalidRequest
+from training.data.formats import read_data
+from training.data.rows import Row
+from training.scores import Scores, parse_object, score
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+__all__ = [
+    "Answer",
+    "Example",
+    "Prompt",
+    "Scores",
+    "generate_http",
+    "generate_local",
+    "latency",
+    "load_examples",
+    "parse_object",
+    "score",
+]
 Messages = list[dict[str, Any]]
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -31,11 +44,25 @@ def quiet(done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One row: what is asked, and the last assistant turn, which is what should come back."""
+class Prompt:
+    """What is asked: a conversation without its last answer, and the tools that it may call."""
 
-    messages: Messages
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    thinking: bool | None = None  # used where no card says it
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: what is asked, and its last learned turn, which is what should come back, as the model writes it."""
+
+    prompt: Prompt
     expected: str
+    row: Row
+
+    @property
+    def messages(self) -> Messages:
+        return [dict(message) for message in self.prompt.messages]
 
 
 @dataclass(frozen=True)
@@ -48,20 +75,6 @@ class Answer:
     completion_tokens: int
     ttft_seconds: float
     tpot_seconds: float | None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Shares of 1 over `n` rows. `field_f1` is micro-averaged over (field, value) pairs, the label left out."""
-
-    n: int
-    exact_match: float
-    json_valid: float
-    label_accuracy: float
-    field_f1: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -78,43 +91,31 @@ class Latency:
 
 
 def load_examples(path: Path) -> list[Example]:
-    """The rows of a chat JSONL file; raises DataInvalid with every row that has no text answer to compare."""
-    rows = read_chat(path).rows
-    problems = [
-        Problem("not_scorable", f"{path}:{row.line}", "it has tools or calls them; eval compares text answers")
-        for row in rows
-        if row.tools or any(message.get("tool_calls") for message in row.messages)
-    ]
-    if problems:
-        raise bad_rows(path, problems, len(rows))
-    return [Example([dict(message) for message in row.messages[:-1]], row.messages[-1]["content"]) for row in rows]
+    """The rows of a data file as questions with their answers; raises DataInvalid with every bad row."""
+    return [_example(row) for row in read_data(path).rows]
 
 
-def score(expected: Sequence[str], answers: Sequence[str], label: str = "intent") -> Scores:
-    """Compare answers with what was expected, row by row; an answer that is no JSON object counts as an empty one."""
-    if len(expected) != len(answers) or not expected:
-        raise InvalidRequest(f"{len(answers)} answers cannot be scored against {len(expected)} expected ones.")
-    exact = valid = labels = shared = wanted = given = 0
-    for right, answer in zip(map(parse_object, expected), map(parse_object, answers), strict=True):
-        valid += answer is not None
-        exact += right is not None and answer == right
-        labels += _canonical((answer or {}).get(label)) == _canonical((right or {}).get(label))
-        right_fields, answer_fields = _fields(right, label), _fields(answer, label)
-        shared += len(right_fields & answer_fields)
-        wanted += len(right_fields)
-        given += len(answer_fields)
-    n = len(expected)
-    field_f1 = 2 * shared / (wanted + given) if wanted + given else 1.0
-    return Scores(n, exact / n, valid / n, labels / n, field_f1)
+def _example(row: Row) -> Example:
+    turn = row.learned_turns()[-1]
+    answer = row.messages[turn]
+    thinking = bool(answer.get("reasoning_content")) or "</think>" in answer["content"]
+    return Example(
+        Prompt(row.messages[:turn], row.tools, thinking), written(answer["content"], answer.get("tool_calls")), row
+    )
 
 
-def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is, or None. Nothing is cut out of surrounding prose."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def written(content: str, calls: Iterable[Mapping[str, Any]] | None) -> str:
+    """An answer with its tool calls as Qwen's templates write them, however they came."""
+    blocks = [_block(call["function"]) for call in calls or ()]
+    return "\n".join([*([content] if content.strip() else []), *blocks])
+
+
+def _block(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = parse_object(arguments) or arguments
+    call = {"name": function.get("name"), "arguments": arguments}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
 def latency(answers: Iterable[Answer]) -> Latency:
@@ -128,43 +129,23 @@ def latency(answers: Iterable[Answer]) -> Latency:
 def generate_local(
     base: Path,
     adapter: Path | None,
-    prompts: Sequence[Messages],
+    prompts: Sequence[Messages | Prompt],
     *,
     max_new_tokens: int = 128,
     batch_size: int = 32,
     progress: Progress = quiet,
 ) -> list[str]:
-    """Greedy answers of a base with or without an adapter, through transformers and peft, in the order of the prompts.
+    """Greedy answers of a base with or without an adapter on the reference path, in the order of the prompts."""
+    from adapters.bases import load_base
+    from training.reference import Reference
 
-    The base keeps the dtype it is stored in.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from training.greedy import greedy_answers
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
-    model.eval()
-    texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
-    answers = greedy_answers(
-        model,
-        [tokenizer(text)["input_ids"] for text in texts],
-        pad=tokenizer.pad_token_id,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return [str(tokenizer.decode(new, skip_special_tokens=True)) for new in answers]
+    return Reference(load_base(base), adapter).answers(_asked(prompts), max_new_tokens, batch_size, progress)
 
 
 def generate_http(
     url: str,
     model: str,
-    prompts: Sequence[Messages],
+    prompts: Sequence[Messages | Prompt],
     *,
     api_key: str = "",
     max_tokens: int = 128,
@@ -173,20 +154,22 @@ def generate_http(
 ) -> list[Answer]:
     """Greedy streamed answers of a served model through the OpenAI SDK, in the order of the prompts.
 
-    `url` is the server's root, without `/v1`. Raises EngineUnavailable when nothing answers there, InvalidRequest with
-    the server's words when it refuses.
+    `url` is the server's root, without `/v1`. Where a prompt says whether to think, the request does. Raises
+    EngineUnavailable when nothing answers there, InvalidRequest with the server's words when it refuses.
     """
     import openai
+
+    asked = _asked(prompts)
 
     async def ask_all() -> list[Answer]:
         gate, done = asyncio.Semaphore(concurrency), 0
 
-        async def ask(prompt: Messages) -> Answer:
+        async def ask(prompt: Prompt) -> Answer:
             nonlocal done
             async with gate:
                 answer = await _stream(client, model, prompt, max_tokens)
             done += 1
-            progress(done, len(prompts))
+            progress(done, len(asked))
             return answer
 
         async with (
@@ -195,7 +178,7 @@ def generate_http(
             ) as client,
             asyncio.TaskGroup() as group,
         ):
-            tasks = [group.create_task(ask(prompt)) for prompt in prompts]
+            tasks = [group.create_task(ask(prompt)) for prompt in asked]
         return [task.result() for task in tasks]
 
     try:
@@ -207,51 +190,70 @@ def generate_http(
         raise InvalidRequest(f"The server at {url} refused: {first}", param="model") from errors
 
 
-async def _stream(client: AsyncOpenAI, model: str, prompt: Any, max_tokens: int) -> Answer:
+def _asked(prompts: Sequence[Messages | Prompt]) -> list[Prompt]:
+    return [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+
+
+async def _stream(client: AsyncOpenAI, model: str, prompt: Prompt, max_tokens: int) -> Answer:
     begun = time.perf_counter()
     first = last = 0.0
     pieces: list[str] = []
+    calls: dict[int, dict[str, str]] = {}
     named, finish_reason, tokens = model, None, 0
     stream = await client.chat.completions.create(
         model=model,
-        messages=prompt,
+        messages=[_sent(message) for message in prompt.messages],
         temperature=0,
         max_tokens=max_tokens,
         stream=True,
         stream_options={"include_usage": True},
+        **_options(prompt),
     )
     async for chunk in stream:
         named = chunk.model
         tokens = chunk.usage.completion_tokens if chunk.usage else tokens
         for choice in chunk.choices:
             finish_reason = choice.finish_reason or finish_reason
-            if choice.delta.content:
-                pieces.append(choice.delta.content)
+            _add_calls(calls, choice.delta.tool_calls)
+            pieces.append(choice.delta.content or "")
+            if choice.delta.content or choice.delta.tool_calls:
                 last = time.perf_counter()
                 first = first or last
-    if not pieces:
+    if not first:
         first = last = time.perf_counter()
     per_token = (last - first) / (tokens - 1) if tokens > 1 else None
-    return Answer("".join(pieces), named, finish_reason, tokens, first - begun, per_token)
+    text = written("".join(pieces), [{"function": calls[index]} for index in sorted(calls)])
+    return Answer(text, named, finish_reason, tokens, first - begun, per_token)
 
 
-def local_folders(model: Path, base: Path | None) -> tuple[Path, Path | None]:
-    """Which base and which adapter a folder given as `--model` means: an adapter folder, or a whole model's."""
-    if (model / "adapter_config.json").is_file():
-        if base is None:
-            raise ConfigInvalid(f"{model} is an adapter: say its base with --base.", param="base")
-        return base, model
-    if (model / "config.json").is_file():
-        return model, None
-    raise ConfigInvalid(f"{model} is neither an adapter folder nor a model folder.", param="model")
+def _sent(message: Mapping[str, Any]) -> Any:
+    """A message in OpenAI's form, in which the arguments of a call are JSON text."""
+    if not message.get("tool_calls"):
+        return dict(message)
+    calls = [
+        {
+            "id": call.get("id") or f"call_{index}",
+            "type": "function",
+            "function": {**call["function"], "arguments": json.dumps(call["function"].get("arguments") or {})},
+        }
+        for index, call in enumerate(message["tool_calls"])
+    ]
+    return {**message, "tool_calls": calls}
 
 
-def _fields(value: dict[str, Any] | None, label: str) -> set[tuple[str, str]]:
-    return {(key, _canonical(field)) for key, field in (value or {}).items() if key != label}
+def _options(prompt: Prompt) -> dict[str, Any]:
+    options: dict[str, Any] = {"tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else {}
+    if prompt.thinking is not None:
+        options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": prompt.thinking}}
+    return options
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _add_calls(calls: dict[int, dict[str, str]], deltas: Iterable[Any] | None) -> None:
+    """Take in what one event says of the answer's tool calls: their names once, their arguments in pieces."""
+    for delta in deltas or ():
+        call = calls.setdefault(delta.index, {"name": "", "arguments": ""})
+        call["name"] += (delta.function and delta.function.name) or ""
+        call["arguments"] += (delta.function and delta.function.arguments) or ""
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:

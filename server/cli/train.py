@@ -127,3 +127,7 @@ def _report(result: Any) -> None:
         f"  {outcome['steps']} steps in {cost['seconds']:.0f} s, {cost['tokens_per_second']:,.0f} tokens/s, "
         f"peak memory {cost['peak_memory_bytes'] / 1e9:.2f} GB"
     )
+    evaluation = result.card["evaluation"]
+    if evaluation is not None:
+        is_worse = evaluation["loss"]["adapter"] > evaluation["loss"]["base"]
+        typer.secho(f"  {evaluation['verdict']}", fg="red" if is_worse else None)

@@ -48,6 +48,7 @@ def test_a_run_leaves_a_folder_that_peft_loads_and_a_card(
     assert sorted(path.name for path in result.folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "card.html",
         "card.json",
         "runs",
     ]
@@ -101,13 +102,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 def test_accumulated_passes_give_the_weights_of_one_pass(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
     """Rows have different numbers of learned tokens, so a mean of means would differ."""
-    from training import config as configuration
-
     whole = run(colours, qwen2_base, tmp_path / "whole", batch_size=8, epochs=0.4)
     longest = whole.card["data"]["training"]["longest_tokens"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "MAX_TOKENS_PER_PASS", 2 * longest)
-        parts = run(colours, qwen2_base, tmp_path / "parts", batch_size=8, epochs=0.4)
+    parts = run(colours, qwen2_base, tmp_path / "parts", batch_size=8, epochs=0.4, tokens_per_pass=2 * longest)
     assert (whole.card["settings"]["accumulation"], parts.card["settings"]["accumulation"]) == (1, 4)
     one, other = (load_file(made.folder / "adapter_model.safetensors") for made in (whole, parts))
     assert all(torch.allclose(one[key], other[key], atol=2e-5) for key in one)
