@@ -1,60 +1,34 @@
 """An inference request's body: read once, checked for what clients may not set, and rewritten for the engine.
 
-What the fields mean is the engine's business; here are only the ones that would reach past it (templates, cache salts,
-ids, other people's tensors), and numbers so large that the engine would have to work to refuse them.
+What the fields mean is the engine's business. Here are their names (fields.py), how large they may be (bounds.py), the
+schemas they bring (output_schema.py), and what would have the engine reach past the request: stored state and media.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.errors import InvalidRequest, UnknownParameter
+from adapters import strict_json
+from adapters.errors import InvalidRequest
+from server import fields
+from server.bounds import check_bounds, check_depth
 from server.errors import JsonInvalid
+from server.output_schema import check_schemas
 
 STREAM_OPTION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-FORBIDDEN_FIELDS = (
-    "chat_template",
-    "cache_salt",
-    "lora_request",
-    "prompt_embeds",
-    "kv_transfer_params",
-    "priority",
-    "request_id",
-    "vllm_xargs",
-    "mm_processor_kwargs",
-    "media_io_kwargs",
-    "guided_regex",
-    "guided_grammar",
-    "previous_input_messages",
-)
-FORBIDDEN_IN_STRUCTURED_OUTPUTS = ("regex", "grammar", "structural_tag")
-# Field -> smallest and largest value. Wide: they keep nonsense out, the engine keeps its own limits.
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "n": (1, 128),
-    "best_of": (1, 128),
-    "max_tokens": (0, 1_000_000),
-    "max_completion_tokens": (0, 1_000_000),
-    "max_output_tokens": (0, 1_000_000),
-    "min_tokens": (0, 1_000_000),
-    "top_logprobs": (0, 100),
-    "prompt_logprobs": (0, 100),
-    "logprobs": (0, 100),
-    "temperature": (0, 100),
-    "seed": (-(2**63), 2**63 - 1),
-    "top_k": (-1, 10_000_000),
-    "truncate_prompt_tokens": (-1, 10_000_000),
-}
-MAX_STOP_STRINGS, MAX_LOGIT_BIAS, MAX_TEMPLATE_KWARGS_BYTES = 64, 1024, 4096
+NO_MODEL_PATHS = frozenset({"/tokenize", "/detokenize"})
+STATELESS = ("store", "previous_response_id", "background", "conversation")
+FORMATS = ("text", "json_object", "json_schema")
+OWN_TOOLS = (None, "function", "custom")
 MEDIA_WORDS = ("image", "audio", "video", "file")
 
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """One checked body. `has_usage` says whether the client asked for the usage chunk itself."""
+    """One checked body, less the fields without effect. `has_usage`: the client asked for the usage chunk itself."""
 
     path: str
     model: str
@@ -74,88 +48,40 @@ class InferenceRequest:
         body = {**self.body, "model": engine_model}
         if self.is_stream and self.path in STREAM_OPTION_PATHS:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
-        try:
-            return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-        except UnicodeEncodeError:
-            raise JsonInvalid("The body has half of a surrogate pair (\\ud800 to \\udfff) in a string.") from None
-        except ValueError:
-            raise JsonInvalid("The body has a number that is not finite.") from None
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def read_request(path: str, raw: bytes, base_id: str) -> InferenceRequest:
     """Parse and check a body; raises JsonInvalid, UnknownParameter or InvalidRequest."""
     body = parse_object(raw)
-    model = body.get("model", base_id if path in ("/tokenize", "/detokenize") else None)
+    check_depth(body)
+    model = body.get("model", base_id if path in NO_MODEL_PATHS else None)
     if not isinstance(model, str) or not model:
         raise InvalidRequest("model must name the base or an adapter: NAME, NAME@3 or NAME@ALIAS.", param="model")
-    check_fields(path, body)
-    return InferenceRequest(path, model, body)
+    if path == "/v1/responses":
+        _check_stateless(body)
+    fields.check_names(path, body)
+    check_bounds(body)
+    _check_outputs(body)
+    check_schemas(body)
+    for name in ("messages", "input", "system"):
+        _check_media(name, body.get(name))
+    return InferenceRequest(path, model, fields.taken_of(path, body))
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """One JSON object, with no key twice and no NaN; raises JsonInvalid."""
+    """One JSON object, with no key twice, no NaN and no half of a surrogate pair; raises JsonInvalid."""
     try:
-        found = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except RecursionError:
-        raise JsonInvalid("The body is nested too deeply.") from None
-    except UnicodeDecodeError:
-        raise JsonInvalid("The body is not UTF-8.") from None
-    except json.JSONDecodeError as error:
-        raise JsonInvalid(f"The body is not JSON: {error.msg} at byte {error.pos}.") from None
-    except ValueError as error:
-        raise JsonInvalid(f"The body is not JSON that is taken here: {error}"[:200]) from None
+        found = strict_json.parse_json(raw)
+    except strict_json.JsonInvalid as error:
+        raise JsonInvalid(f"The body {error}.") from None
     if not isinstance(found, dict):
         raise JsonInvalid("The body must be a JSON object.")
     return found
 
 
-def check_fields(path: str, body: Mapping[str, Any]) -> None:
-    """Raises for fields that clients may not set, and for values out of bounds."""
-    for name in FORBIDDEN_FIELDS:
-        if body.get(name) is not None:
-            raise UnknownParameter(f"{name} may not be set by clients of this server.", param=name)
-    structured = body.get("structured_outputs")
-    if isinstance(structured, dict):
-        for name in FORBIDDEN_IN_STRUCTURED_OUTPUTS:
-            if structured.get(name) is not None:
-                raise UnknownParameter(
-                    f"structured_outputs.{name} may not be set: use a JSON schema or a choice.",
-                    param=f"structured_outputs.{name}",
-                )
-    for name, (least, most) in BOUNDS.items():
-        _check_bounds(name, body.get(name), least, most)
-    _check_sizes(body)
-    if path == "/v1/responses":
-        _check_stateless(body)
-    _check_media(body.get("messages") or body.get("input"))
-
-
-def _check_bounds(name: str, value: Any, least: float, most: float) -> None:
-    if value is None or isinstance(value, bool | str | list | dict):  # of the wrong type: the engine says so
-        return
-    if not math.isfinite(value) or not least <= value <= most:
-        raise InvalidRequest(f"{name} must be between {least} and {most}.", param=name)
-
-
-def _check_sizes(body: Mapping[str, Any]) -> None:
-    stop, bias, kwargs = body.get("stop"), body.get("logit_bias"), body.get("chat_template_kwargs")
-    if isinstance(stop, list) and len(stop) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"stop has {len(stop)} strings; at most {MAX_STOP_STRINGS} are taken.", param="stop")
-    if isinstance(bias, dict) and len(bias) > MAX_LOGIT_BIAS:
-        raise InvalidRequest(
-            f"logit_bias has {len(bias)} tokens; at most {MAX_LOGIT_BIAS} are taken.", param="logit_bias"
-        )
-    if isinstance(kwargs, dict):
-        if "chat_template" in kwargs:
-            raise UnknownParameter("chat_template may not be set by clients.", param="chat_template_kwargs")
-        if len(json.dumps(kwargs)) > MAX_TEMPLATE_KWARGS_BYTES:
-            raise InvalidRequest(
-                f"chat_template_kwargs is larger than {MAX_TEMPLATE_KWARGS_BYTES} bytes.", param="chat_template_kwargs"
-            )
-
-
 def _check_stateless(body: Mapping[str, Any]) -> None:
-    for name in ("store", "previous_response_id", "background", "conversation"):
+    for name in STATELESS:
         if body.get(name) not in (None, False):
             raise InvalidRequest(
                 f"{name} needs stored responses, and this server keeps none: send the whole conversation in `input`.",
@@ -163,24 +89,28 @@ def _check_stateless(body: Mapping[str, Any]) -> None:
             )
 
 
-def _check_media(messages: Any) -> None:
+def _check_outputs(body: Mapping[str, Any]) -> None:
+    """Of the output formats only those without a grammar of the client's, of the tools only the client's own."""
+    wanted, stream = body.get("response_format"), body.get("stream")
+    if isinstance(wanted, dict) and wanted.get("type") not in FORMATS:
+        raise InvalidRequest(f"response_format.type must be {', '.join(FORMATS)}.", param="response_format")
+    if stream not in (None, True, False):
+        raise InvalidRequest("stream must be true or false.", param="stream")
+    tools = body.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and tool.get("type") not in OWN_TOOLS:
+            raise InvalidRequest("Only function tools are taken: this server runs no tools itself.", param="tools")
+
+
+def _check_media(name: str, messages: Any) -> None:
     """The bases here read text; a media part would have the engine open a URL before it says so."""
-    if not isinstance(messages, list):
-        return
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            names = [part.get("type"), *part] if isinstance(part, dict) else []
-            if any(word in name for name in names if isinstance(name, str) for word in MEDIA_WORDS):
-                raise InvalidRequest("Only text parts are taken: the base reads no media.", param="messages")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice in one object.")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON.")
+    waiting = list(messages) if isinstance(messages, list) else []
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        words = [str(part.get("type")), *(word for word, value in part.items() if value is not None)]
+        if any(media in word for word in words for media in MEDIA_WORDS):
+            raise InvalidRequest("Only text parts are taken: the base reads no media.", param=name)
+        for inner in (part.get("content"), part.get("output")):
+            waiting += inner if isinstance(inner, list) else []
