@@ -14,7 +14,7 @@ from typing import Any
 from adapters.bases import BaseModel
 from adapters.claims import claim_means
 from adapters.errors import Problem
-from adapters.header import TensorInfo, cap_problems
+from adapters.header import MAX_PROBLEMS, TensorInfo, cap_problems
 from adapters.inspect import Inspection
 from adapters.lora_config import LoraSettings
 from adapters.tensor_names import Part, TensorName, canonical_key, read_mlx_name, read_name
@@ -92,7 +92,7 @@ def check(inspection: Inspection, base: BaseModel, *, max_rank: int, base_is_ser
     """Decide about an inspected adapter for `base`; `base_is_served` accepts whatever it claims of its base."""
     settings = inspection.settings
     if settings is None or inspection.problems:
-        return Verdict(VerdictKind.REFUSE, inspection.problems, inspection.dropped, {}, base_digest=base.digest)
+        return _refusal(inspection, base, base_is_served)
     state = _Check(base, settings, limits=list(inspection.limits), dropped=list(inspection.dropped))
     _check_claim(state, base_is_served)
     names = _read_names(state, inspection.tensors)
@@ -107,6 +107,22 @@ def check(inspection: Inspection, base: BaseModel, *, max_rank: int, base_is_ser
         state.problem("tensor_set_invalid", "tensors", "no layer is adapted")
     tensors = {name.canonical: tensor for name, tensor in names}
     return _verdict(state, modules, tensors, initial)
+
+
+def _refusal(inspection: Inspection, base: BaseModel, base_is_served: bool) -> Verdict:
+    """Every problem of a refused upload that can be told without what is missing: claim, names, halves, size."""
+    settings = inspection.settings or inspection.outline
+    problems = list(inspection.problems)
+    if settings is not None:
+        state = _Check(base, settings, problems)
+        _check_claim(state, base_is_served)
+        names = _read_names(state, inspection.tensors)
+        for module, (a, b) in (_pairs(state, names) if inspection.is_header_whole else {}).items():
+            shape = base.shapes[module]
+            if a[1:] + b[:1] != (shape.in_features, shape.out_features):
+                message = f"lora_A is {list(a)} and lora_B {list(b)}; this layer is {shape.in_features} wide and "
+                state.problem("shape_mismatch", module, f"{message}{shape.out_features} high")
+    return Verdict(VerdictKind.REFUSE, cap_problems(problems), inspection.dropped, {}, base_digest=base.digest)
 
 
 def _verdict(
@@ -147,13 +163,12 @@ def _read_names(state: _Check, tensors: Iterable[TensorInfo]) -> list[tuple[Tens
         elif name.canonical in seen:
             state.problem("tensor_set_invalid", name.key, f"means the same tensor as {seen[name.canonical]}")
         seen.setdefault(name.canonical, name.key)
-    for key in unknown:
-        state.problem(
-            "tensor_set_invalid",
-            key,
-            f"names no layer of {state.base.id} ({state.base.config['num_hidden_layers']} layers)",
-            "Check that the adapter was made for this base.",
-        )
+    layers = f"names no layer of {state.base.id} ({state.base.config['num_hidden_layers']} layers)"
+    advice = "Check that the adapter was made for this base."
+    if len(unknown) > MAX_PROBLEMS:
+        state.problem("tensor_set_invalid", "tensors", f"{len(unknown):,} of their names are of no layer", advice)
+    for key in unknown[:MAX_PROBLEMS]:
+        state.problem("tensor_set_invalid", key, layers, advice)
     adapters = {name.adapter for name, _ in names if name.adapter}
     if len(adapters) > 1:
         state.problem("tensor_set_invalid", "tensors", f"hold several adapters: {', '.join(sorted(adapters)[:5])}")

@@ -18,8 +18,9 @@ from adapters.errors import Problem
 from adapters.strict_json import JsonInvalid, parse_json
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-MAX_TENSORS = 20_000  # a rank-32 adapter on every projection of a 72B model has 1,120
-MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 3_000  # both halves of every projection of a 72B model are 1,120; with DoRA and biases 2,240
+MAX_HEADER_BYTES = 2 << 20
+MAX_VALUES = 1 << 15  # ten for a tensor, metadata included
 FORMAT_MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_CHARACTERS = 512
 MAX_PROBLEMS = 50
@@ -76,7 +77,7 @@ def read_header(path: Path) -> SafetensorsHeader:
             if not stat.S_ISREG(details.st_mode):
                 raise _Refused("safetensors_invalid", "is not a regular file")
             raw = _header_bytes(file, details.st_size)
-        value = parse_json(raw)
+        value = parse_json(raw, max_values=MAX_VALUES)
     except _Refused as refusal:
         return _only_problem(path, refusal.code, refusal.message, refusal.advice)
     except JsonInvalid as error:

@@ -20,6 +20,8 @@ INITIAL_ADAPTER_FILE = "initial_adapter.safetensors"
 ALLOWED_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INITIAL_ADAPTER_FILE)
 MAX_CONFIG_BYTES = 1 << 20
 MAX_CARD_BYTES = 1 << 20
+MAX_CONFIG_VALUES = 1 << 15  # ten thousand patterns fit; parsed in about 20 ms and 5 MB
+MAX_CARD_VALUES = 1 << 16
 UNSAFE_WEIGHTS = (
     "adapter_model.bin",
     "adapter_model.pt",
@@ -43,6 +45,8 @@ class Inspection:
     left_out: tuple[str, ...] = ()  # files beside the allowed ones; not read, not sent
     initial_tensors: tuple[TensorInfo, ...] | None = None  # of initial_adapter.safetensors, when it is there
     weights_file: str = WEIGHTS_FILE
+    outline: LoraSettings | None = None  # what a refused config still says of names and base
+    is_header_whole: bool = True  # every tensor of the weights could be read
 
     @property
     def size_bytes(self) -> int:
@@ -70,25 +74,39 @@ class Inspection:
 def inspect_folder(folder: Path) -> Inspection:
     """Read an adapter folder as any trainer writes it; every problem of both files is reported at once."""
     problems: list[Problem] = []
-    settings = None
+    settings = outline = None
     limits: tuple[Problem, ...] = ()
     dropped: tuple[str, ...] = ()
     config = _config(folder, problems)
     if config is not None:
         reading = read_config(config)
         settings, limits, dropped = reading.settings, reading.limits, reading.dropped
+        outline = reading.outline
         problems += reading.problems
     tensors: tuple[TensorInfo, ...] = ()
-    weights = weights_of(folder)
+    weights, is_header_whole = weights_of(folder), False
     if weights.is_file():
         header = read_header(weights)
         tensors, dropped = header.tensors, (*dropped, *_metadata_notes(header.metadata))
         problems += header.problems
+        is_header_whole = not header.problems
     else:
         problems.append(_missing_weights(folder))
     initial = _initial_tensors(folder, problems)
     left_out = tuple(_left_out(folder, weights.name))
-    return Inspection(folder, settings, tensors, tuple(problems), limits, dropped, left_out, initial, weights.name)
+    return Inspection(
+        folder,
+        settings,
+        tensors,
+        tuple(problems),
+        limits,
+        dropped,
+        left_out,
+        initial,
+        weights.name,
+        outline,
+        is_header_whole,
+    )
 
 
 def weights_of(folder: Path) -> Path:
@@ -109,7 +127,7 @@ def parse_card(data: bytes) -> dict[str, Any]:
     """A card from a client: a JSON object of at most 1 MB; raises JsonInvalid."""
     if len(data) > MAX_CARD_BYTES:
         raise JsonInvalid(f"is larger than {MAX_CARD_BYTES:,} bytes", code="payload_too_large")
-    card = parse_json(data)
+    card = parse_json(data, max_values=MAX_CARD_VALUES)
     if not isinstance(card, dict):
         raise JsonInvalid(f"is a {type(card).__name__}, not an object")
     return card
@@ -135,7 +153,7 @@ def _config(folder: Path, problems: list[Problem]) -> Any:
         problems.append(Problem("payload_too_large", CONFIG_FILE, f"is larger than {MAX_CONFIG_BYTES:,} bytes"))
     else:
         try:
-            return parse_json(data)
+            return parse_json(data, max_values=MAX_CONFIG_VALUES)
         except JsonInvalid as error:
             problems.append(Problem(error.code, CONFIG_FILE, str(error)))
     return None

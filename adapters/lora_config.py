@@ -82,6 +82,7 @@ class ConfigReading:
     problems: tuple[Problem, ...]
     limits: tuple[Problem, ...]  # why it can only be exported
     dropped: tuple[str, ...]
+    outline: LoraSettings | None = None  # of a refused LoRA config: claim and layout, so that tensors can be read too
 
 
 def read_config(config: Any) -> ConfigReading:
@@ -104,10 +105,15 @@ def read_config(config: Any) -> ConfigReading:
     if "peft_type" not in config:
         reading.drop("peft_type", "is missing; r and lora_alpha say LORA, and the tensors have to agree")
     settings = _settings(reading)
-    problems = tuple(reading.problems)
-    return ConfigReading(
-        None if problems else settings, problems, tuple(reading.limits), tuple(sorted(reading.dropped))
-    )
+    problems, limits, dropped = tuple(reading.problems), tuple(reading.limits), tuple(sorted(reading.dropped))
+    if settings is None:
+        return ConfigReading(None, problems, limits, dropped, LoraSettings(1, 1.0, base_claim=_text_claim(config)))
+    return ConfigReading(settings, problems, limits, dropped)
+
+
+def _text_claim(config: Mapping[str, Any]) -> str | None:
+    claim = config.get("base_model_name_or_path")
+    return claim if isinstance(claim, str) and claim else None
 
 
 def _read_mlx(config: Mapping[str, Any]) -> ConfigReading:
@@ -115,8 +121,8 @@ def _read_mlx(config: Mapping[str, Any]) -> ConfigReading:
     if mlx.problems:
         return ConfigReading(None, tuple(mlx.problems), (), tuple(sorted(mlx.dropped)))
     found = read_config(mlx.as_peft)
-    settings = found.settings and replace(found.settings, is_mlx=True)
-    return ConfigReading(settings, found.problems, tuple(mlx.limits), tuple(sorted(mlx.dropped)))
+    settings, outline = (part and replace(part, is_mlx=True) for part in (found.settings, found.outline))
+    return ConfigReading(settings, found.problems, tuple(mlx.limits), tuple(sorted(mlx.dropped)), outline)
 
 
 def _foreign_kind(config: Mapping[str, Any]) -> Problem | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel
-from adapters.canonical import CanonicalAdapter, VerdictKind, canonicalise, check, refused
+from adapters.canonical import CanonicalAdapter, Verdict, VerdictKind, canonicalise, check, refused
 from adapters.errors import AdapterRefused, Problem
 from adapters.inspect import inspect_folder, read_card
 from adapters.registry import OPERATOR, NewVersion, Registry
@@ -52,7 +52,7 @@ def publish(
         card = card if card is not None else _card_beside(source)
         base_is_served = base_is_served or _names_base(card, context.base)
         with disk_errors(staged):
-            canonical, new = _checked(source, name, staged, context, base_is_served)
+            canonical, new, _ = _checked(source, name, staged, context, base_is_served)
     except AdapterRefused as refusal:
         _record_refusal(refusal, name, context, card)
         raise
@@ -62,6 +62,31 @@ def publish(
         with context.store.exclusive():
             context.store.publish(staged, canonical.digest)
             return context.registry.add_version(new)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def preview(
+    source: Path, *, context: PublishContext, card: dict[str, Any] | None = None, base_is_served: bool = False
+) -> dict[str, Any]:
+    """What `publish` would make of the files, values included; nothing is stored and no row is written.
+
+    Raises AdapterRefused with every reason, as `publish` does.
+    """
+    staged = context.store.stage()
+    try:
+        card = card if card is not None else _card_beside(source)
+        base_is_served = base_is_served or _names_base(card, context.base)
+        with disk_errors(staged):
+            canonical, new, verdict = _checked(source, "preview", staged, context, base_is_served)
+        return {
+            **verdict.as_dict(),
+            "status": str(new.status),
+            "digest": canonical.digest,
+            "size_bytes": canonical.size_bytes,
+            "base_digest": new.base_digest,
+            "dropped": list(new.dropped),
+        }
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -77,7 +102,7 @@ def remove_files(registry: Registry, store: BlobStore, digest: str) -> bool:
 
 def _checked(
     source: Path, name: str, staged: Path, context: PublishContext, base_is_served: bool
-) -> tuple[CanonicalAdapter, NewVersion]:
+) -> tuple[CanonicalAdapter, NewVersion, Verdict]:
     inspection = inspect_folder(source)
     verdict = check(inspection, context.base, max_rank=context.max_rank, base_is_served=base_is_served)
     canonical = canonicalise(source, inspection, verdict, staged, serving_dtype=context.serving_dtype)
@@ -95,7 +120,7 @@ def _checked(
         dropped=(*verdict.dropped, *left_out),
         actor=context.actor,
     )
-    return canonical, new
+    return canonical, new, verdict
 
 
 def _card_beside(source: Path) -> dict[str, Any] | None:

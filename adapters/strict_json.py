@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 MAX_INTEGER_DIGITS = 20
 MAX_SHOWN = 80
+LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_INTEGER_DIGITS + 1))
 
 
 class JsonInvalid(ValueError):
@@ -17,24 +19,28 @@ class JsonInvalid(ValueError):
         self.code = code
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, max_values: int | None = None) -> Any:
     """The value in `data`: UTF-8 without a byte order mark, keys unique, finite numbers; raises JsonInvalid.
 
-    The caller bounds the size. Depth is bounded by the parser, whose recursion error becomes JsonInvalid too.
+    The caller bounds the size. `max_values` bounds what is parsed at all, by counting commas and brackets before.
+    Depth is bounded by the parser, whose recursion error becomes JsonInvalid too.
     """
     if data[:3] == b"\xef\xbb\xbf":
         raise JsonInvalid("starts with a UTF-8 byte order mark; save it as UTF-8 without one")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise JsonInvalid("is UTF-16; save it as UTF-8")
+    if max_values is not None and sum(data.count(mark) for mark in (b",", b"[", b"{")) > max_values:
+        raise JsonInvalid(f"holds more than {max_values:,} values")
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_int=_integer,
+            parse_int=_integer if LONG_NUMBER.search(data) else None,
             parse_float=_float,
             parse_constant=_constant,
         )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate parses but cannot be encoded
+        if b"\\u" in data:  # a lone surrogate, which only an escape can make, parses but cannot be encoded
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except JsonInvalid:
         raise
     except RecursionError:

@@ -18,6 +18,13 @@ MAGNITUDE = re.compile(
 )
 MLX_PART = re.compile(r"(?P<module>.+)\.(?P<kind>lora_a|lora_b|m)", re.ASCII)
 MLX_EMBEDDING = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
+# What PEFT can train in full beside the projections, and the names it puts between a module and its trained copy.
+TRAINED = re.compile(
+    r"(model\.)?(embed_tokens|lm_head|norm)\b|(model\.)?layers\.\d+\.(input_layernorm|post_attention_layernorm|"
+    r"self_attn\.(q_proj|k_proj|v_proj|o_proj|q_norm|k_norm)|mlp\.(gate_proj|up_proj|down_proj))\.(weight|bias)$",
+    re.ASCII,
+)
+TRAINED_COPY = re.compile(r"\.(modules_to_save(\.default)?|original_module|base_layer)(?=\.)")
 
 
 class Part(StrEnum):
@@ -91,26 +98,25 @@ def read_mlx_name(key: str, modules: Collection[str]) -> TensorName:
     return TensorName(key, part, module, canonical_key(module, part))
 
 
+def unwrapped(name: str) -> str:
+    """The name without wrappers and without PEFT's prefix, however often either is there."""
+    if any(wrapper in name for wrapper in WRAPPERS):
+        name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    while name.startswith(PREFIX):
+        name = name[len(PREFIX) :]
+    return name
+
+
 def resolve_module(name: str, modules: Collection[str]) -> str | None:
     """The base's full module name for a name as saved: with or without PEFT's prefix, wrappers, or the model's own."""
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
-    plain = ".".join(parts)
-    while plain.startswith(PREFIX):
-        plain = plain[len(PREFIX) :]
+    plain = unwrapped(name)
     candidates = (plain, f"model.{plain}", plain.removeprefix("model."))
     return next((candidate for candidate in candidates if candidate in modules), None)
 
 
 def _beyond_projections(key: str, module: str, adapter: str | None) -> TensorName:
     """Embeddings, output layer and fully trained modules can be exported; any other name is unknown."""
-    plain = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-    while plain.startswith(PREFIX):
-        plain = plain[len(PREFIX) :]
-    trained = re.sub(r"\.(modules_to_save(\.default)?|original_module|base_layer)(?=\.)", "", plain)
-    is_known = re.match(
-        r"(model\.)?(embed_tokens|lm_head|norm)\b|(model\.)?layers\.\d+\.(input_layernorm|post_attention_layernorm|"
-        r"self_attn\.(q_proj|k_proj|v_proj|o_proj|q_norm|k_norm)|mlp\.(gate_proj|up_proj|down_proj))\.(weight|bias)$",
-        trained,
-    )
+    plain = unwrapped(key)
+    is_known = TRAINED.match(TRAINED_COPY.sub("", plain))
     part = Part.EXPORT_ONLY if is_known else Part.UNKNOWN
     return TensorName(key, part, module, f"{PREFIX}{plain}", adapter)

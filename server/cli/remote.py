@@ -37,6 +37,7 @@ def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter folder that a trainer saved.")],
     name: Annotated[str, typer.Option(help="The adapter's name on the server.")],
     promote: Annotated[bool, typer.Option("--promote", help="Make it `stable` once it is ready.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Ask what would become of it; nothing is stored.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while it is still quarantined.")] = False,
     base_is: Annotated[str | None, typer.Option(help="`served`: it was made for the base that is served.")] = None,
     timeout: Annotated[float, typer.Option(help="Longest wait for its proof, in seconds.")] = 600.0,
@@ -51,6 +52,9 @@ def push(
 
     left_out = check_folder(folder)
     with open_client(timeout_seconds=600.0) as client:
+        if check:
+            show_check(upload(client, folder, name, base_is, dry_run=True) | {"left_out": left_out}, as_json)
+            return
         version = upload(client, folder, name, base_is)
         version["left_out"] = left_out
         if not as_json:
@@ -97,15 +101,29 @@ def advice_for(folder: Path) -> str:
     return "Name the folder that save_pretrained() wrote."
 
 
-def upload(client: Client, folder: Path, name: str, base_is: str | None) -> dict[str, Any]:
+def show_check(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"{found['verdict']}: it would be {found['status']}, {found['modules']} modules, rank {found['rank']}")
+    for reason in found["reasons"]:
+        advice = f"  -> {reason['advice']}" if reason["advice"] else ""
+        typer.echo(f"  {reason['code']}  {reason['path']}: {reason['message']}{advice}")
+    for kind in ("left_out", "dropped"):
+        for item in found[kind]:
+            typer.echo(f"  {kind.replace('_', ' ')}: {item}")
+
+
+def upload(client: Client, folder: Path, name: str, base_is: str | None, *, dry_run: bool = False) -> dict[str, Any]:
     with ExitStack() as stack:
         files = {
             part: (file, stack.enter_context((folder / file).open("rb")), kind)
             for part, (file, kind) in parts_of(folder).items()
             if (folder / file).is_file()
         }
+        params = {"dry_run": "true"} if dry_run else {}
         data = {"name": name} | ({"base_is": base_is} if base_is else {})
-        row: dict[str, Any] = client.post("/v1/adapters", data=data, files=files)
+        row: dict[str, Any] = client.post("/v1/adapters", data=data, files=files, params=params)
         return row
 
 

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
 from adapters.errors import InvalidRequest, NotFound
 from adapters.inspect import read_card
-from adapters.publish import publish
+from adapters.publish import preview, publish
 from adapters.strict_json import JsonInvalid as StrictJsonInvalid
 from adapters.types import AdapterVersion, VersionStatus, check_name
 from server.catalogue import all_adapters, one_adapter
@@ -34,11 +34,17 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
     @routes.post("", status_code=201, summary="Upload an adapter: multipart parts name, config, weights, card, base_is")
-    async def upload(request: Request, wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS)) -> JSONResponse:
+    async def upload(
+        request: Request,
+        wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS),
+        dry_run: bool = Query(False, description="Check only: nothing is stored, and a refusal leaves no row"),
+    ) -> JSONResponse:
         caller = caller_of(request)
         folder = await asyncio.to_thread(services.store.stage)
         try:
             found = await receive(services, request, folder)
+            if dry_run:
+                return JSONResponse(await tried(services, caller, found, folder))
 
             async def act() -> tuple[int, dict[str, Any]]:
                 return await take(services, caller, found, folder)
@@ -150,6 +156,16 @@ async def take(services: Services, caller: Caller, upload: Upload, folder: Path)
     if version.status is VersionStatus.QUARANTINED:
         services.prover.submit(version)
     return 201 if version.is_new else 200, await shown(services, version)
+
+
+async def tried(services: Services, caller: Caller, upload: Upload, folder: Path) -> dict[str, Any]:
+    """What the upload would become; raises AdapterRefused as the upload itself would."""
+    context = await services.publish_context(caller)
+    card = await asyncio.to_thread(card_of, folder)
+    found = await asyncio.to_thread(
+        lambda: preview(folder, context=context, card=card, base_is_served=upload.is_base_served)
+    )
+    return {"object": "adapter.check", "name": upload.name, **found}
 
 
 def card_of(folder: Path) -> dict[str, Any] | None:

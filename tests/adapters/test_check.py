@@ -300,3 +300,38 @@ def test_files_beside_the_adapter_are_listed_and_left_alone(tmp_path: Path, tiny
     assert inspection.left_out == ("README.md", "chat_template.jinja", "evil.py", "tokenizer.json")
     assert json.dumps(inspection.as_dict())
     assert json.dumps(check(inspection, tiny, max_rank=64).as_dict())
+
+
+def test_all_problems_of_config_tensors_and_claim_come_in_one_answer(tmp_path: Path, tiny: BaseModel) -> None:
+    folder = with_tensors(
+        tmp_path,
+        tiny,
+        lambda tensors: {key.replace("layers.1.mlp", "layers.9.mlp"): array for key, array in tensors.items()},
+        targets=("q_proj", "up_proj"),
+    )
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    other = shape_only_base(tmp_path / "other", hidden_size=32)
+    config |= {"r": "8", "use_rslora": "yes", "base_model_name_or_path": "Somebody/Else", "surprise": 1}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    found = refusals(verdict_of(folder, other))
+    assert {("type_error", "config.r"), ("type_error", "config.use_rslora"), ("field_unknown", "config.surprise"),
+            ("base_mismatch", "config.base_model_name_or_path"),
+            ("shape_mismatch", "model.layers.0.self_attn.q_proj"),
+            ("tensor_set_invalid", "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight")} <= found  # fmt: skip
+    assert len(found) == 4 + 3 + 2
+
+
+def test_a_bad_header_does_not_hide_what_the_config_says_and_makes_no_halves_up(
+    tmp_path: Path, tiny: BaseModel
+) -> None:
+    folder = write_adapter(tmp_path, tiny, config={"base_model_name_or_path": "Somebody/Else"})
+    tensors = adapter_tensors(tiny, AdapterSpec())
+    write_safetensors(folder / WEIGHTS_FILE, tensors, "F64")
+    codes = {code for code, _ in refusals(verdict_of(folder, tiny))}
+    assert codes == {"dtype_not_allowed", "base_mismatch"}
+
+
+def test_u6_a_windows_path_that_the_operator_declared_is_the_base(tmp_path: Path, tiny: BaseModel) -> None:
+    base = dataclasses.replace(tiny, names=(r"D:\Models\Tiny-Qwen",))
+    for claim, is_it in ((r"d:\models\tiny-qwen", True), ("D:/Models/Tiny-Qwen/", True), (r"D:\Models\Other", False)):
+        assert claim_means(claim, base) is is_it
