@@ -42,6 +42,7 @@ SCOPES: dict[str, frozenset[str]] = {
 }
 OPERATOR_SCOPES = frozenset({"admin", "metrics"})
 MAX_ADAPTERS = 100
+MAX_LIFE_SECONDS = 100 * 366 * 86400
 
 
 @dataclass(frozen=True, slots=True)

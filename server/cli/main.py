@@ -19,6 +19,7 @@ VERB_MODULES = (
     "server.cli.serve",  # serve, doctor
     "server.cli.remote",  # push, ls, show, promote, rollback, retire
     "server.cli.chat",  # chat
+    "server.cli.tenants",  # keys, tenants
     "server.cli.export",  # export
 )
 

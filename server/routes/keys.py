@@ -9,13 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.keys import ApiKey, NewKey
+from adapters.keys import MAX_LIFE_SECONDS, ApiKey, NewKey
 from adapters.limits import UseLimits
 from adapters.types import DEFAULT_TENANT
 from server.services import Services, caller_of
 from server.wire import listing
-
-MAX_LIFE_SECONDS = 100 * 366 * 86400
 
 
 class KeyBody(BaseModel):
