@@ -85,10 +85,12 @@ def choose_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Checkpoi
     return chosen
 
 
-def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
-    """Remove all complete checkpoints but the newest `keep` and the best."""
-    for one in complete(checkpoints)[keep:]:
-        if one.step != best_step:
+def prune(checkpoints: Path, keep: int) -> None:
+    """Remove all complete checkpoints but the newest `keep`, and those that were the best to each of them."""
+    found = complete(checkpoints)
+    needed = {step for one in found[:keep] for step in (one.step, one.state.get("best_global_step"))}
+    for one in found:
+        if one.step not in needed:
             _remove(one.folder)
 
 

@@ -25,7 +25,6 @@ REPORTERS = ("tensorboard", "wandb", "none")
 LORA_SETTINGS = ("rank", "alpha", "target_modules", "use_rslora", "dropout")  # without a meaning for `full`
 WANTED_STEPS = 100  # below this many steps in all, a smaller batch teaches more
 SMALL_MODEL_PARAMETERS = 300_000_000
-MAX_TOKENS_PER_PASS = 8192  # of one forward pass; a batch above it is accumulated
 CHECKPOINTS_A_RUN, MOST_STEPS_BETWEEN = 10, 500
 
 
@@ -33,13 +32,13 @@ CHECKPOINTS_A_RUN, MOST_STEPS_BETWEEN = 10, 500
 class TrainingConfig:
     """One training run as it was asked for. None means: choose for this data and model size."""
 
-    data: Path = field(metadata={"doc": "Chat JSONL to train on: one object with `messages` a line."})
+    data: Path = field(metadata={"doc": "JSONL, JSON, CSV or Parquet to train on, or a folder of them."})
     name: str = field(metadata={"doc": "Name of the adapter."})
     out: Path | None = field(
         default=None, metadata={"doc": "Folder that the adapter is written to; default ./NAME. It must not exist."}
     )
     validation: Path | None = field(
-        default=None, metadata={"doc": "Chat JSONL for the validation loss; without it a share of DATA is held out."}
+        default=None, metadata={"doc": "Data for the validation loss, in any of these forms; without it a share of DATA is held out."}
     )
     validation_share: float | None = field(
         default=None,
@@ -78,6 +77,12 @@ class TrainingConfig:
     batch_size: int | None = field(
         default=None,
         metadata={"doc": "Rows per optimizer step; default 16, or 8 or 4 where 16 would give fewer than 100 steps."},
+    )
+    tokens_per_pass: int = field(
+        default=8192,
+        metadata={
+            "doc": "Most tokens that go through the model at once; a larger batch is accumulated. Lower saves memory."
+        },
     )
     rank: int | None = field(default=None, metadata={"doc": "Rank of the update; default 16, or 32 above 20,000 rows."})
     alpha: float | None = field(
@@ -147,6 +152,7 @@ class TrainingConfig:
             ("epochs", _within(self.epochs, 0, 1000), "above 0 and at most 1000"),
             ("learning_rate", _within(self.learning_rate, 0, 0.1), "above 0 and at most 0.1"),
             ("batch_size", _within(self.batch_size, 0, 4096), "between 1 and 4096"),
+            ("tokens_per_pass", _within(self.tokens_per_pass, 0, 10_000_000), "between 1 and 10000000"),
             ("rank", _within(self.rank, 0, 512), "between 1 and 512, the largest rank an engine serves"),
             ("alpha", _within(self.alpha, 0, 1e6), "above 0"),
             ("max_length", _within(self.max_length, 1, 10_000_000), "at least 2 tokens"),
@@ -251,7 +257,8 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
     """Fill in what the config leaves open. Pure: the same config and facts give the same settings."""
     epochs = config.epochs or (2.0 if facts.rows > 10_000 else 3.0)
     batch = config.batch_size or default_batch_size(facts.rows, epochs)
-    pass_size = max(1, min(batch, MAX_TOKENS_PER_PASS // max(1, facts.longest_row_tokens)))
+    rows_that_fit = config.tokens_per_pass // max(1, facts.longest_row_tokens)
+    pass_size = max(1, min(batch, rows_that_fit))
     accumulation = math.ceil(batch / pass_size)
     pass_size = math.ceil(batch / accumulation)
     steps = max(1, math.ceil(math.ceil(facts.rows / (pass_size * accumulation)) * epochs))
@@ -268,7 +275,7 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         batch_size=pass_size * accumulation,
         pass_size=pass_size,
         accumulation=accumulation,
-        evaluation_pass_size=max(pass_size, min(32, MAX_TOKENS_PER_PASS // max(1, facts.longest_row_tokens))),
+        evaluation_pass_size=max(pass_size, min(32, rows_that_fit)),
         steps=steps,
         rank=rank,
         alpha=config.alpha or 2.0 * rank,

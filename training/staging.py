@@ -73,9 +73,8 @@ def staged(out: Path, *, resume: bool = False) -> Iterator[Staging]:
             raise
         else:
             shutil.rmtree(staging.root, ignore_errors=True)
-        finally:
-            lock_path.unlink(missing_ok=True)
     finally:
+        lock_path.unlink(missing_ok=True)
         os.close(lock)
 
 

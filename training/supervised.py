@@ -83,9 +83,13 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         if is_complete(folder):
             return
         shutil.rmtree(folder, ignore_errors=True)
-        super()._save_checkpoint(model, trial)
-        seal(folder, self.meter.as_dict())
-        prune(folder.parent, self.kept_checkpoints, self.state.best_global_step)
+        try:
+            super()._save_checkpoint(model, trial)
+            seal(folder, self.meter.as_dict())
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its room back
+            raise
+        prune(folder.parent, self.kept_checkpoints)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """On a resume the best checkpoint is the one in today's folder, wherever that was when it was written."""

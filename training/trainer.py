@@ -34,6 +34,7 @@ FULL_DISK_MARKS = (  # how torch and safetensors say it, which have no errno
     "No space left on device",
     "File too large",
     "PytorchStreamWriter failed writing",
+    "iostream error",
     "inline_container",
 )
 

@@ -98,10 +98,11 @@ def _settings(file: Path | None, flags: dict[str, Any], source: str | None) -> t
 
 
 def _check_first(chosen: dict[str, Any]) -> None:
-    """Refuse wrong settings before torch is imported."""
+    """Refuse wrong settings, and what is not installed, before torch is imported."""
     from training.config import TrainingConfig
+    from training.reporting import check_reporters
 
-    TrainingConfig(**chosen)
+    check_reporters(TrainingConfig(**chosen))
 
 
 def _train(chosen: dict[str, Any], source: str | None, scratch: Path, resume: bool) -> Any:

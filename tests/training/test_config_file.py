@@ -25,6 +25,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "scheduler": ("linear", "linear"),
     "warmup_ratio": ("0.1", 0.1),
     "batch_size": ("8", 8),
+    "tokens_per_pass": ("4096", 4096),
     "rank": ("4", 4),
     "alpha": ("8", 8.0),
     "target_modules": ("[q_proj, v_proj]", ("q_proj", "v_proj")),
@@ -42,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "dtype": ("float32", "float32"),
     "gradient_checkpointing": ("on", True),
     "checkpoint_steps": ("20", 20),
+    "compare": ("false", False),
     "report_to": ("tensorboard, wandb", ("tensorboard", "wandb")),
     "logs": ("logs", Path("logs")),
 }
