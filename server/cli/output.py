@@ -23,6 +23,7 @@ from adapters.errors import (
 )
 
 EXIT_FAILED, EXIT_NO, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 3, 4, 130
+PROBLEMS_SHOWN = 50  # of one error, as text
 
 
 def print_json(value: Any) -> None:
@@ -35,9 +36,12 @@ def fail(error: HotshoeError, as_json: bool) -> NoReturn:
         print_json({"error": error.as_dict()})
     else:
         typer.secho(f"{error.wire_code}: {error.message}", err=True, fg="red")
-        for problem in error.problems:
+        for problem in error.problems[:PROBLEMS_SHOWN]:
             advice = f"  -> {problem.advice}" if problem.advice else ""
             typer.echo(f"  {problem.path}: {problem.message}{advice}", err=True)
+        if len(error.problems) > PROBLEMS_SHOWN:
+            more = len(error.problems) - PROBLEMS_SHOWN
+            typer.echo(f"  … and {more:,} more; --json lists them", err=True)
     raise typer.Exit(exit_code_of(error))
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from adapters.errors import ConfigInvalid, DataInvalid
 from server.cli.main import build_app
+from server.cli.output import fail
 from tests.training.conftest import chat, write_jsonl
 
 
@@ -104,3 +106,21 @@ def test_train_refuses_rows_that_are_all_too_long_and_names_them(qwen2_base: Pat
     with pytest.raises(DataInvalid) as caught:
         hotshoe(*command)
     assert [problem.path for problem in caught.value.problems] == [f"{path}:{line}" for line in (2, 3, 4)]
+
+
+def test_of_many_bad_rows_fifty_are_printed_and_json_has_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path / "a.csv", ["prompt", "completion"], [["q", ""]] * 60)
+    with pytest.raises(DataInvalid) as caught:
+        hotshoe("data", "show", path)
+    with pytest.raises(typer.Exit) as left:
+        fail(caught.value, as_json=False)
+    printed = capsys.readouterr().err.splitlines()
+    assert left.value.exit_code == 3
+    assert printed[0].endswith(f"60 of 60 rows of {path} cannot be used (60 empty_turn).")
+    assert printed[1].startswith(f"  {path}:2: row 1: `completion` is empty.  -> ")
+    assert (len(printed), printed[-1]) == (52, "  … and 10 more; --json lists them")
+    with pytest.raises(typer.Exit):
+        fail(caught.value, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["error"]["problems"]) == 60

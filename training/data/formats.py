@@ -115,9 +115,6 @@ def read_data(path: Path) -> DataFile:
     return DataFile(path, rows, _digest(sources, path), dict(ignored), tuple(sources), tuple(left_aside))
 
 
-read_chat = read_data
-
-
 def bad_rows(path: Path, problems: list[Problem], total: int, count: int | None = None) -> DataInvalid:
     """The one error for data with bad rows; `count` where not all of them are in `problems`."""
     codes = Counter(problem.code for problem in problems)
