@@ -185,7 +185,7 @@ def engine_error(status: int, message: str, param: Any = None) -> WireError:
 
 
 def _engine_code(status: int, message: str) -> str:
-    if "maximum context length" in message or "max_model_len" in message or "longer than the maximum" in message:
+    if re.search(r"context length|max_model_len|longer than the maximum", message):
         return "context_length_exceeded"
     return {404: "not_found", 422: "unprocessable"}.get(status, "invalid_request")
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapters.errors import EngineBusy, EngineUnavailable, HotshoeError, PayloadTooLarge
 from server.access import Access, Kind, Route, check_headers, check_scope, find_route
 from server.allowance import Allowance, allowance_of, bill, renaming, salted
+from server.dialect import request_id_headers
 from server.errors import EncodingNotAllowed, PayloadTimeout, to_wire, unexpected
 from server.inference import InferenceRequest, read_request
 from server.metrics import NO_MODEL, Sample
@@ -57,7 +58,7 @@ class Exchange:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
                 added = [
-                    (b"x-request-id", self.request_id.encode()),
+                    *request_id_headers(self.path, self.request_id),
                     *(self.allowance.headers() if self.allowance else ()),
                 ]
                 message["headers"] = [*message.get("headers", ()), *added]
@@ -103,7 +104,7 @@ class Gateway:
         except Exception:
             log.exception("unexpected error", request_id=exchange.request_id, path=self._shown(exchange))
             if exchange.status is None:
-                await send_error(tracked, unexpected())
+                await send_error(tracked, exchange.path, unexpected())
         finally:
             self._log(exchange)
 
@@ -214,7 +215,7 @@ class Gateway:
 
     async def _fail(self, exchange: Exchange, send: Send, error: HotshoeError) -> None:
         if exchange.status is None:
-            await send_error(send, to_wire(error))
+            await send_error(send, exchange.path, to_wire(error))
         else:
             log.error("error after the response began", request_id=exchange.request_id, code=error.code)
 

@@ -14,6 +14,7 @@ import aiohttp
 from starlette.types import Send
 
 from adapters.errors import EngineUnavailable
+from server.dialect import error_bytes
 from server.errors import WireError, from_engine, to_wire
 from server.inference import InferenceRequest
 from server.stream import EventReader, Usage, ends_with_done
@@ -73,7 +74,7 @@ class EngineProxy:
         try:
             async with self._open().post(f"http://engine{request.path}", data=body, headers=headers) as response:
                 if response.status >= 400:
-                    return await _send_error(response, send, result)
+                    return await _send_error(response, request.path, send, result)
                 if response.content_type == "text/event-stream":
                     return await _send_stream(response, request, send, result)
                 raw = await response.read()
@@ -107,16 +108,18 @@ async def send_whole(send: Send, status: int, body: bytes, headers: dict[str, st
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: WireError) -> None:
-    await send_whole(send, error.status, error.as_json(), {"content-type": "application/json", **error.headers})
+async def send_error(send: Send, path: str, error: WireError) -> None:
+    """One whole error response, in the body that the path's clients read."""
+    headers = {"content-type": "application/json", **error.headers}
+    await send_whole(send, error.status, error_bytes(path, error), headers)
 
 
-async def _send_error(response: aiohttp.ClientResponse, send: Send, result: Forwarded) -> Forwarded:
+async def _send_error(response: aiohttp.ClientResponse, path: str, send: Send, result: Forwarded) -> Forwarded:
     raw = await response.read()
     if response.status == 404 and b"does not exist" in raw:
         raise EngineUnavailable("The engine lost the adapter: it was restarted and is being filled again.")
     error = from_engine(response.status, raw)
-    await send_error(send, error)
+    await send_error(send, path, error)
     result.status = error.status
     return result
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from server.dialect import error_bytes, is_anthropic
 from server.errors import WireError, engine_error
 
 BOUNDARY = b"\n\n"
@@ -115,8 +116,8 @@ def data_of(event: bytes) -> dict[str, Any]:
 
 def error_event(path: str, failure: WireError) -> bytes:
     """An error in the middle of a stream, in the form that the route's clients read."""
-    if path == "/v1/messages":
-        return b"event: error\ndata: " + json.dumps({"type": "error", **failure.body}).encode() + BOUNDARY
+    if is_anthropic(path):
+        return b"event: error\ndata: " + error_bytes(path, failure) + BOUNDARY
     if path == "/v1/responses":
         flat = {"type": "error", "code": failure.error["code"], "message": failure.error["message"], **failure.body}
         return b"event: error\ndata: " + json.dumps({**flat, "sequence_number": 0}).encode() + BOUNDARY
