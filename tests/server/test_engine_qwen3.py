@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import httpx
@@ -16,6 +17,9 @@ from server.engine.vllm import VllmEngine
 from tests.fixtures.bases import tiny_qwen3
 from tests.fixtures.engines import EngineRig, eventually
 from tests.fixtures.reference import prompt_logprobs, served_prompt_logprobs
+from training.data.forms import parse_row
+from training.data.rows import Place
+from training.data.template import load_template
 
 pytestmark = pytest.mark.model
 
@@ -58,6 +62,45 @@ def test_thinking_is_switched_in_the_prompt_that_the_template_makes(qwen3: Engin
         assert answer.json()["usage"]["prompt_tokens"] == len(tokens)
     assert rendered[True].endswith("<|im_start|>assistant\n")
     assert rendered[False] == rendered[True] + "<think>\n\n</think>\n\n"
+
+
+def test_training_renders_the_prompts_that_serving_renders(qwen3: EngineRig) -> None:
+    """Tools in any order of keys, arguments as text, parts of text, reasoning, thinking on and off: id for id."""
+    tools = [
+        {"function": {"parameters": {"type": "object", "properties": {"b": {}, "a": {}}}, "name": "lamp", "extra": 1}},
+        {"type": "function", "function": {"name": "clock", "strict": True, "description": 'Tells "the time", ư.'}},
+    ]
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "lamp", "arguments": '{"b": "ư", "a": [1, 2.50, null]}'}},
+        {"id": "2", "type": "function", "function": {"name": "clock", "arguments": ""}},
+    ]
+    parts = [{"type": "text", "text": "Is it on?"}, {"type": "text", "text": "And when?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "reasoning_content": "Ask.", "tool_calls": calls},
+        {"role": "tool", "content": "off", "tool_call_id": "1"},
+        {"role": "tool", "content": "12:00", "tool_call_id": "2"},
+        {"role": "assistant", "content": "Off.", "reasoning_content": "It says off."},
+        {"role": "user", "content": "And\nnow?"},
+        {"role": "assistant", "content": "On."},
+    ]
+    asked = [dict(message) for message in messages]
+    for message in asked:  # how a request spells it
+        if "reasoning_content" in message:
+            message["reasoning"] = message.pop("reasoning_content")
+    for thinking in (True, False):
+        template = load_template(qwen3.base.folder, thinking)
+        for declared in (tools, None):
+            row = parse_row({"messages": messages, "tools": declared}, Place("x.jsonl", 1, 1), Counter())
+            for turn in (2, 5, 7):
+                body = {"messages": asked[:turn], "chat_template_kwargs": {"enable_thinking": thinking}}
+                body |= {"model": qwen3.base.id, **({"tools": declared} if declared else {})}
+                served = qwen3.http.post("/tokenize", json=body).json()["tokens"]
+                assert template.prompt_ids(row.messages[:turn], row.tools, thinking) == served
+                if thinking:  # without, a turn with reasoning is refused: serving has closed its block
+                    sequence = next(made for made in template.render(row) if turn in made.turns)
+                    assert list(sequence.input_ids[: len(served)]) == served
 
 
 def test_an_engine_whose_core_is_killed_while_it_streams_is_soon_not_ready_and_comes_back(qwen3: EngineRig) -> None:

@@ -87,6 +87,13 @@ def test_reasoning_is_learned_with_its_think_block(qwen3_tokenizer: Any, answer:
     ]
 
 
+@pytest.mark.parametrize("answer", [says("<think>\n\n</think>\n\nNo."), says("No.", reasoning_content="\n")])
+def test_an_empty_block_in_the_data_is_an_answer_without_thinking(qwen3_tokenizer: Any, answer: dict[str, Any]) -> None:
+    (sequence,) = template(qwen3_tokenizer).render(row(USER, answer))
+    assert pieces(qwen3_tokenizer, sequence)[-1] == (True, "No.<|im_end|>")
+    assert pieces(qwen3_tokenizer, sequence)[0][1].endswith("<think>\n\n</think>\n\n")
+
+
 def test_with_thinking_forced_on_the_empty_block_is_learned_because_serving_injects_none(qwen3_tokenizer: Any) -> None:
     (sequence,) = template(qwen3_tokenizer, thinking=True).render(row(USER, says("No.")))
     assert pieces(qwen3_tokenizer, sequence)[-1] == (True, "<think>\n\n</think>\n\nNo.<|im_end|>")

@@ -115,7 +115,9 @@ class ChatTemplate:
         """Whether serving renders the prompt for this turn with thinking on."""
         if self.thinking is not None:
             return self.thinking
-        return bool(message.get("reasoning_content")) or "</think>" in message["content"]
+        before, closing, _ = message["content"].partition("</think>")
+        written = before.rpartition("<think>")[2] if closing else ""
+        return bool((message.get("reasoning_content") or written).strip())
 
     def _end_of_turn(self, completion: list[int], turn: int) -> int:
         """Position of the last special token, which nothing but white space may follow; it must stop generation."""
