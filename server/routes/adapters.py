@@ -121,7 +121,9 @@ async def own_version(services: Services, request: Request, name: str, number: i
 
 async def receive(services: Services, request: Request, folder: Path) -> Upload:
     settings = services.settings
-    limits = UploadLimits(settings.max_weights_bytes, settings.max_config_bytes)
+    quota = (await services.keyring.limits_of(caller_of(request).tenant)).stored_bytes
+    weights_bytes = settings.max_weights_bytes if quota is None else min(settings.max_weights_bytes, quota)
+    limits = UploadLimits(weights_bytes, settings.max_config_bytes)
     content_type = request.headers.get("content-type", "")
     upload = await receive_upload(pieces_of(request, settings.body_seconds), content_type, folder, limits)
     check_name(upload.name)
@@ -154,7 +156,7 @@ async def take(services: Services, caller: Caller, upload: Upload, folder: Path)
         lambda: publish(folder, upload.name, context=context, card=card, base_is_served=upload.is_base_served)
     )
     if version.status is VersionStatus.QUARANTINED:
-        services.prover.submit(version)
+        await services.prover.take(version)
     return 201 if version.is_new else 200, await shown(services, version)
 
 

@@ -333,6 +333,10 @@ def test_a_tenant_over_its_quota_is_told_and_nothing_is_kept(keyed: Server) -> N
     assert refused.status_code == 413 and error_of(refused)["code"] == "payload_too_large"
     row = keyed.http.get("/v1/tenants/small").json()
     assert (row["versions"], row["stored_bytes"]) == (1, first["size_bytes"])
+    store, registry = keyed.services.store, keyed.services.registry
+    assert set(store.digests()) == registry.digests_in_use(), "nor on the disk"
+    keyed.http.put("/v1/tenants/small", json={"limits": {"stored_bytes": first["size_bytes"] // 2}})
+    assert error_of(team.push(keyed, "one"))["code"] == "payload_too_large", "while it comes"
 
 
 def test_tenants_and_grants_refuse_what_cannot_be(keyed: Server, acme: Team, make_error: Callable[..., None]) -> None:
