@@ -102,7 +102,8 @@ def announcement(config: TrainingConfig, material: Material, settings: Settings)
     """What is about to happen, in a few lines."""
     data = material.training
     lines = [
-        f"{config.name}: {settings.method} on {material.base.id}, {settings.dtype}, rank {settings.rank}, "
+        f"{config.name}: {settings.method} on {material.base.id}, {settings.dtype}, "
+        f"{'every weight' if settings.method == 'full' else f'rank {settings.rank}'}, "
         f"learning rate {settings.learning_rate:g}, {settings.batch_size} rows a step, {settings.steps} steps",
         f"{config.data} ({material.file.description}): {data.rows:,} rows, {data.tokens:,} tokens, "
         f"{data.supervised_tokens:,} of them learned",

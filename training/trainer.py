@@ -25,6 +25,7 @@ from training.compare import Baseline, baseline_of
 from training.config import Settings, TrainingConfig, choose
 from training.identity import check_identity, identity, write_identity
 from training.material import Material, announcement, facts, gather
+from training.memory import memory
 from training.reporting import check_reporters, reporters
 from training.saving import save_result
 from training.staging import Staging, staged, staging_folder
@@ -116,7 +117,7 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
         last = _last(staging, identity(config, settings, material), progress.say) if resume else None
         if last is None:
             write_identity(staging.identity, identity(config, settings, material))
-        progress.say(announcement(config, material, settings))
+        progress.say(f"{announcement(config, material, settings)}\n{memory(settings, material.base).line()}")
         run.train(staging, progress, last)
         save_result(run.model, staging.result, material.base, config.base)
         card = make_card(run, staging.result)

@@ -96,6 +96,8 @@ def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def advice_for(folder: Path) -> str:
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+        return f"This is a whole model: serve it as a base of its own with `hotshoe serve --base {folder}`."
     if any(folder.glob("adapter_model.bin")):
         return "Save it again with safe_serialization=True: pickled weights are not taken."
     return "Name the folder that save_pretrained() wrote."
@@ -131,7 +133,7 @@ def wait_for(client: Client, version: dict[str, Any], timeout_seconds: float) ->
     """The version's row once it is no longer quarantined; raises EngineUnavailable when that takes too long."""
     deadline = time.monotonic() + timeout_seconds
     row = version
-    while row["status"] == "quarantined":
+    while row["status"] == "quarantined" and not is_held(row):
         left = deadline - time.monotonic()
         if left <= 0:
             raise EngineUnavailable(f"{version['id']} is still quarantined after {timeout_seconds:g} seconds.")
@@ -140,12 +142,19 @@ def wait_for(client: Client, version: dict[str, Any], timeout_seconds: float) ->
     return {key: value for key, value in row.items() if key != "card"}
 
 
+def is_held(row: dict[str, Any]) -> bool:
+    """The version is kept and will not be proven until the operator allows its size."""
+    return any(reason["code"] == "update_too_large" for reason in row["reasons"]) and not row.get("proof")
+
+
 def raise_if_rejected(version: dict[str, Any]) -> None:
+    problems = tuple(
+        Problem(row["code"], row["path"], row["message"], row.get("advice", "")) for row in version["reasons"]
+    )
     if version["status"] == "rejected":
-        problems = tuple(
-            Problem(row["code"], row["path"], row["message"], row.get("advice", "")) for row in version["reasons"]
-        )
         raise AdapterRefused(f"{version['id']} was rejected.", problems=problems)
+    if version["status"] == "quarantined" and is_held(version):
+        raise AdapterRefused(f"{version['id']} is kept and not served.", problems=problems)
 
 
 def is_named(version: dict[str, Any]) -> str:
