@@ -9,8 +9,9 @@ from typing import Any
 
 from adapters.bases import BaseModel
 from adapters.canonical import CanonicalAdapter, Verdict, VerdictKind, canonicalise, check, refused
-from adapters.errors import AdapterRefused, Problem
+from adapters.errors import AdapterRefused, HotshoeError, Problem
 from adapters.inspect import inspect_folder, read_card
+from adapters.magnitude import MAX_UPDATE_RATIO, largest_update
 from adapters.registry import OPERATOR, NewVersion, Registry
 from adapters.store import BlobStore, disk_errors
 from adapters.strict_json import JsonInvalid
@@ -28,6 +29,7 @@ class PublishContext:
     tenant: str = DEFAULT_TENANT
     actor: str = OPERATOR
     serving_dtype: str = "bfloat16"  # values must not overflow in it
+    max_update_ratio: float = MAX_UPDATE_RATIO  # a larger update beside its layer's weights is not served unasked
 
 
 def publish(
@@ -40,6 +42,8 @@ def publish(
     number: int | None = None,
 ) -> AdapterVersion:
     """Make the adapter in `source` a version of `name`: quarantined when it can be served, export-only when it cannot.
+
+    A quarantined version whose reasons hold `update_too_large` is not to be proven until an operator allows it.
 
     The same files again give the version that is there (`is_new` is False). Refused files leave a rejected version
     with every reason and no files, and raise AdapterRefused. Nothing that is refused or interrupted leaves a blob that
@@ -61,7 +65,12 @@ def publish(
         new = replace(new, card=card, parent=parent if isinstance(parent, str) else None, number=number)
         with context.store.exclusive():
             context.store.publish(staged, canonical.digest)
-            return context.registry.add_version(new)
+            try:
+                return context.registry.add_version(new)
+            except HotshoeError:  # over quota, or another number: what no version needs goes again
+                if canonical.digest not in context.registry.digests_in_use():
+                    context.store.delete(canonical.digest)
+                raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -81,6 +90,7 @@ def preview(
             canonical, new, verdict = _checked(source, "preview", staged, context, base_is_served)
         return {
             **verdict.as_dict(),
+            "reasons": [reason.as_dict() for reason in new.reasons],
             "status": str(new.status),
             "digest": canonical.digest,
             "size_bytes": canonical.size_bytes,
@@ -107,6 +117,10 @@ def _checked(
     verdict = check(inspection, context.base, max_rank=context.max_rank, base_is_served=base_is_served)
     canonical = canonicalise(source, inspection, verdict, staged, serving_dtype=context.serving_dtype)
     is_servable = verdict.verdict is not VerdictKind.EXPORT_ONLY
+    reasons = verdict.reasons
+    largest = largest_update(staged, context.base) if is_servable else None
+    if largest is not None and largest.ratio > context.max_update_ratio:
+        reasons = (*reasons, largest.problem(context.max_update_ratio))
     left_out = (f"file {item[:120]}" for item in inspection.left_out[:100])
     new = NewVersion(
         name,
@@ -116,7 +130,7 @@ def _checked(
         base_digest=context.base.digest,
         rank=canonical.rank,
         size_bytes=canonical.size_bytes,
-        reasons=verdict.reasons,
+        reasons=reasons,
         dropped=(*verdict.dropped, *left_out),
         actor=context.actor,
     )

@@ -25,6 +25,7 @@ from server.engine.rundir import check_socket_path
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
 from server.exports import ExportPlace, Exports
 from server.gateway import Gateway
+from server.holding import Holding
 from server.keyring import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
@@ -95,6 +96,7 @@ def build_services(settings: Settings) -> Services:
         base_id=base.id,
         base_digest=base.digest,
         tolerance=settings.probe_tolerance,
+        holding=Holding(store, base, settings.max_update_ratio),
     )
     served = ServedProbe(residents, proxy, base.digest)
     jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)

@@ -19,6 +19,7 @@ from adapters.errors import EngineFailed, EngineUnavailable, HotshoeError, Probl
 from adapters.registry import Registry
 from adapters.types import AdapterVersion, VersionStatus
 from server.engine.base import Engine
+from server.holding import Holding
 from server.metrics import Metrics
 from server.probe import Completions, Proof, probe
 from server.residency import Key, Residents, key_of
@@ -40,6 +41,7 @@ class Engaged:
     base_id: str
     base_digest: str
     tolerance: float
+    holding: Holding
 
 
 @dataclass
@@ -53,10 +55,10 @@ class Prover:
     _task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin, with every version of this base that an earlier run left quarantined."""
+        """Begin, with every version of this base that an earlier run left quarantined and that is not held."""
         for version in await asyncio.to_thread(self.parts.registry.all_versions):
             if version.status is VersionStatus.QUARANTINED and version.base_digest == self.parts.base_digest:
-                self.submit(version)
+                await self.take(version)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -64,6 +66,13 @@ class Prover:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    async def take(self, version: AdapterVersion) -> None:
+        """Have the version proven, unless it is held back for the size of its update."""
+        if await asyncio.to_thread(self.parts.holding.holds, version):
+            log.warning("adapter held", model=version.ref, code="update_too_large")
+        else:
+            self.submit(version)
 
     def submit(self, version: AdapterVersion) -> None:
         """Have the version proven, unless that is under way."""

@@ -99,6 +99,7 @@ class Services:
             store=self.store,
             base=self.base,
             max_rank=self.settings.max_rank,
+            max_update_ratio=self.settings.max_update_ratio,
             tenant=caller.tenant,
             actor=caller.actor,
             **dtype,

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         64, ge=1, le=4096, description="Adapters kept loaded in the engine's memory, slots included."
     )
     max_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that is served.")
+    max_update_ratio: float = Field(
+        10.0, gt=0, description="Largest scaled update, beside its layer's weights, that is proven and served."
+    )
     dtype: str = Field("auto", description="Number format of the engine's weights; `auto` follows base and machine.")
     context_length_tokens: int | None = Field(
         None, ge=16, description="Longest prompt and answer together; unset it is the base's, at most 4,096 on a CPU."
