@@ -1,9 +1,10 @@
 """Who may be handed to the engine now, who waits, who is refused: policy over plain values, with the clock passed in.
 
 The engine batches at most `slots` distinct adapters, and a request whose adapter is not among them is passed over there
-without ageing. So fairness is decided here: arrivals are served oldest first; a request that finds every slot taken by
-other adapters lets younger ones pass for `patience_seconds`, after which no younger adapter request is admitted until
-it is. The base needs no slot.
+without ageing. So fairness is decided here. Between tenants places go in turn: a tenant's n-th request, running or
+waiting, comes before another's n+1-th; within one tenant the oldest comes first. A request that finds every slot taken
+by other adapters lets younger ones pass for `patience_seconds`, after which no younger adapter request is admitted
+until it is. The base needs no slot. Each tenant may have `max_queued` requests waiting.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
-    """One request's place: which adapter it needs (None for the base) and when it came."""
+    """One request's place: which adapter it needs (None for the base), when it came, and whose it is."""
 
     adapter: str | None
     arrived_at: float
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +57,26 @@ class Admission:
         self.running = 0
         self.queue: list[Ticket] = []  # oldest first
         self.active: Counter[str] = Counter()  # running requests by adapter
+        self.running_by: Counter[str] = Counter()  # by tenant
         self._service_seconds = SERVICE_SECONDS_AT_START
 
-    def ask(self, adapter: str | None, now: float) -> Admitted | Queued | Rejected:
+    def ask(self, adapter: str | None, now: float, tenant: str = "") -> Admitted | Queued | Rejected:
         """Take a place. A Queued ticket comes back from a later `admit_waiting`, or is given up with `leave`."""
-        ticket = Ticket(adapter, now)
-        if self._fits(ticket) and not self._is_held_back(adapter, now):
+        ticket = Ticket(adapter, now, tenant)
+        if self._fits(ticket) and not self._is_held_back(ticket, now):
             return Admitted(self._start(ticket))
-        if len(self.queue) >= self.limits.max_queued:
-            return Rejected(
-                f"{self.running} requests run and {len(self.queue)} wait, which is the limit.",
-                self.retry_after_seconds(),
-            )
+        if self._waiting(tenant) >= self.limits.max_queued:
+            return Rejected(self.why_full(tenant), self.retry_after_seconds())
         self.queue.append(ticket)
         return Queued(ticket)
 
     def admit_waiting(self, now: float) -> list[Ticket]:
-        """The waiting requests that may start now, oldest first. Call it after every `release` and `leave`."""
+        """The waiting requests that may start now, in their order. Call it after every `release` and `leave`."""
         started = []
-        for ticket in list(self.queue):
+        for ticket in self._in_turn(self.queue):
             if self.running >= self.limits.max_running:
                 break
-            if self._fits(ticket) and not self._is_held_back(ticket.adapter, now, before=ticket):
+            if self._fits(ticket) and not self._is_held_back(ticket, now):
                 self.queue.remove(ticket)
                 started.append(self._start(ticket))
         return started
@@ -84,6 +84,9 @@ class Admission:
     def release(self, ticket: Ticket, ran_seconds: float) -> None:
         """An admitted request ended, however it ended."""
         self.running -= 1
+        self.running_by[ticket.tenant] -= 1
+        if not self.running_by[ticket.tenant]:
+            del self.running_by[ticket.tenant]
         self._service_seconds += SMOOTHING * (ran_seconds - self._service_seconds)
         if ticket.adapter is not None:
             self.active[ticket.adapter] -= 1
@@ -100,9 +103,16 @@ class Admission:
         rounds = 1 + len(self.queue) / self.limits.max_running
         return min(60.0, max(1.0, rounds * self._service_seconds))
 
-    def is_full(self) -> bool:
-        """A request that came now would be refused."""
-        return self.running >= self.limits.max_running and len(self.queue) >= self.limits.max_queued
+    def is_full(self, tenant: str = "") -> bool:
+        """A request of the tenant that came now would be refused."""
+        return self.running >= self.limits.max_running and self._waiting(tenant) >= self.limits.max_queued
+
+    def why_full(self, tenant: str) -> str:
+        """For the tenant, in its own numbers."""
+        return f"{self.running_by[tenant]} of your requests run and {self._waiting(tenant)} wait, which is the limit."
+
+    def _waiting(self, tenant: str) -> int:
+        return sum(ticket.tenant == tenant for ticket in self.queue)
 
     def _fits(self, ticket: Ticket) -> bool:
         return self.running < self.limits.max_running and self._has_slot(ticket.adapter)
@@ -110,21 +120,35 @@ class Admission:
     def _has_slot(self, adapter: str | None) -> bool:
         return adapter is None or adapter in self.active or len(self.active) < self.limits.slots
 
-    def _is_held_back(self, adapter: str | None, now: float, before: Ticket | None = None) -> bool:
-        """An older request comes first: one that only lacks room in the batch, or one whose patience is over."""
-        is_barred = False  # for adapters: somebody older has waited long enough for a slot
-        for older in self.queue:
-            if older is before:
-                break
-            if is_barred and older.adapter is not None:
-                continue
-            if self._has_slot(older.adapter):
-                return True
-            is_barred = is_barred or now - older.arrived_at >= self.limits.patience_seconds
-        return is_barred and adapter is not None
+    def _in_turn(self, tickets: list[Ticket]) -> list[Ticket]:
+        """By each ticket's number among its tenant's running and waiting requests, then by age."""
+        counts = Counter(self.running_by)
+        ranks: list[tuple[int, int, Ticket]] = []
+        for i, ticket in enumerate(tickets):
+            ranks.append((counts[ticket.tenant], i, ticket))
+            counts[ticket.tenant] += 1
+        return [ticket for _, _, ticket in sorted(ranks, key=lambda row: row[:2])]
+
+    def _is_held_back(self, ticket: Ticket, now: float) -> bool:
+        """Another request comes first: one that only lacks room in the batch, or one whose patience is over."""
+        tickets = self.queue if ticket in self.queue else [*self.queue, ticket]
+        barred = self._barred(tickets, now)
+        if ticket in barred:
+            return True
+        order = self._in_turn(tickets)
+        earlier = order[: order.index(ticket)]
+        return any(self._has_slot(one.adapter) for one in earlier if one not in barred)
+
+    def _barred(self, tickets: list[Ticket], now: float) -> set[Ticket]:
+        """The adapter requests younger than the oldest that has waited long enough for a slot."""
+        for i, ticket in enumerate(tickets):
+            if not self._has_slot(ticket.adapter) and now - ticket.arrived_at >= self.limits.patience_seconds:
+                return {one for one in tickets[i + 1 :] if one.adapter is not None}
+        return set()
 
     def _start(self, ticket: Ticket) -> Ticket:
         self.running += 1
+        self.running_by[ticket.tenant] += 1
         if ticket.adapter is not None:
             self.active[ticket.adapter] += 1
         return ticket

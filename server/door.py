@@ -22,10 +22,10 @@ class Door:
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
     @asynccontextmanager
-    async def place(self, adapter: str | None) -> AsyncIterator[float]:
+    async def place(self, adapter: str | None, tenant: str) -> AsyncIterator[float]:
         """A place at the engine while the block runs; yields the seconds waited. Raises EngineBusy."""
         came_at = time.monotonic()
-        ticket = await self._enter(adapter, came_at)
+        ticket = await self._enter(adapter, tenant, came_at)
         started_at = time.monotonic()
         self._show()
         try:
@@ -34,15 +34,13 @@ class Door:
             self.admission.release(ticket, time.monotonic() - started_at)
             self._wake()
 
-    def check_room(self) -> None:
-        """Raises EngineBusy when a request that came now would be refused; costs nothing."""
-        if self.admission.is_full():
-            raise self._refusal(
-                f"{self.admission.running} requests run and {len(self.admission.queue)} wait, which is the limit."
-            )
+    def check_room(self, tenant: str) -> None:
+        """Raises EngineBusy when a request of the tenant that came now would be refused; costs nothing."""
+        if self.admission.is_full(tenant):
+            raise self._refusal(self.admission.why_full(tenant))
 
-    async def _enter(self, adapter: str | None, now: float) -> Ticket:
-        answer = self.admission.ask(adapter, now)
+    async def _enter(self, adapter: str | None, tenant: str, now: float) -> Ticket:
+        answer = self.admission.ask(adapter, now, tenant)
         if isinstance(answer, Rejected):
             raise self._refusal(answer.reason, answer.retry_after_seconds)
         if isinstance(answer, Queued):

@@ -186,7 +186,7 @@ class Gateway:
             request = salted(request, services.keyring.cache_salt(exchange.caller.tenant))
         if target.version is not None and target.ref != target.version.ref:
             send = renaming(send, target.version.ref, target.ref)
-        services.door.check_room()
+        services.door.check_room(exchange.caller.tenant)
         async with contextlib.AsyncExitStack() as stack:
             model, adapter = services.base.id, None
             if target.version is not None and exchange.path not in PREFIX_FREE_PATHS:
@@ -194,7 +194,9 @@ class Gateway:
                 model = adapter = resident.engine_name
             elif not services.engine.is_ready():
                 raise EngineUnavailable("The engine is starting or restarting; try again shortly.")
-            exchange.queue_seconds = await stack.enter_async_context(services.door.place(adapter))
+            exchange.queue_seconds = await stack.enter_async_context(
+                services.door.place(adapter, exchange.caller.tenant)
+            )
             await self._exchange_with_engine(request, model, send, exchange)
 
     async def _exchange_with_engine(

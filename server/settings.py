@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     )
     max_running: int = Field(64, ge=1, description="Inference requests handed to the engine at the same time.")
     max_queued: int = Field(
-        256, ge=0, description="Inference requests that may wait for a place before 503 is the answer."
+        256, ge=0, description="Inference requests of one tenant that may wait for a place; then 503."
     )
     queue_seconds: float = Field(30.0, gt=0, description="Longest wait for a place, in seconds; then 503.")
     patience_seconds: float = Field(

@@ -78,9 +78,48 @@ def test_a_request_that_leaves_the_queue_frees_its_place() -> None:
     queued(admission, "b")
 
 
+def test_p4_places_go_in_turn_between_tenants_whatever_one_of_them_queued_before() -> None:
+    admission = door(running=2)
+    first, second = (admission.ask(None, 0.0, "flood") for _ in range(2))
+    for _ in range(50):
+        admission.ask(None, 0.0, "flood")
+    mine = [admission.ask(None, 5.0, "calm") for _ in range(2)]
+    assert isinstance(first, Admitted) and isinstance(second, Admitted)
+    assert all(isinstance(one, Queued) for one in mine)
+    admission.release(first.ticket, 1.0)
+    assert admission.admit_waiting(6.0) == [mine[0].ticket]  # type: ignore[union-attr]
+    admission.release(mine[0].ticket, 1.0)  # type: ignore[union-attr]
+    assert admission.admit_waiting(7.0) == [mine[1].ticket]  # type: ignore[union-attr]
+    admission.release(mine[1].ticket, 1.0)  # type: ignore[union-attr]
+    assert [ticket.tenant for ticket in admission.admit_waiting(8.0)] == ["flood"]
+
+
+def test_p4_each_tenant_has_a_queue_of_its_own_length() -> None:
+    admission = door(running=1, queued=2)
+    for _ in range(3):
+        admission.ask(None, 0.0, "flood")
+    refused = admission.ask(None, 0.0, "flood")
+    assert isinstance(refused, Rejected) and "1 of your requests run and 2 wait" in refused.reason
+    assert admission.is_full("flood") and not admission.is_full("calm")
+    assert isinstance(admission.ask(None, 0.0, "calm"), Queued)
+
+
+def test_a_cold_adapters_patience_holds_against_other_tenants_too() -> None:
+    admission = door(slots=1, patience=1.0)
+    hot = admitted(admission, "hot")
+    for _ in range(3):
+        admission.ask("cold", 0.0, "flood")
+    assert isinstance(admission.ask("hot", 0.5, "calm"), Admitted)
+    assert isinstance(admission.ask("hot", 1.5, "new"), Queued)
+    assert isinstance(admission.ask(None, 1.5, "new"), Admitted)
+    admission.release(hot, 1.0)
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([None, "a", "b", "c", "d"]), st.booleans()), max_size=60))
-def test_limits_hold_and_everybody_is_served_in_the_end(steps: list[tuple[str | None, bool]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from([None, "a", "b", "c", "d"]), st.booleans(), st.sampled_from("xyz")), max_size=60)
+)
+def test_limits_hold_and_everybody_is_served_in_the_end(steps: list[tuple[str | None, bool, str]]) -> None:
     admission = door(slots=2, running=3, queued=8, patience=0.5)
     running: list[Ticket] = []
     waiting: list[Ticket] = []
@@ -93,9 +132,9 @@ def test_limits_hold_and_everybody_is_served_in_the_end(steps: list[tuple[str | 
         for ticket in started:
             waiting.remove(ticket)
 
-    for adapter, is_finishing in steps:
+    for adapter, is_finishing, tenant in steps:
         now += 0.2
-        answer = admission.ask(adapter, now)
+        answer = admission.ask(adapter, now, tenant)
         if isinstance(answer, Admitted):
             running.append(answer.ticket)
         elif isinstance(answer, Queued):
@@ -108,4 +147,4 @@ def test_limits_hold_and_everybody_is_served_in_the_end(steps: list[tuple[str | 
     while running:
         now += 0.2
         finish_one()
-    assert not waiting and not admission.active
+    assert not waiting and not admission.active and not admission.running_by

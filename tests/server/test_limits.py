@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from adapters.limits import UseLimits
 from server.errors import RateLimited
 from server.limits import MINUTE, SWEEP_ABOVE, Limiter, Share, duration
-from tests.fixtures.service import Server, error_of
+from tests.fixtures.service import Server, error_of, eventually
 from tests.server.test_keys import keyed, make  # noqa: F401 - keyed is a fixture
 
 
@@ -224,3 +225,18 @@ def test_p4_a_tenant_that_floods_leaves_places_to_others(keyed: Server) -> None:
         keyed.script.seconds_to_first_token = 0.0
     assert alone.status_code == 200
     assert codes.count(429) >= 8 and set(codes) == {200, 429}
+
+
+def test_p4_without_limits_too_a_flood_costs_another_tenant_one_place_at_most(
+    make_server: Callable[..., Server],
+) -> None:
+    server = make_server(api_key="the-operators-own-key", max_running=2)
+    flood, calm = make(server, "infer", tenant="flood"), make(server, "infer", tenant="calm")
+    server.script.seconds_to_first_token = 0.3
+    with ThreadPoolExecutor(24) as pool:
+        flooding = [pool.submit(say, server, flood) for _ in range(24)]
+        eventually(lambda: len(server.services.door.admission.queue) > 10)
+        waited = [say(server, calm).elapsed.total_seconds() for _ in range(3)]
+        is_flooding = not all(one.done() for one in flooding)
+        assert {one.result().status_code for one in flooding} == {200}
+    assert is_flooding and max(waited) < 3 * 0.3, waited
