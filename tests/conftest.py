@@ -33,6 +33,7 @@ def engine_options(base: BaseModel, run_dir: Path) -> EngineOptions:
         staged_limit=STAGED_LIMIT,
         context_length_tokens=CONTEXT_TOKENS,
         kv_cache_bytes=KV_CACHE_BYTES,
+        extra_args=("--enable-prompt-tokens-details",),
     )
 
 

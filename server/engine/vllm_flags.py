@@ -73,6 +73,7 @@ REMOVED_ENV = (
     "VLLM_API_KEY",
     "VLLM_CPU_KVCACHE_SPACE",  # vLLM lets it win over the flag that we pass
     "HOTSHOE_API_KEY",
+    "HOTSHOE_KEY_PEPPER",
     "HF_TOKEN",
 )
 
