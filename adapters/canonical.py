@@ -165,7 +165,9 @@ def _plan(source: Path, weights: str, verdict: Verdict) -> list[_Planned]:
             axis = 1 if is_b else 0
             shape[axis] *= 2
         is_transposed = verdict.is_transposed and len(shape) == 2
-        plan.append(_Planned(key, tensor.dtype, tuple(shape), tuple(pieces), axis, is_transposed))
+        dtypes = {piece.dtype for _, piece, _ in pieces}
+        dtype = tensor.dtype if len(dtypes) == 1 else "F32"  # holds what either half held
+        plan.append(_Planned(key, dtype, tuple(shape), tuple(pieces), axis, is_transposed))
     return sorted(plan, key=lambda planned: (-ITEM_BYTES[planned.dtype], planned.key))
 
 

@@ -264,6 +264,18 @@ def test_u5_with_the_initial_adapter_the_difference_becomes_a_plain_adapter(
     assert (again.verdict, again.modules) == ("accept", dict(made.modules))
 
 
+def test_u5_an_initial_adapter_of_another_dtype_loses_nothing(tmp_path: Path, tiny: BaseModel) -> None:
+    folder = write_adapter(tmp_path, tiny, dtype="BF16", fill=(0.5, 0.25), config={"init_lora_weights": "olora"})
+    before = {key: array + np.float32(1e-4) for key, array in adapter_tensors(tiny, AdapterSpec()).items()}
+    write_safetensors(folder / "initial_adapter.safetensors", before)
+    made = canonicalise(folder, inspect_folder(folder), verdict_of(folder, tiny), tmp_path / "out")
+    from safetensors.numpy import load_file
+
+    tensors = load_file(made.folder / WEIGHTS_FILE)
+    assert np.array_equal(tensors[f"{Q0}.lora_A.weight"][4:], before[f"{Q0}.lora_A.weight"])
+    assert np.array_equal(tensors[f"{Q0}.lora_B.weight"][:, 4:], -before[f"{Q0}.lora_B.weight"])
+
+
 def test_patterns_and_targets_that_meet_no_tensor_are_listed(tmp_path: Path, tiny: BaseModel) -> None:
     folder = write_adapter(
         tmp_path,
