@@ -5,7 +5,9 @@ PYTHON := python3
 endif
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-long check fix bench serve lock clean
+REQUESTS ?= 100000
+
+.PHONY: help setup demo test test-long fuzz check fix bench serve lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,6 +23,9 @@ test: setup ## all tests that this machine can run, less the long ones
 
 test-long: setup ## every kill point, long fuzzing, many seeds
 	@$(BIN)/pytest -m long
+
+fuzz: setup ## schemathesis over the whole OpenAPI, REQUESTS=100000 of them, about an hour; prints how many
+	@$(BIN)/python -m tests.surface.fuzz --requests $(REQUESTS)
 
 check: setup ## lint, format check and strict types
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ from server.keyring import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
 from server.metrics import Metrics
+from server.openapi import openapi_of
 from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
@@ -69,6 +71,7 @@ def create_app(settings: Settings, services: Services | None = None) -> Gateway:
     app = FastAPI(title="Hotshoe", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for router in ROUTERS:
         app.include_router(router(parts))
+    app.openapi = functools.cache(lambda: openapi_of(app))  # type: ignore[method-assign]
     app.exception_handler(HotshoeError)(_on_ours)
     app.exception_handler(RequestValidationError)(_on_validation)
     app.exception_handler(HTTPException)(_on_http)
