@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Path
 
 from adapters.types import STABLE, AdapterVersion, Alias
 from server.catalogue import Adapter
 from server.services import Services
+
+MAX_NUMBER = 2**31 - 1
+VersionNumber = Annotated[int, Path(ge=1, le=MAX_NUMBER)]  # in a route's path
 
 
 def version_row(services: Services, version: AdapterVersion, aliases: Sequence[Alias] = ()) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from server.idempotency import idempotent
 from server.resolve import own_name
 from server.services import Caller, Services, caller_of
 from server.uploads import Upload, UploadLimits, receive_upload
-from server.wire import adapter_row, listing, version_row
+from server.wire import VersionNumber, adapter_row, listing, version_row
 
 MAX_WAIT_SECONDS = 600.0
+MAX_EVENT = 2**63 - 1
 FILES = {CONFIG_FILE: "application/json", WEIGHTS_FILE: "application/octet-stream"}
 
 
@@ -79,7 +80,7 @@ def router(services: Services) -> APIRouter:
         "/{name}/versions/{number}", summary="One version, with its card; wait for its proof with ?wait=SECONDS"
     )
     async def read_version(
-        request: Request, name: str, number: int, wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS)
+        request: Request, name: str, number: VersionNumber, wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS)
     ) -> dict[str, Any]:
         version = await own_version(services, request, name, number)
         if wait:
@@ -87,21 +88,24 @@ def router(services: Services) -> APIRouter:
         return {**await shown(services, version), "card": version.card}
 
     @routes.get("/{name}/versions/{number}/card", summary="What the uploader says of the version")
-    async def read_version_card(request: Request, name: str, number: int) -> dict[str, Any]:
+    async def read_version_card(request: Request, name: str, number: VersionNumber) -> dict[str, Any]:
         version = await own_version(services, request, name, number)
         if version.card is None:
             raise NotFound(f"{version.ref} came without a card.")
         return version.card
 
     @routes.get("/{name}/versions/{number}/files/{file}", summary="A canonical file of the version")
-    async def read_file(request: Request, name: str, number: int, file: str) -> FileResponse:
+    async def read_file(request: Request, name: str, number: VersionNumber, file: str) -> FileResponse:
         version = await own_version(services, request, name, number)
         path = file_path(services, version, file)
         return FileResponse(path, media_type=FILES[file], filename=file, headers={"etag": f'"{version.digest}"'})
 
     @routes.get("/{name}/events", summary="What happened to the adapter, newest first; go on with ?before=ID")
     async def read_events(
-        request: Request, name: str, before: int | None = Query(None, ge=1), limit: int = Query(100, ge=1, le=1000)
+        request: Request,
+        name: str,
+        before: int | None = Query(None, ge=1, le=MAX_EVENT),
+        limit: int = Query(100, ge=1, le=1000),
     ) -> dict[str, Any]:
         caller = caller_of(request)
         await asyncio.to_thread(services.registry.versions, caller.tenant, own_name(caller, name))

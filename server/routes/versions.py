@@ -16,7 +16,7 @@ from server.idempotency import idempotent
 from server.resolve import check_servable, own_name
 from server.routes.adapters import own_version, shown
 from server.services import Caller, Services, caller_of
-from server.wire import alias_row
+from server.wire import MAX_NUMBER, VersionNumber, alias_row
 
 LOAD_BEFORE_MOVE_SECONDS = 60.0
 
@@ -25,7 +25,7 @@ class PromoteBody(BaseModel):
     """Which version the alias shall name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_NUMBER)
 
 
 class RollbackBody(BaseModel):
@@ -64,7 +64,7 @@ def router(services: Services) -> APIRouter:
         return tagged(*await idempotent(services, request, alias, act))
 
     @routes.post("/versions/{number}/warm", summary="Load the version into the engine and keep it wanted there")
-    async def warm(request: Request, name: str, number: int) -> dict[str, Any]:
+    async def warm(request: Request, name: str, number: VersionNumber) -> dict[str, Any]:
         version = await own_version(services, request, name, number)
         check_servable(version, services.base.digest)
         resident = await services.residents.warm(version)
@@ -74,7 +74,7 @@ def router(services: Services) -> APIRouter:
     @routes.delete(
         "/versions/{number}", summary="Retire the version: it answers no more, and leaves the engine once it is idle"
     )
-    async def retire(request: Request, name: str, number: int) -> JSONResponse:
+    async def retire(request: Request, name: str, number: VersionNumber) -> JSONResponse:
         caller = caller_of(request)
 
         async def act() -> tuple[int, dict[str, Any]]:

@@ -187,3 +187,13 @@ def test_a8_choices_are_counted(server: Server) -> None:
     assert server.say("tiny", structured_outputs={"choice": ["a", "b"]}).status_code == 200
     answer = server.say("tiny", structured_outputs={"choice": [str(i) for i in range(100_000)]})
     assert (answer.status_code, error_of(answer)["param"]) == (400, "structured_outputs.choice")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2147483648", "9" * 30, "1e3", "x"])
+def test_a5_a_version_number_that_cannot_be_one_is_refused_wherever_it_stands(server: Server, number: str) -> None:
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/card"), ("POST", "/warm"), ("GET", "/files/x")):
+        answer = server.http.request(method, f"/v1/adapters/router/versions/{number}{path}")
+        assert answer.status_code == 422, (method, path, answer.text)
+    for model in (f"router@{number}", f"router@{number}@1"):
+        assert server.say(model).status_code == 404
+        assert server.http.get(f"/v1/models/{model}").status_code == 404
