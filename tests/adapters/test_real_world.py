@@ -201,3 +201,37 @@ def test_the_same_configs_with_one_setting_that_matters_are_not_accepted_silentl
     made = TRAINERS[trainer]
     reading = read_config({**config_of(made.peft), **made.changes, **change})
     assert [problem.code for problem in (*reading.problems, *reading.limits)] == [code]
+
+
+PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+FOUND = {
+    "a wrapped PeftModel's own auto_mapping": {
+        "auto_mapping": {"base_model_class": "PeftModel", "parent_library": "peft.peft_model"}
+    },
+    "a trainer's towers excluded": {
+        "exclude_modules": ".*(audio_tower|vision_tower|embed_vision|embed_audio).*",
+        "target_modules": "(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)",
+    },
+    "the wrong task on a causal model": {"task_type": "SEQ_2_SEQ_LM"},
+    "an era without patterns": {"enable_lora": None, "merge_weights": False, "fan_in_fan_out": False, "bias": "none"},
+    "nothing about the base or its layers": {"base_model_name_or_path": None, "target_modules": None},
+    "an empty base": {"base_model_name_or_path": "", "revision": None, "lora_dropout": 0},
+    "full paths": {"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"]},
+    "one layer as a number": {"layers_to_transform": 0, "layers_pattern": "layers"},
+    "an EVA start with its settings": {
+        "init_lora_weights": "eva",
+        "eva_config": {"rho": 2.0, "tau": 0.99, "use_label_mask": True, "adjust_scaling_factors": True},
+    },
+    "companions of switches that are off": {"use_qalora": False, "qalora_group_size": 32, "use_bdlora": None},
+    "fields of a PEFT to come": {"use_sparkle": False, "sparkle_config": None, "sparkle_targets": [], "notes": {}},
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_public_configs_hold_is_accepted_and_listed(tmp_path: Path, tiny: BaseModel, name: str) -> None:
+    config = {**PLAIN, **FOUND[name]}
+    folder = save(tmp_path / "adapter", tiny, config, ("q_proj", "v_proj"))
+    verdict = check(inspect_folder(folder), tiny, max_rank=64)
+    assert (verdict.verdict, verdict.reasons) == ("accept", ())
+    listed = {line.partition(":")[0].partition(" ")[0] for line in verdict.dropped}
+    assert set(config) - {*PLAIN, "base_model_name_or_path", "task_type", "target_modules"} <= listed
