@@ -24,7 +24,9 @@ test: setup ## all tests that this machine can run, less the long ones
 test-long: setup ## every kill point, long fuzzing, many seeds
 	@$(BIN)/pytest -m long
 
-fuzz: setup ## schemathesis over the whole OpenAPI, REQUESTS=100000 of them, about an hour; prints how many
+fuzz: setup ## atheris over the readers of adapters, where installed; schemathesis over the OpenAPI, REQUESTS=100000, an hour
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz.parsers -max_total_time=300; \
+	else echo 'atheris is not installed, so the readers of adapters are not fuzzed here (pip install atheris)'; fi
 	@$(BIN)/python -m tests.surface.fuzz --requests $(REQUESTS)
 
 check: setup ## lint, format check and strict types

@@ -45,7 +45,8 @@ def push(
 ) -> None:
     """Upload an adapter as a new version, and wait until it is ready.
 
-    Sends adapter_config.json, adapter_model.safetensors and card.json, and says what else lies in DIR and was left out.
+    Sends adapter_config.json, adapter_model.safetensors (or MLX-LM's adapters.safetensors), card.json and
+    initial_adapter.safetensors, and says what else lies in DIR and was left out.
     Leaves with 3 when the server refuses or rejects it, with 4 when no server answers.
     """
     from server.cli.client import open_client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -66,3 +67,15 @@ def test_push_check_says_the_same_and_exits_with_3_when_it_would_be_refused(
     assert isinstance(result.exception, Exception)
     assert {problem.path for problem in result.exception.problems} == {"config.r", "config.surprise"}
     assert is_empty(server)
+
+
+def test_u17_a_value_that_overflows_in_the_dtype_the_engine_serves_in_is_refused(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = make_server(dtype="float16")
+    folder = write_adapter(tmp_path / "large", server.base, fill=(1e5, 1.0))
+    answer = post(server, folder)
+    assert answer.json()["error"]["code"] == "non_finite"
+    assert "overflows in the serving dtype (largest 65504)" in answer.json()["error"]["message"]
+    server.stop()
+    assert post(make_server(dtype="bfloat16"), folder).json()["verdict"] == "accept"
