@@ -91,6 +91,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     ) -> None:
         for key in ("loss", "grad_norm", "eval_loss"):
             value = (logs or {}).get(key)
+            if key == "grad_norm" and args.fp16:
+                continue  # the gradient scaler meets infinite ones, skips the step and scales down
             if value is not None and not math.isfinite(float(value)):
                 raise TrainingStopped(
                     f"{key} is {value} at step {state.global_step}: the run diverged and nothing was saved. "

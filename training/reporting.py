@@ -64,8 +64,8 @@ def _wandb_run(config: TrainingConfig, settings: Settings, root: Path) -> Iterat
         )
     except (wandb.Error, OSError) as error:
         raise ConfigInvalid(
-            f"Weights & Biases cannot begin a run: {str(error).rstrip('.')}. Log in with `wandb login`, set WANDB_MODE=offline, or "
-            "leave wandb out of report_to.",
+            f"Weights & Biases cannot begin a run: {str(error).rstrip('.')}. Log in with `wandb login`, "
+            "set WANDB_MODE=offline, or leave wandb out of report_to.",
             param="report_to",
         ) from error
     try:

@@ -6,16 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from adapters.bases import load_base
-from adapters.errors import DataInvalid, EngineUnavailable, InvalidRequest, ModelNotFound
+from adapters.errors import DataInvalid, EngineUnavailable, InvalidRequest, ModelNotFound, OutputExists
 from server.cli.main import build_app
 from tests.fixtures.service import running
 from tests.training.conftest import chat, write_jsonl
+from training.config import TrainingConfig
+from training.config_file import settable
 
 QUICK = ("--epochs", "0.2", "--rank", "4", "--dtype", "float32")
 
@@ -98,6 +102,75 @@ def test_data_show_marks_exactly_the_learned_tokens(qwen2_base: Path, tmp_path: 
     assert "Rất tối.<|im_end|>" in shown and "messages 2" in shown
     with pytest.raises(DataInvalid, match="2 rows"):
         hotshoe("data", "show", data, "--row", "3", "--base", qwen2_base)
+
+
+def test_flags_win_over_the_file_and_the_card_holds_what_was_used(
+    colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "run.yaml").write_text(
+        f"data: {colours}\nname: colours\nbase: {qwen2_base}\nout: {out}\nepochs: 0.2\nrank: 4\nseed: 5\n"
+        "target_modules: [q_proj]\nuse_rslora: true\n"
+    )
+    config = ("--config", tmp_path / "run.yaml", "--rank", "2", "--target-modules", "v_proj, o_proj", "--no-use-rslora")
+    settings = json.loads(hotshoe("train", *config, "--json").stdout)["card"]["settings"]
+    assert (settings["rank"], settings["seed"], settings["epochs"]) == (2, 5, 0.2)
+    assert (settings["target_modules"], settings["use_rslora"]) == (["v_proj", "o_proj"], False)
+    with pytest.raises(OutputExists):
+        hotshoe("train", *config)
+
+
+def test_from_may_stand_in_the_file(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("from: colours\n")
+    with pytest.raises(InvalidRequest, match="names no version"):
+        hotshoe("train", colours, "--name", "n", "--config", tmp_path / "run.yaml", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "n"], "There is no data: give DATA, or data in the --config file"),
+        (["rows.jsonl"], "There is no name: give --name NAME, or name in the --config file"),
+        (["rows.jsonl", "--name", "n", "--report-to", "wandb"], "not installed: run `pip install wandb`"),
+        (
+            ["rows.jsonl", "--name", "n", "--method", "prefix"],
+            "method is 'prefix'; it must be one of qlora, lora, full",
+        ),
+        (["rows.jsonl", "--name", "n", "--config", "absent.yaml"], "absent.yaml cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_torch_is_loaded(arguments: list[str], message: str) -> None:
+    code = (
+        "import sys\nfrom server.cli.main import run\nsys.argv[0] = 'hotshoe'\n"
+        "try:\n    run()\nexcept SystemExit as leaving:\n    print(leaving.code)\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "train", *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["1", "False"]
+    assert message in done.stderr
+
+
+def test_resume_on_the_command_line_goes_on_or_says_that_there_is_nothing(
+    colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    from tests.training.killed import call
+
+    out = tmp_path / "out"
+    asked = {"data": str(colours), "name": "colours", "base": str(qwen2_base), "out": str(out), "checkpoint_steps": 1}
+    command = ("train", colours, "--name", "colours", "--base", qwen2_base, "--out", out, "--dtype", "float32")
+    assert call({**asked, "epochs": 0.2, "rank": 4, "dtype": "float32"}, "SIGTERM:1").code == 130
+    result = hotshoe(*command, "--epochs", "0.2", "--rank", "4", "--resume")
+    assert "going on after step 1" in result.stderr and str(out) in result.stdout
+    with pytest.raises(OutputExists, match="nothing to resume"):
+        hotshoe(*command, "--resume")
+
+
+def test_every_setting_is_a_flag_with_the_words_of_its_definition() -> None:
+    command: Any = get_command(build_app())
+    options = {option.opts[0]: option.help for option in command.commands["train"].params}
+    docs = {f"--{name.replace('_', '-')}": TrainingConfig.documentation()[name] for name in settable()}
+    docs["data"] = docs.pop("--data")
+    assert docs.items() <= options.items()
+    assert set(options) - set(docs) == {"--config", "--from", "--resume", "--json"}
 
 
 def test_help_of_train_loads_no_torch() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from adapters.errors import ConfigInvalid, NameInvalid
 from training.config import Facts, TrainingConfig, choose, default_batch_size, default_dtype, default_method
+from training.config_file import read_config
 
 EMBEDDED = Facts(1280, 60, True, 135_000_000, 8192, "float32", "cpu", 24 << 30, False)
 SEVEN = Facts(5000, 900, True, 7_600_000_000, 32768, "bfloat16", "cuda", 80 << 30, True)
@@ -126,5 +127,14 @@ def test_a_name_that_cannot_be_served_is_refused_before_training() -> None:
         TrainingConfig(data=Path("x"), name="no/slashes")
 
 
-def test_every_setting_is_documented() -> None:
+def test_every_setting_is_documented_where_it_is_defined_and_the_page_says_the_same() -> None:
     assert all(item.metadata.get("doc") for item in fields(TrainingConfig))
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.split("| Setting | What it is |\n|---|---|\n")[1].split("\n\n")[0]
+    assert table.splitlines() == [f"| `{name}` | {doc} |" for name, doc in TrainingConfig.documentation().items()]
+
+
+def test_the_pages_file_of_settings_is_one_that_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    assert TrainingConfig(**read_config(tmp_path / "run.yaml")).report_to == ("tensorboard", "wandb")

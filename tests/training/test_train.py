@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,79 @@ def test_a_base_that_computes_nan_stops_the_run_and_saves_nothing(
     assert not (tmp_path / "out").exists() and not staging_folder(tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_infinite_rate_of_change_stops_with_the_step_and_saves_nothing(
+    method: str, colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    """Weights that overflow: finite at first, then no number, within the run."""
+    broken = tiny_qwen2(tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] *= 3e37
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    rank = None if method == "full" else 4
+    with pytest.raises(TrainingStopped, match=r"(loss|grad_norm) is (nan|inf) at step 1: .*nothing was saved"):
+        run(colours, broken, tmp_path / "out", method=method, rank=rank, learning_rate=0.1)
+    assert not (tmp_path / "out").exists() and not staging_folder(tmp_path / "out").exists()
+
+
+def test_an_adapter_that_would_change_nothing_is_no_success(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"changes nothing after training: every lora_B is zero\. Nothing"):
+        run(colours, qwen2_base, tmp_path / "out", learning_rate=1e-60, epochs=0.2)
+    assert not (tmp_path / "out").exists() and not staging_folder(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_an_adapter_is_saved_without_embeddings_and_names_the_base_in_16_bits(
+    method: str, colours: Path, tmp_path: Path
+) -> None:
+    """A vocabulary of 151,936 tokens would be 39 MB in the file."""
+    base = tiny_qwen2(tmp_path / "base", tokenizer="real")
+    folder = run(colours, base, tmp_path / "out", method=method, epochs=0.1).folder
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {name.rsplit(".", 2)[1] for name in tensors} == {"lora_A", "lora_B"}
+    assert (folder / "adapter_model.safetensors").stat().st_size < 100_000
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["modules_to_save"]) == (str(base), None)
+
+
+def test_neither_training_nor_validation_ever_holds_the_logits_of_a_batch(colours: Path, tmp_path: Path) -> None:
+    """The largest tensor that any operation makes is a block of logits, with a real vocabulary."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from training.loss import BLOCK_BYTES
+
+    largest = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            is_logits = isinstance(made, torch.Tensor) and made.dim() == 2 and made.shape[1] == 151_936
+            if is_logits and function is not torch.ops.aten.t.default:  # a view of the weights
+                largest[0] = max(largest[0], made.numel())
+            return made
+
+    base = tiny_qwen2(tmp_path / "base", tokenizer="real")
+    with Watch():
+        card = run(colours, base, tmp_path / "out", validation=colours, epochs=0.2, batch_size=16, compare=False).card
+    supervised = card["data"]["validation"]["supervised_tokens"]
+    assert 0 < largest[0] <= BLOCK_BYTES // 4 < supervised * 151_936
+
+
+def test_where_the_output_is_no_terminal_progress_is_plain_lines_with_loss_speed_and_time_left(
+    colours: Path, qwen2_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(
+        TrainingConfig(
+            data=colours, validation=colours, name="n", base=str(qwen2_base), out=tmp_path / "out", epochs=0.5, rank=2
+        )
+    )
+    said = capfd.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("step ")]
+    pattern = r"step \d+/5  loss \d\.\d{3}(  validation \d\.\d{3})?  [\d,]+ tokens/s  \d+:\d\d passed, \d+:\d\d left"
+    assert lines and all(re.fullmatch(pattern, line) for line in lines)
+    assert "\x1b" not in said and "━" not in said
+
+
 def test_a_rate_far_too_high_stops_the_run_with_the_reason(qwen2_base: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [chat("Colour?", "red")] * 8)
     good = run(data, qwen2_base, tmp_path / "good", epochs=40.0, learning_rate=2e-2, rank=8)
@@ -221,6 +295,19 @@ def test_the_guard_bears_a_spike_and_stops_a_rise_that_stays() -> None:
     with pytest.raises(TrainingStopped, match="exploded"):
         for step in range(5):
             guard.check(8.0, 11 + step)
+
+
+def test_the_guard_leaves_infinite_gradients_in_float16_to_the_gradient_scaler(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state, control = TrainerState(), TrainerControl()
+    with pytest.raises(TrainingStopped, match="grad_norm is inf"):
+        Guard().on_log(arguments, state, control, {"loss": 2.0, "grad_norm": math.inf})
+    arguments.fp16 = True
+    Guard().on_log(arguments, state, control, {"loss": 2.0, "grad_norm": math.inf})
+    with pytest.raises(TrainingStopped, match="loss is nan"):
+        Guard().on_log(arguments, state, control, {"loss": math.nan, "grad_norm": math.inf})
 
 
 def test_an_output_that_exists_is_not_written_over(colours: Path, qwen2_base: Path, tmp_path: Path) -> None:
