@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from adapters.bases import load_base
-from adapters.errors import AdapterRefused, BaseMismatch, ConfigInvalid, HotshoeError
+from adapters.errors import AdapterRefused, BaseMismatch, ConfigInvalid, HotshoeError, InvalidRequest
 from server.cli.main import build_app
 from tests.fixtures.bases import tiny_qwen2
+from tests.fixtures.service import running
 from tests.training.conftest import chat, write_jsonl
 from training.compare import Comparison, evenly, last_turn, verdict
 from training.config import TrainingConfig
@@ -225,3 +226,35 @@ def test_prompts_think_as_the_card_says_and_else_as_the_row(qwen3_bytes_base: Pa
     (folder / "card.json").write_text(json.dumps({"template": {"enable_thinking": False}}))
     told = Reference(load_base(folder))
     assert told.render(thinking) == told.render(plain) == reference.render(plain)
+
+
+def test_eval_of_a_served_version_asks_with_its_cards_thinking_its_rows_tools_and_earlier_turns(
+    trained: TrainingResult, qwen2_base: Path, tmp_path: Path
+) -> None:
+    from server.cli.evaluate import _enable_thinking
+
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Is it on?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "on"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns, "tools": [tool]}, chat("on it", "no")])
+    folder = shutil.copytree(trained.folder, tmp_path / "adapter")
+    card = json.loads((folder / "card.json").read_text())
+    card["template"]["enable_thinking"] = False
+    (folder / "card.json").write_text(json.dumps(card))
+    with running(load_base(qwen2_base), tmp_path / "server") as server:
+        assert server.push("rooms", folder).json()["status"] == "ready"
+        for name, thinking in (("rooms", False), ("rooms@1", False), ("rooms@stable", False), ("tiny-qwen2", None)):
+            assert _enable_thinking(server.url, "", name) is thinking, name
+        shown = hotshoe("eval", data, "--model", "rooms", "--url", server.url, "--json").stdout
+        printed, _ = json.JSONDecoder().raw_decode(shown[shown.index("{\n") :])  # the server logs to the same stream
+        assert (printed["answered_by"], printed["rows"]) == (["rooms@1"], 2)
+        assert printed["ttft_p50_seconds"] > 0
+        with pytest.raises(InvalidRequest, match="nobody"):
+            hotshoe("eval", data, "--model", "nobody", "--url", server.url)
+        with pytest.raises(ConfigInvalid, match="adapter folder"):
+            hotshoe("eval", data, "--model", "rooms", "--url", server.url, "--against-base")
