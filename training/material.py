@@ -113,9 +113,10 @@ def announcement(config: TrainingConfig, material: Material, settings: Settings)
     else:
         source = material.validation_file.path if material.validation_file else f"held out of {config.data}"
         lines.append(f"validation: {material.validation.rows:,} rows, {source}")
-    for name, places in (("cut", data.cut), ("dropped", data.dropped)):
-        if places:
-            lines.append(f"{len(places)} rows above {settings.max_length:,} tokens {name}: {_first(places)}")
+    for kind, part in (("", data), ("validation ", material.validation)):
+        for name, places in (("cut", part.cut), ("dropped", part.dropped)) if part is not None else ():
+            if places:
+                lines.append(f"{len(places)} {kind}rows above {settings.max_length:,} tokens {name}: {_first(places)}")
     if material.file.left_aside:
         lines.append(f"not read: {_first(material.file.left_aside)}")
     ignored = ", ".join(f"{key} ({count})" for key, count in material.file.ignored_keys.items())

@@ -124,3 +124,24 @@ def test_of_many_bad_rows_fifty_are_printed_and_json_has_all(
     with pytest.raises(typer.Exit):
         fail(caught.value, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["error"]["problems"]) == 60
+
+
+def test_rows_cut_and_dropped_are_counted_and_named_whatever_their_form(qwen2_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    long = "a" * 300
+    table(folder / "a.csv", ["instruction", "output"], [["q", "a"], ["q", long], [long, "a"]])
+    table(folder / "b.parquet", ["prompt", "completion"], [["q", long], ["q", "b"]])
+    command = ("train", folder, "--validation", folder, "--name", "n", "--base", qwen2_base, "--max-length", 200)
+    for choice, kept, cut, dropped in (
+        ("cut", 4, ["a.csv:3", "b.parquet:1"], ["a.csv:4"]),
+        ("drop", 2, [], ["a.csv:3", "a.csv:4", "b.parquet:1"]),
+    ):
+        out = tmp_path / choice
+        done = hotshoe(*command, "--over-long", choice, "--out", out, "--epochs", 1, "--rank", 4, "--dtype", "float32")
+        training = json.loads((out / "card.json").read_text())["data"]["training"]
+        assert (training["rows"], training["sequences"]) == (5, kept)
+        assert (training["cut"], training["dropped"]) == (cut, dropped)
+        assert f"{len(dropped)} rows above 200 tokens dropped: {', '.join(dropped)}" in done.stderr
+        assert f"{len(dropped)} validation rows above 200 tokens dropped: {', '.join(dropped)}" in done.stderr
+        assert "a.csv: CSV, Alpaca; b.parquet: Parquet, prompt/completion" in done.stderr

@@ -101,7 +101,6 @@ def read_data(path: Path) -> DataFile:
             source, found = _read_file(file, name, rows, ignored, problems)
         except RowInvalid as error:
             problems.add(f"{file}:1", error)
-            records += 1
             continue
         records += found
         if found == 0:
@@ -109,21 +108,24 @@ def read_data(path: Path) -> DataFile:
         elif len(rows) > before:
             sources.append(source)
     if problems.count:
-        if not records and len(files) == 1:
-            raise DataInvalid(f"{path} has no rows.", param="data")
         raise problems.error(path, records)
     return DataFile(path, rows, _digest(sources, path), dict(ignored), tuple(sources), tuple(left_aside))
 
 
 def bad_rows(path: Path, problems: list[Problem], total: int, count: int | None = None) -> DataInvalid:
     """The one error for data with bad rows; `count` where not all of them are in `problems`."""
-    codes = Counter(problem.code for problem in problems)
-    kinds = ", ".join(f"{amount:,} {code}" for code, amount in codes.most_common(5))
     bad = len(problems) if count is None else count
     first = f" The first {len(problems):,} are listed." if bad > len(problems) else ""
     return DataInvalid(
-        f"{bad:,} of {total:,} rows of {path} cannot be used ({kinds}).{first}", param="data", problems=tuple(problems)
+        f"{bad:,} of {total:,} rows of {path} cannot be used ({_kinds(problems)}).{first}",
+        param="data",
+        problems=tuple(problems),
     )
+
+
+def _kinds(problems: list[Problem]) -> str:
+    codes = Counter(problem.code for problem in problems)
+    return ", ".join(f"{amount:,} {code}" for code, amount in codes.most_common(5))
 
 
 class _Problems:
@@ -139,7 +141,10 @@ class _Problems:
             self.kept.append(Problem(error.code, place, name + error.message, error.advice))
 
     def error(self, path: Path, total: int) -> DataInvalid:
-        return bad_rows(path, self.kept, max(total, self.count), self.count)
+        if total:
+            return bad_rows(path, self.kept, max(total, self.count), self.count)
+        what = self.kept[0].message if self.count == 1 else f"no file can be read ({_kinds(self.kept)})."
+        return DataInvalid(f"{path} cannot be used: {what}", param="data", problems=tuple(self.kept))
 
 
 def _read_file(

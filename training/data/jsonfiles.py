@@ -1,7 +1,7 @@
 """What a data file is written in, told by its first bytes and its name, and JSON Lines and JSON as records.
 
 A reader yields a record for each row, good or bad, and goes on after a bad one as long as it can tell where the next
-begins. Text is UTF-8; a byte order mark is skipped.
+begins; it raises RowInvalid for what is wrong with the file. Text is UTF-8; a byte order mark is skipped.
 """
 
 from __future__ import annotations
@@ -101,15 +101,11 @@ def decode_line(text: bytes | None, line: int) -> Any:
 def json_rows(file: BinaryIO) -> Iterator[Record]:
     """The rows of a list, or of the one list in an object; an object that is itself a row is the only one."""
     content = file.read(LARGEST_JSON_BYTES + 1)
-    try:
-        if len(content) > LARGEST_JSON_BYTES:
-            limit = f"the file is larger than {LARGEST_JSON_BYTES:,} bytes, the most that is read of JSON."
-            raise RowInvalid("row_too_long", limit, "write it as JSON Lines, one row a line")
-        text = _utf8(content)
-        start = _rows_at(text)
-    except RowInvalid as error:
-        yield Record(1, 1, error=error)
-        return
+    if len(content) > LARGEST_JSON_BYTES:
+        limit = f"the file is larger than {LARGEST_JSON_BYTES:,} bytes, the most that is read of JSON."
+        raise RowInvalid("row_too_long", limit, "write it as JSON Lines, one row a line")
+    text = _utf8(content)
+    start = _rows_at(text)
     if start is None:
         yield _element(text, 0, len(text), 1, 1)
     else:

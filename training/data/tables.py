@@ -28,7 +28,7 @@ def csv_rows(file: BinaryIO) -> Iterator[Record]:
         yield from _below_header(csv.reader(text, delimiter=_delimiter(header), strict=True))
     except UnicodeDecodeError:
         file.seek(0)
-        yield Record(1, 1, error=not_utf8(file.read()))
+        raise not_utf8(file.read()) from None
     finally:
         text.detach()
 
@@ -39,8 +39,7 @@ def parquet_rows(file: BinaryIO) -> Iterator[Record]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        yield Record(1, 1, error=RowInvalid("format_invalid", "reading Parquet needs pyarrow.", "pip install pyarrow"))
-        return
+        raise RowInvalid("format_invalid", "reading Parquet needs pyarrow.", "pip install pyarrow") from None
     number = 0
     try:
         table = ParquetFile(file)
@@ -55,12 +54,11 @@ def parquet_rows(file: BinaryIO) -> Iterator[Record]:
                 number += 1
                 unread = dict.fromkeys(name for name in names if name not in KNOWN)
                 yield _parquet_record(number, value, unread)
-    except RowInvalid as error:
-        yield Record(number + 1, number + 1, error=error)
     except (ArrowException, OSError) as error:
+        after = f" after row {number}" if number else ""
         reason = " ".join(str(error).split())[:200]
-        invalid = RowInvalid("format_invalid", f"not Parquet that can be read: {reason}", "write the file once more")
-        yield Record(number + 1, number + 1, error=invalid)
+        message = f"not Parquet that can be read{after}: {reason}"
+        raise RowInvalid("format_invalid", message, "write the file once more") from error
 
 
 def _below_header(reader: Any) -> Iterator[Record]:
@@ -76,8 +74,6 @@ def _below_header(reader: Any) -> Iterator[Record]:
                 number += 1
                 yield _csv_record(line, number, names, cells)
             line = reader.line_num + 1
-    except RowInvalid as error:
-        yield Record(line, number + 1, error=error)
     except csv.Error as error:
         advice = 'write a quotation mark inside a field as ""; the rows after it cannot be read'
         yield Record(line, number + 1, error=RowInvalid("csv_invalid", f"broken quoting: {error}.", advice))
@@ -92,12 +88,12 @@ def _csv_record(line: int, number: int, names: list[str], cells: list[str]) -> R
 
 
 def _delimiter(header: str) -> str:
-    def known(delimiter: str) -> int:
+    def known(delimiter: str) -> tuple[int, int]:
         try:
             names = next(csv.reader([header], delimiter=delimiter), [])
         except csv.Error:
-            return 0
-        return len(KNOWN & {name.strip().lower() for name in names})
+            return 0, 0
+        return len(KNOWN & {name.strip().lower() for name in names}), len(names)
 
     return max(DELIMITERS, key=known)
 
