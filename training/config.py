@@ -38,7 +38,10 @@ class TrainingConfig:
         default=None, metadata={"doc": "Folder that the adapter is written to; default ./NAME. It must not exist."}
     )
     validation: Path | None = field(
-        default=None, metadata={"doc": "Data for the validation loss, in any of these forms; without it a share of DATA is held out."}
+        default=None,
+        metadata={
+            "doc": "Data for the validation loss, in any of these forms; without it a share of DATA is held out."
+        },
     )
     validation_share: float | None = field(
         default=None,
