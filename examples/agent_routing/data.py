@@ -32,9 +32,9 @@ class Recipe:
     more_labels: tuple[str, ...] = ()
 
 
-ENGLISH = Recipe("en", 9, {"train": 90, "validation": 6, "test": 12})
-VIETNAMESE = Recipe("vi", 6, {"train": 72, "validation": 6, "test": 12})
-ENGLISH_MORE = Recipe("en", 9, {"train": 20, "validation": 6, "test": 12}, ("HassClimateGetTemperature",))
+ENGLISH = Recipe("en", 9, {"train": 100, "validation": 6, "test": 12})
+VIETNAMESE = Recipe("vi", 6, {"train": 48, "validation": 6, "test": 12})
+ENGLISH_MORE = Recipe("en", 9, {"train": 16, "validation": 4, "test": 8}, ("HassClimateGetTemperature",))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BATCH = 16
-MAX_NEW_TOKENS = 96
+BATCH = 32
+MAX_NEW_TOKENS = 64
 
 
 def forbid_peft() -> None:

@@ -18,6 +18,8 @@ from training.evaluate import Scores, generate_http, latency, score
 BARS = {"label_accuracy": 0.88, "exact_match": 0.50, "field_f1": 0.75}  # English, over HTTP, on the whole test set
 BAR_NAMES = {"label_accuracy": "intent accuracy", "exact_match": "exact match", "field_f1": "slot F1"}
 LATENCY_ROWS = 10
+LATENCY_TOKENS = 16
+CONCURRENCY = 64  # on two cores a base prompt takes 0.31 s at 64, 0.58 s at 16
 
 
 def push(shop: Workshop, results: Results, folder: Path, name: str) -> str:
@@ -83,7 +85,7 @@ def evaluate(
         model,
         prompts or [prompt(row.sentence) for row in rows],
         max_tokens=ANSWER_TOKENS,
-        concurrency=16,
+        concurrency=CONCURRENCY,
         progress=lambda done, total: shop.console.progress(what, done, total),
     )
     found = score([row.answer for row in rows], [answer.text for answer in answers])
@@ -97,7 +99,7 @@ def measure_latency(shop: Workshop, results: Results, rows: Sequence[Row]) -> No
     """TTFT and TPOT of each model, one request at a time, all with the same short prompts."""
     for model in (results.base_id, "router-en", "router-vi"):
         asked = [prompt(row.sentence) for row in rows[:LATENCY_ROWS]]
-        answers = generate_http(shop.url, model, asked, max_tokens=32, concurrency=1)
+        answers = generate_http(shop.url, model, asked, max_tokens=LATENCY_TOKENS, concurrency=1)
         results.latencies[model] = latency(answers)
 
 
