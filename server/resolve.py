@@ -69,7 +69,7 @@ def ref_for(caller: Caller, version: AdapterVersion) -> str:
 
 
 def own_name(caller: Caller, name: str) -> str:
-    """The name, which may be one of the caller's adapters; raises NameInvalid, or as if absent where its key is limited."""
+    """The name, where the caller may touch it; raises NameInvalid, or NotFound as for an absent adapter."""
     check_name(name)
     if not caller.may_touch(name):
         raise no_adapter(name)
