@@ -13,8 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from adapters.errors import ConfigInvalid
 from training.config import TrainingConfig
 
@@ -28,6 +26,8 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 def read_config(path: Path) -> dict[str, Any]:
     """The settings in the file, and `from` where it has it; an empty value leaves one open. Raises ConfigInvalid."""
+    import yaml  # only where a file is given: every command's --help reads the settings' names from here
+
     text = _text(path)
     try:
         _check_events(path, yaml.parse(text, Loader=yaml.BaseLoader))
@@ -69,6 +69,8 @@ def _text(path: Path) -> str:
 
 def _check_events(path: Path, events: Iterator[Any]) -> None:
     """Refuse what a file of settings never needs, before the loader follows it."""
+    import yaml
+
     depth = 0
     for event in events:
         line = event.start_mark.line + 1
@@ -86,6 +88,8 @@ def _check_events(path: Path, events: Iterator[Any]) -> None:
 
 def _check_keys(path: Path, root: Any) -> None:
     """Each key is a setting, once."""
+    import yaml
+
     if not isinstance(root, yaml.MappingNode):
         return
     known, seen = [*settable(), FROM], set()

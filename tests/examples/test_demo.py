@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def test_the_demo_ends_with_one_plain_sentence_and_code_1_when_a_step_fails(tmp_
 
 def test_ctrl_c_ends_the_demo_with_code_130_and_no_child(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.agent_routing.demo", "--out", str(tmp_path / "demo")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
+    # A run that a shell put into the background hands an ignored SIGINT down; a terminal does not.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=hears) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "$ hotshoe base prepare" in line:

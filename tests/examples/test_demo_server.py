@@ -73,7 +73,7 @@ def test_eval_scores_a_served_model_and_writes_its_answers(server: Server, tmp_p
     command = [str(Path(sys.executable).with_name("hotshoe")), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     found = json.loads(result.stdout)
-    assert (found["n"], found["json_valid"], found["answered_by"]) == (1, 0.0, ["router-en@2"])
+    assert (found["rows"], found["json_valid"], found["answered_by"]) == (1, 0.0, ["router-en@2"])
     assert json.loads(out.read_text())["expected"] == '{"intent": "A"}'
 
 

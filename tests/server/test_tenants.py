@@ -157,6 +157,13 @@ def ask(team: Team, route: Route, name: str, export_id: str) -> httpx.Response:
     return http.request(route.method, path, content=body, headers={"content-type": "application/json"})
 
 
+def code_of(answer: httpx.Response) -> str:
+    """OpenAI's code of an error, or on Anthropic's route the type of theirs."""
+    if answer.request.url.path == "/v1/messages":
+        return str(answer.json()["error"]["type"])
+    return str(error_of(answer)["code"])
+
+
 @pytest.mark.parametrize("route", NAMED, ids=show)
 def test_i1_foreign_looks_exactly_absent(route: Route, keyed: Server, acme: Team, other: Team, export_id: str) -> None:
     foreign = ask(other, route, NAME, export_id)
@@ -173,7 +180,8 @@ def test_i1_its_own_tenant_finds_what_another_does_not(route: Route, keyed: Serv
     answer = ask(acme, route, NAME, export_id)
     is_shared_form = "{owner}" in route.path
     has_card = not route.path.endswith("/card")
-    found = answer.status_code != 404 or error_of(answer)["code"] in ("not_found",)
+    # The scripted engine has no /v1/messages: its own 404 shows that the request came through to it.
+    found = answer.status_code != 404 or code_of(answer) == "not_found" or "The engine answered" in answer.text
     assert found is not is_shared_form, answer.text
     assert answer.status_code != 403 and (has_card or "without a card" in answer.text)
 
@@ -185,11 +193,11 @@ def test_i1_without_the_scope_nothing_is_told(route: Route, keyed: Server, acme:
     path = re.sub(r"\{\w+\}", NAME, route.path)
     for name in (NAME, ABSENT):
         answer = team.http.request(route.method, path.replace(NAME, name))
-        assert answer.status_code == 403 and error_of(answer)["code"] == "forbidden"
+        assert answer.status_code == 403 and code_of(answer) in ("forbidden", "permission_error")
         assert name not in answer.text
     with httpx.Client(base_url=keyed.url) as bare:
         answer = bare.request(route.method, path)
-        assert answer.status_code == 401 and error_of(answer)["code"] == "invalid_api_key"
+        assert answer.status_code == 401 and code_of(answer) in ("invalid_api_key", "authentication_error")
 
 
 def test_a4_every_route_has_a_scope_that_a_key_can_have_and_only_five_paths_may_be_public() -> None:
