@@ -22,7 +22,7 @@ from examples.agent_routing.prompts import base_prompt
 from examples.agent_routing.workshop import Workshop
 from training.evaluate import Scores, generate_local, score
 
-BASELINE_ROWS = 24
+BASELINE_ROWS = 16
 ANSWER_TOKENS = 64  # the longest right answer of any split has 45
 # The demo compares base and adapters itself, over HTTP and on more rows than a training run would.
 COMMON = ("--epochs", "1", "--evaluations", "2", "--no-compare")
