@@ -33,6 +33,7 @@ def test_a1_every_answer_is_declared(keyed: Server) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a1_every_answer_is_declared_over_many_seeds(keyed: Server) -> None:
-    for seed in range(2, 12):
+    for seed in range(2, 6):
         assert Fuzzer(keyed).run(100, seed).failures == []
