@@ -23,6 +23,7 @@ from sqlalchemy import Row, func, insert, select, update
 
 from adapters import schema
 from adapters.database import FILE, Database
+from adapters.durable import sync
 from adapters.errors import ConfigInvalid, InvalidRequest, NotFound
 from adapters.journal import add_event, ensure_tenant
 from adapters.limits import UseLimits
@@ -217,11 +218,7 @@ def _write_pepper(path: Path) -> None:
         return
     finally:
         scratch.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def _to_key(row: Row[Any]) -> ApiKey:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.card_page import card_html
 from training.data.dataset import duplicate_count
+from training.saving import saved_bytes
 
 if TYPE_CHECKING:
     from training.material import Material
@@ -73,7 +74,7 @@ def make_card(run: Run, folder: Path) -> dict[str, Any]:
         "settings": settings.as_dict(),
         "adapter": {
             "parameters": sum(value.numel() for value in trained),
-            "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+            "bytes": saved_bytes(folder),
         },
         "result": _result(run),
         "evaluation": run.baseline.compared(run.model) if run.baseline is not None else None,

@@ -6,9 +6,7 @@ after the files are on the disk, makes it a complete one; a folder without a man
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from adapters.durable import sync
+from adapters.staging import sha256
 
 MANIFEST = "complete.json"
 STATE_FILE = "trainer_state.json"
@@ -51,10 +52,10 @@ def seal(folder: Path, counted: dict[str, float]) -> None:
     body = json.dumps({"counted": counted, "files": files}, indent=2)
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_text(body, encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     temporary.rename(folder / MANIFEST)
-    _sync(folder)
-    _sync(folder.parent)
+    sync(folder)
+    sync(folder.parent)
 
 
 def complete(checkpoints: Path) -> list[Checkpoint]:
@@ -106,7 +107,7 @@ def _is_sound(one: Checkpoint, by_step: dict[int, Checkpoint]) -> bool:
 
 
 def _has_its_bytes(one: Checkpoint) -> bool:
-    return all(_digest(one.folder / name) == file["sha256"] for name, file in one.files.items())
+    return all(sha256(one.folder / name) == file["sha256"] for name, file in one.files.items())
 
 
 def _read(folder: Path) -> Checkpoint | None:
@@ -134,18 +135,5 @@ def _remove(folder: Path) -> None:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

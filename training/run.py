@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from training.material import Material
 
 FEWEST_STEPS_TO_WARM_UP = 20
-
-
 KEPT_CHECKPOINTS = {"qlora": 2, "lora": 2, "full": 1}  # beside the best; one of every weight is large
 
 
