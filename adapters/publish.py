@@ -68,8 +68,7 @@ def publish(
             try:
                 return context.registry.add_version(new)
             except HotshoeError:  # over quota, or another number: what no version needs goes again
-                if canonical.digest not in context.registry.digests_in_use():
-                    context.store.delete(canonical.digest)
+                remove_files(context.registry, context.store, canonical.digest)
                 raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a tenant adds to an inference request: its limits, its bill, its salt, and other tenants' names for adapters."""
+"""What a tenant adds to an inference request: its limits, its bill, and other tenants' names for adapters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Send
 
-from server.inference import InferenceRequest
 from server.limits import Limiter, Share
 from server.proxy import Forwarded
 from server.services import Caller, Services
@@ -56,21 +55,6 @@ def bill(
         services.usage.partial(tenant, model, usage.completion_tokens if usage else result.events)
     if allowance is not None:
         allowance.spend(usage.prompt_tokens + usage.completion_tokens if usage else result.events)
-
-
-@dataclass(frozen=True)
-class SaltedRequest(InferenceRequest):
-    """A request with its tenant's cache salt, so that the engine shares cached prefixes within one tenant only."""
-
-    salt: str
-
-    def for_engine(self, engine_model: str) -> bytes:
-        """The checked object with the salt as its last member: no field that a client sent can take its place."""
-        return super().for_engine(engine_model)[:-1] + f',"cache_salt":"{self.salt}"}}'.encode()
-
-
-def salted(request: InferenceRequest, salt: str) -> SaltedRequest:
-    return SaltedRequest(request.path, request.model, request.body, salt)
 
 
 def renaming(send: Send, given: str, wanted: str) -> Send:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import EngineBusy, EngineUnavailable, HotshoeError, PayloadTooLarge
 from server.access import Access, Kind, Route, check_headers, check_scope, find_route
-from server.allowance import Allowance, allowance_of, bill, renaming, salted
+from server.allowance import Allowance, allowance_of, bill, renaming
 from server.dialect import request_id_headers
 from server.errors import EncodingNotAllowed, PayloadTimeout, to_wire, unexpected
 from server.inference import InferenceRequest, read_request
@@ -183,7 +183,7 @@ class Gateway:
         exchange.model = target.label
         if exchange.path not in PREFIX_FREE_PATHS:
             exchange.billed_as = target.ref
-            request = salted(request, services.keyring.cache_salt(exchange.caller.tenant))
+            request = replace(request, cache_salt=services.keyring.cache_salt(exchange.caller.tenant))
         if target.version is not None and target.ref != target.version.ref:
             send = renaming(send, target.version.ref, target.ref)
         services.door.check_room(exchange.caller.tenant)

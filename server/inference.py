@@ -33,6 +33,7 @@ class InferenceRequest:
     path: str
     model: str
     body: dict[str, Any]
+    cache_salt: str = ""  # of the tenant: the engine shares cached prefixes among requests of one salt only
 
     @property
     def is_stream(self) -> bool:
@@ -44,10 +45,12 @@ class InferenceRequest:
         return isinstance(options, dict) and bool(options.get("include_usage"))
 
     def for_engine(self, engine_model: str) -> bytes:
-        """The bytes the engine gets: the version's engine name, and always the usage chunk."""
+        """The bytes the engine gets: the version's engine name, always the usage chunk, and the tenant's salt."""
         body = {**self.body, "model": engine_model}
         if self.is_stream and self.path in STREAM_OPTION_PATHS:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
+        if self.cache_salt:
+            body["cache_salt"] = self.cache_salt
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 

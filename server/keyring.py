@@ -6,21 +6,18 @@ registry while it runs, and every write of it ends what is remembered here.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from adapters.keys import ApiKey, key_digest
 from adapters.limits import UseLimits
 from adapters.registry import Registry
+from server.remembered import Remembered
 
-MAX_KNOWN = 10_000
 MAX_KEY_BYTES = 512
 SALT_PURPOSE = b"prefix cache of tenant "
-T = TypeVar("T")
 
 
 class Keyring:
@@ -33,12 +30,11 @@ class Keyring:
         self.pepper = pepper
         self._operator_digest = None if operator_key is None else key_digest(pepper, operator_key.encode())
         self._clock = clock
-        self._changes = -1
-        self._known: dict[tuple[str, str], object] = {}
+        self._remembered = Remembered(registry)
 
     async def is_open(self) -> bool:
         """No key is configured and none was ever made: whoever reaches the server is its operator."""
-        return self._operator_digest is None and not await self._recall("has", "keys", self.registry.has_keys)
+        return self._operator_digest is None and not await self._remembered.get("has keys", self.registry.has_keys)
 
     def is_operator(self, key: bytes) -> bool:
         """The key is the one that the server was started with."""
@@ -50,24 +46,13 @@ class Keyring:
         if not 0 < len(key) <= MAX_KEY_BYTES:
             return None
         digest = key_digest(self.pepper, key)
-        found = await self._recall("key", digest, lambda: self.registry.find_key(digest))
+        found = await self._remembered.get(("key", digest), lambda: self.registry.find_key(digest))
         return found if found is not None and found.is_valid(self._clock()) else None
 
     async def limits_of(self, tenant: str) -> UseLimits:
         """The tenant's limits as they are now."""
-        return await self._recall("limits", tenant, lambda: self.registry.limits_of(tenant))
+        return await self._remembered.get(("limits", tenant), lambda: self.registry.limits_of(tenant))
 
     def cache_salt(self, tenant: str) -> str:
         """What keeps a tenant's prefix cache apart: the same for ever, and nobody outside can compute it."""
         return hmac.new(self.pepper, SALT_PURPOSE + tenant.encode(), hashlib.sha256).hexdigest()[:32]
-
-    async def _recall(self, kind: str, name: str, read: Callable[[], T]) -> T:
-        changes = self.registry.database.changes
-        if changes != self._changes or len(self._known) >= MAX_KNOWN:
-            self._changes, self._known = changes, {}
-        if (kind, name) in self._known:
-            return self._known[kind, name]  # type: ignore[return-value]
-        found = await asyncio.to_thread(read)
-        if self._changes == changes:  # else it may have been read before a change
-            self._known[kind, name] = found
-        return found

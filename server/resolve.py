@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from adapters.errors import ModelNotFound, NameInvalid, NotFound, NotServable
 from adapters.registry import Registry, no_adapter, not_servable
 from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, VersionStatus, check_name
+from server.remembered import Remembered
 from server.services import Caller, Services
-
-MAX_KNOWN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,40 +75,20 @@ def own_name(caller: Caller, name: str) -> str:
 
 
 class Resolver:
-    """Model ids to versions, read once per change of the registry: this process is the only one that changes it."""
+    """Model ids to versions, read once per change of the registry."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self._changes = -1
-        self._known: dict[AdapterRef, AdapterVersion] = {}
-        self._shared: dict[tuple[str, str, str], bool] = {}
+        self._remembered = Remembered(registry)
 
     async def resolve(self, ref: AdapterRef) -> AdapterVersion:
         """The version that the id names now; raises ModelNotFound."""
-        changes = self._refresh()
-        version = self._known.get(ref)
-        if version is None:
-            version = await asyncio.to_thread(self.registry.resolve, ref)
-            if self._changes == changes:  # else it may have been read before a change
-                self._known[ref] = version
-        return version
+        return await self._remembered.get(ref, lambda: self.registry.resolve(ref))
 
     async def is_shared(self, owner: str, name: str, grantee: str) -> bool:
         """Whether the adapter is shared with the tenant now."""
-        changes = self._refresh()
         grant = (owner, name, grantee)
-        if grant in self._shared:
-            return self._shared[grant]
-        found = await asyncio.to_thread(self.registry.is_granted, *grant)
-        if self._changes == changes:
-            self._shared[grant] = found
-        return found
-
-    def _refresh(self) -> int:
-        changes = self.registry.database.changes
-        if changes != self._changes or len(self._known) + len(self._shared) >= MAX_KNOWN:
-            self._changes, self._known, self._shared = changes, {}, {}
-        return changes
+        return await self._remembered.get(grant, lambda: self.registry.is_granted(*grant))
 
 
 def check_servable(version: AdapterVersion, base_digest: str) -> None:

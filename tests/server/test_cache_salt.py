@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from server.allowance import salted
 from server.inference import read_request
 from tests.fixtures.engines import EngineRig
 
@@ -26,7 +26,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def cached_tokens(rig: EngineRig, path: str, model: str, salt: str) -> int:
     """What the engine reports for the bytes that the gateway sends it for a tenant with this salt."""
     raw = json.dumps({"model": model, **FORMS[path]}).encode()
-    body = salted(read_request(path, raw, rig.base.id), salt).for_engine(model)
+    body = replace(read_request(path, raw, rig.base.id), cache_salt=salt).for_engine(model)
     answer = rig.http.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
     usage = answer.json()["usage"]
