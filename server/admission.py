@@ -63,7 +63,7 @@ class Admission:
     def ask(self, adapter: str | None, now: float, tenant: str = "") -> Admitted | Queued | Rejected:
         """Take a place. A Queued ticket comes back from a later `admit_waiting`, or is given up with `leave`."""
         ticket = Ticket(adapter, now, tenant)
-        if self._fits(ticket) and not self._is_held_back(ticket, now):
+        if self._next([*self.queue, ticket], now) is ticket:
             return Admitted(self._start(ticket))
         if self._waiting(tenant) >= self.limits.max_queued:
             return Rejected(self.why_full(tenant), self.retry_after_seconds())
@@ -73,12 +73,9 @@ class Admission:
     def admit_waiting(self, now: float) -> list[Ticket]:
         """The waiting requests that may start now, in their order. Call it after every `release` and `leave`."""
         started = []
-        for ticket in self._in_turn(self.queue):
-            if self.running >= self.limits.max_running:
-                break
-            if self._fits(ticket) and not self._is_held_back(ticket, now):
-                self.queue.remove(ticket)
-                started.append(self._start(ticket))
+        while (ticket := self._next(self.queue, now)) is not None:
+            self.queue.remove(ticket)
+            started.append(self._start(ticket))
         return started
 
     def release(self, ticket: Ticket, ran_seconds: float) -> None:
@@ -114,9 +111,6 @@ class Admission:
     def _waiting(self, tenant: str) -> int:
         return sum(ticket.tenant == tenant for ticket in self.queue)
 
-    def _fits(self, ticket: Ticket) -> bool:
-        return self.running < self.limits.max_running and self._has_slot(ticket.adapter)
-
     def _has_slot(self, adapter: str | None) -> bool:
         return adapter is None or adapter in self.active or len(self.active) < self.limits.slots
 
@@ -129,15 +123,13 @@ class Admission:
             counts[ticket.tenant] += 1
         return [ticket for _, _, ticket in sorted(ranks, key=lambda row: row[:2])]
 
-    def _is_held_back(self, ticket: Ticket, now: float) -> bool:
-        """Another request comes first: one that only lacks room in the batch, or one whose patience is over."""
-        tickets = self.queue if ticket in self.queue else [*self.queue, ticket]
+    def _next(self, tickets: list[Ticket], now: float) -> Ticket | None:
+        """The one of these, oldest first, that starts next: in turn, past those without a slot and those held back."""
+        if self.running >= self.limits.max_running:
+            return None
         barred = self._barred(tickets, now)
-        if ticket in barred:
-            return True
-        order = self._in_turn(tickets)
-        earlier = order[: order.index(ticket)]
-        return any(self._has_slot(one.adapter) for one in earlier if one not in barred)
+        waiting = (one for one in self._in_turn(tickets) if one not in barred and self._has_slot(one.adapter))
+        return next(waiting, None)
 
     def _barred(self, tickets: list[Ticket], now: float) -> set[Ticket]:
         """The adapter requests younger than the oldest that has waited long enough for a slot."""
