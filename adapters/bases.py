@@ -49,6 +49,12 @@ class BaseModel:
         return bool(self.config.get("tie_word_embeddings", False))
 
 
+def stored_dtype(config: Mapping[str, Any]) -> str | None:
+    """The number format that a config.json names for its weights, under either key, without torch's prefix."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named).removeprefix("torch.") if named else None
+
+
 def module_shapes(config: Mapping[str, Any]) -> dict[str, ModuleShape]:
     """The seven projections of every decoder layer of a Qwen2 or Qwen3 dense model, from its `config.json`."""
     hidden, middle = int(config["hidden_size"]), int(config["intermediate_size"])

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import SINGLE_WEIGHTS, BaseModel
+from adapters.bases import SINGLE_WEIGHTS, BaseModel, stored_dtype
 from adapters.checkpoint import (
     FLOATS,
     ITEM_BYTES,
@@ -188,7 +188,7 @@ def _plan_file(name: str, tensors: list[StoredTensor], dtype: str | None, update
 
 
 def _shape_only_shards(base: BaseModel) -> dict[str, list[StoredTensor]]:
-    named = base.config.get("dtype") or base.config.get("torch_dtype") or "bfloat16"
+    named = stored_dtype(base.config) or "bfloat16"
     code = next((code for code, name in FLOATS.items() if name == named), "BF16")
     required, _ = expected_tensors(base.config)
     path = base.folder / SINGLE_WEIGHTS

@@ -114,20 +114,16 @@ def trls(config: TrainingConfig, settings: Settings, material: Material, folder:
     """SFTTrainer on the same token ids and labels. It makes a quantised base's adapter bfloat16, which is undone."""
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
+    from training.model import nf4_config
+
     base = AutoModelForCausalLM.from_pretrained(
         material.base.folder,
         dtype=torch.float32,
         device_map={"": "cpu"} if settings.method == "qlora" else None,
-        quantization_config=quantised if settings.method == "qlora" else None,
+        quantization_config=nf4_config(settings) if settings.method == "qlora" else None,
     )
     model = PeftModel.from_pretrained(base, str(config.initial_adapter), is_trainable=True)
     arguments = SFTConfig(

@@ -9,6 +9,7 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from server.engine.base import EngineOptions
+from tests.fixtures.adapters import shape_only_base
 from tests.fixtures.engines import EngineRig
 
 # Three slots: with its spare one the engine has four, so that four adapters fill every slot.
@@ -21,6 +22,12 @@ def embedded_base() -> BaseModel:
     from adapters.embedded import default_base
 
     return load_base(default_base())
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    """A two-layer base without weights: enough for a server on the scripted engine."""
+    return shape_only_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def engine_options(base: BaseModel, run_dir: Path) -> EngineOptions:

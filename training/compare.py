@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from training.data.template import IGNORED, ChatTemplate, Rendered
 from training.greedy import Decoding, greedy_answers
 from training.loss import supervised_loss_sum
 from training.material import Material
+from training.model import base_alone
 from training.packed import collate
 from training.scores import parse_answer, telling_scores
 
@@ -50,13 +51,12 @@ class Comparison:
 
     def __init__(self, validation: Prepared, template: ChatTemplate, pass_size: int) -> None:
         self.sequences = validation.sequences
-        self.tokenizer = template.tokenizer
+        self.template = template
         self.pass_size = pass_size
         asked = [last_turn(sequence) for sequence in evenly(self.sequences, MOST_ROWS)]
         self.prompts = [prompt for prompt, _ in asked]
         self.expected = [self._text(answer) for _, answer in asked]
         self.longest = max(len(answer) for _, answer in asked)
-        self.stops = tuple(sorted(template.stop_ids))
 
     @property
     def asks(self) -> bool:
@@ -77,7 +77,9 @@ class Comparison:
         found: list[str] = []
         for start in range(0, len(self.prompts), ROWS_AT_A_TIME):
             left = deadline - time.monotonic()
-            decoding = Decoding(self._pad, self.stops, self.longest + 8, ROWS_AT_A_TIME, max(0.0, left))
+            decoding = Decoding(
+                self.template.pad, self.template.stops, self.longest + 8, ROWS_AT_A_TIME, max(0.0, left)
+            )
             new = greedy_answers(model, self.prompts[start : start + ROWS_AT_A_TIME], decoding)
             if time.monotonic() > deadline:  # what was cut short is no answer
                 break
@@ -85,12 +87,7 @@ class Comparison:
         return found
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    @property
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.stops[0] if pad is None else pad)
+        return str(self.template.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -188,11 +185,6 @@ def evenly(sequences: Sequence[Rendered], most: int) -> list[Rendered]:
     """At most so many of them, evenly spread."""
     stride = max(1.0, len(sequences) / most)
     return [sequences[int(index * stride)] for index in range(min(most, len(sequences)))]
-
-
-def base_alone(model: Any) -> Any:
-    """A context in which the model answers without its adapter."""
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 
 @contextmanager

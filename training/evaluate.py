@@ -10,37 +10,21 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import EngineUnavailable, InvalidRequest
 from training.data.formats import read_data
-from training.data.rows import Row
-from training.scores import Scores, parse_object, score
+from training.data.rows import Row, is_thought
+from training.quiet import Progress, unwatched
+from training.scores import parse_object
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = [
-    "Answer",
-    "Example",
-    "Prompt",
-    "Scores",
-    "generate_http",
-    "generate_local",
-    "latency",
-    "load_examples",
-    "parse_object",
-    "score",
-]
 Messages = list[dict[str, Any]]
-Progress = Callable[[int, int], None]  # rows done, rows in all
-
-
-def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +82,8 @@ def load_examples(path: Path) -> list[Example]:
 def _example(row: Row) -> Example:
     turn = row.learned_turns()[-1]
     answer = row.messages[turn]
-    thinking = bool(answer.get("reasoning_content")) or "</think>" in answer["content"]
-    return Example(
-        Prompt(row.messages[:turn], row.tools, thinking), written(answer["content"], answer.get("tool_calls")), row
-    )
+    prompt = Prompt(row.messages[:turn], row.tools, is_thought(answer))
+    return Example(prompt, written(answer["content"], answer.get("tool_calls")), row)
 
 
 def written(content: str, calls: Iterable[Mapping[str, Any]] | None) -> str:
@@ -133,7 +115,7 @@ def generate_local(
     *,
     max_new_tokens: int = 128,
     batch_size: int = 32,
-    progress: Progress = quiet,
+    progress: Progress = unwatched,
 ) -> list[str]:
     """Greedy answers of a base with or without an adapter on the reference path, in the order of the prompts."""
     from adapters.bases import load_base
@@ -150,7 +132,7 @@ def generate_http(
     api_key: str = "",
     max_tokens: int = 128,
     concurrency: int = 8,
-    progress: Progress = quiet,
+    progress: Progress = unwatched,
 ) -> list[Answer]:
     """Greedy streamed answers of a served model through the OpenAI SDK, in the order of the prompts.
 

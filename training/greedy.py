@@ -9,11 +9,13 @@ batch brings.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from training.quiet import Progress, unwatched
 
 Tokens = list[int]
 
@@ -27,10 +29,6 @@ class Decoding:
     max_new_tokens: int
     batch_size: int = 32
     max_seconds: float | None = None
-
-
-def unwatched(done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def shared_prefix(rows: Sequence[Tokens]) -> int:
@@ -54,7 +52,7 @@ def greedy_answers(
     model: Any,
     prompts: Sequence[Tokens],
     decoding: Decoding,
-    progress: Callable[[int, int], None] = unwatched,
+    progress: Progress = unwatched,
 ) -> list[Tokens]:
     """The new tokens of each prompt, in the order of the prompts. Batches are made of prompts of similar length."""
     prefix = prompts[0][: shared_prefix(prompts)] if len(prompts) > 1 else []

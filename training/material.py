@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.bases import BaseModel
+from adapters.bases import BaseModel, stored_dtype
 from training.config import Facts, Settings, TrainingConfig
 from training.data.dataset import Prepared, hold_out, prepare
 from training.data.formats import DataFile, read_data
 from training.data.rows import Row
 from training.data.stopping import refuse_untrained_end
 from training.data.template import ChatTemplate, load_template
+from training.memory import embedding_parameters, linear_parameters
 
 SHARE_HELD_OUT = 0.1
 ROWS_FOR_HOLDING_OUT = 100
@@ -71,7 +72,6 @@ def facts(material: Material) -> Facts:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base_dtype = material.base.config.get("dtype") or material.base.config.get("torch_dtype") or "float32"
     if device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -84,7 +84,7 @@ def facts(material: Material) -> Facts:
         has_validation=material.validation is not None,
         parameters=parameter_count(material.base),
         context_length_tokens=material.base.context_length_tokens,
-        base_dtype=str(base_dtype).removeprefix("torch."),
+        base_dtype=stored_dtype(material.base.config) or "float32",
         device=device,
         device_memory_bytes=memory,
         has_bfloat16=has_bfloat16,
@@ -93,9 +93,7 @@ def facts(material: Material) -> Facts:
 
 def parameter_count(base: BaseModel) -> int:
     """Parameters of the projections and embeddings, from shapes alone; norms and biases do not matter to a choice."""
-    embedding = int(base.config["vocab_size"]) * int(base.config["hidden_size"])
-    projections = sum(shape.out_features * shape.in_features for shape in base.shapes.values())
-    return projections + embedding * (1 if base.is_tied else 2)
+    return linear_parameters(base) + embedding_parameters(base)
 
 
 def announcement(config: TrainingConfig, material: Material, settings: Settings) -> str:

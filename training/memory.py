@@ -41,8 +41,7 @@ class Memory:
 
 def memory(settings: Settings, base: BaseModel) -> Memory:
     """What the method needs for this base."""
-    linear = sum(shape.in_features * shape.out_features for shape in base.shapes.values())
-    embedding = int(base.config["vocab_size"]) * int(base.config["hidden_size"]) * (1 if base.is_tied else 2)
+    linear, embedding = linear_parameters(base), embedding_parameters(base)
     moments = 2 * (1 if "8bit" in settings.optimizer else FLOAT32_BYTES)
     if settings.method == "full":
         trained = linear + embedding
@@ -52,6 +51,16 @@ def memory(settings: Settings, base: BaseModel) -> Memory:
     of_linear = NF4_BITS / 8 if settings.method == "qlora" else each
     weights = of_linear * linear + each * embedding + FLOAT32_BYTES * trained
     return Memory(weights, FLOAT32_BYTES * trained, moments * trained)
+
+
+def linear_parameters(base: BaseModel) -> int:
+    """Weights of the projections, from shapes alone."""
+    return sum(shape.in_features * shape.out_features for shape in base.shapes.values())
+
+
+def embedding_parameters(base: BaseModel) -> int:
+    """Weights of the embedding and, where it is not tied, of the output layer."""
+    return int(base.config["vocab_size"]) * int(base.config["hidden_size"]) * (1 if base.is_tied else 2)
 
 
 def lora_parameters(settings: Settings, base: BaseModel) -> int:

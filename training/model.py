@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def load_model(base: BaseModel, settings: Settings, device: str, initial_adapter
             attn_implementation=ATTENTION,
             local_files_only=True,
             device_map={"": device} if settings.method == "qlora" or device == "cuda" else None,
-            quantization_config=_nf4(settings) if settings.method == "qlora" else None,
+            quantization_config=nf4_config(settings) if settings.method == "qlora" else None,
         )
     except (OSError, ValueError) as error:
         raise BaseInvalid(f"{base.folder} cannot be loaded: {error}") from error
@@ -55,6 +56,12 @@ def keep_canonical_nf4(model: torch.nn.Module) -> int:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return len(layers)
+
+
+def base_alone(model: Any) -> AbstractContextManager[Any]:
+    """A context in which the model answers without its adapter, where it has one."""
+    held: AbstractContextManager[Any] = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    return held
 
 
 def lora_config(settings: Settings) -> Any:
@@ -114,7 +121,8 @@ def _with_adapter(model: Any, settings: Settings, initial_adapter: Path | None) 
         ) from error
 
 
-def _nf4(settings: Settings) -> Any:
+def nf4_config(settings: Settings) -> Any:
+    """How the base is quantised for QLoRA: NF4 with double quantisation, computed in the run's dtype."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]  # rows done, rows in all
+
+
+def unwatched(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def quieten() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from training.data.jsontext import RowInvalid
 from training.data.rows import Row
 from training.data.template import IGNORED, Rendered, load_template
 from training.evaluate import Prompt
-from training.greedy import Decoding, greedy_answers, unwatched
+from training.greedy import Decoding, greedy_answers
 from training.loss import cross_entropy_sum
+from training.model import base_alone
+from training.quiet import Progress, unwatched
 
 Message = Mapping[str, Any]
 CARD_FILE = "card.json"
@@ -57,10 +59,10 @@ class Reference:
         prompts: Sequence[Prompt],
         max_new_tokens: int = 128,
         batch_size: int = 32,
-        progress: Callable[[int, int], None] = unwatched,
+        progress: Progress = unwatched,
     ) -> list[str]:
         """Greedy answers in the order of the prompts."""
-        decoding = Decoding(self._pad, self._stops, max_new_tokens, batch_size)
+        decoding = Decoding(self.template.pad, self.template.stops, max_new_tokens, batch_size)
         found = greedy_answers(self.model, [self.render(prompt) for prompt in prompts], decoding, progress)
         return [self.text(new) for new in found]
 
@@ -72,7 +74,7 @@ class Reference:
             try:
                 made += self.template.render(row, self.supervise)
             except RowInvalid as error:
-                problems.append(Problem(error.code, str(row.place), error.message, error.advice))
+                problems.append(error.problem(str(row.place)))
         if problems:
             raise DataInvalid(f"{len(problems)} of {len(rows)} rows cannot be rendered.", problems=tuple(problems))
         return made
@@ -103,8 +105,8 @@ class Reference:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
-                eos_token_id=list(self._stops),
-                pad_token_id=self._pad,
+                eos_token_id=list(self.template.stops),
+                pad_token_id=self.template.pad,
                 streamer=Pieces(self.template.tokenizer, skip_prompt=True, skip_special_tokens=True),
                 **{"do_sample": False, **sampling},
             )
@@ -112,8 +114,7 @@ class Reference:
 
     def without_adapter(self) -> AbstractContextManager[Any]:
         """A context in which the base answers alone."""
-        held: AbstractContextManager[Any] = self.model.disable_adapter() if self.has_adapter else nullcontext()
-        return held
+        return base_alone(self.model)
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.template.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -121,7 +122,7 @@ class Reference:
     @torch.inference_mode()
     def _loss_sum(self, rows: Sequence[Rendered]) -> tuple[float, int]:
         longest = max(len(row.input_ids) for row in rows)
-        ids = torch.tensor([[*row.input_ids, *[self._pad] * (longest - len(row.input_ids))] for row in rows])
+        ids = torch.tensor([[*row.input_ids, *[self.template.pad] * (longest - len(row.input_ids))] for row in rows])
         mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
         labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in rows])[:, 1:]
         causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -130,15 +131,6 @@ class Reference:
         wanted = (labels != IGNORED).to(device)
         targets = labels.to(device)[wanted]
         return float(cross_entropy_sum(hidden[wanted], causal_lm.lm_head.weight, targets)), targets.numel()
-
-    @property
-    def _stops(self) -> tuple[int, ...]:
-        return tuple(sorted(self.template.stop_ids))
-
-    @property
-    def _pad(self) -> int:
-        pad = self.template.tokenizer.pad_token_id
-        return int(self._stops[0] if pad is None else pad)
 
 
 def open_reference(model: str | Path, base: str | Path | None = None) -> Reference:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import BaseModel, weight_files
+from adapters.bases import BaseModel, stored_dtype, weight_files
 from adapters.errors import TrainingStopped
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -51,13 +51,13 @@ def save_adapter(model: Any, folder: Path, base: str | None = None) -> None:
 
 
 def save_full(model: Any, folder: Path, base: BaseModel) -> None:
-    """Write every weight in the base's dtype, with the base's config, tokenizer and template.
+    """Write every weight in the dtype that the base's config names, with the base's config, tokenizer and template.
 
     A tied output layer stays tied: it is not written. Raises TrainingStopped as `save_adapter` does.
     """
     import torch
 
-    model.to(getattr(torch, base_dtype(base)))
+    model.to(getattr(torch, stored_dtype(base.config) or "float32"))
     broken = next((name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())), None)
     if broken is not None:
         raise TrainingStopped(f"{broken} is not finite after training: nothing was saved. Lower --learning-rate.")
@@ -71,12 +71,6 @@ def save_full(model: Any, folder: Path, base: BaseModel) -> None:
             shutil.copyfile(base.folder / name, folder / name)
     for path in folder.glob("*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)
-
-
-def base_dtype(base: BaseModel) -> str:
-    """The dtype that a base's config names; float32 where it names none."""
-    named = base.config.get("dtype") or base.config.get("torch_dtype") or "float32"
-    return str(named).removeprefix("torch.")
 
 
 def saved_bytes(folder: Path) -> int:

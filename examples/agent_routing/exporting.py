@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from examples.agent_routing.console import StepFailed
-from examples.agent_routing.learn import Results, in_words
+from examples.agent_routing.learn import ANSWER_TOKENS, Results, in_words
 from examples.agent_routing.prompts import prompt
 from examples.agent_routing.serving import evaluate
 from examples.agent_routing.workshop import Workshop
-from training.evaluate import score
+from training.scores import score
 
 NEAR_TIE = 1e-3  # of the best two logits: below it, the order of additions may decide
 
@@ -44,7 +44,7 @@ def export_and_compare(shop: Workshop, results: Results) -> None:
     asked, answered = shop.folder / "prompts.json", shop.folder / "plain.json"
     asked.write_text(json.dumps([prompt(row.sentence) for row in rows], ensure_ascii=False), "utf-8")
     shop.console.lines("plain transformers, peft not importable: " + merged.name)
-    shop.python(Path(__file__).with_name("plain.py"), merged, asked, answered)
+    shop.python(Path(__file__).with_name("plain.py"), merged, asked, answered, str(ANSWER_TOKENS))
     plain = json.loads(answered.read_text("utf-8"))
     found = score([row.answer for row in rows], [answer["text"] for answer in plain])
     results.scores["router-en@2 merged, its test"] = found

@@ -20,7 +20,8 @@ from examples.agent_routing.data import (
 )
 from examples.agent_routing.prompts import base_prompt
 from examples.agent_routing.workshop import Workshop
-from training.evaluate import Scores, generate_local, score
+from training.evaluate import generate_local
+from training.scores import Scores, score
 
 BASELINE_ROWS = 16
 ANSWER_TOKENS = 64  # the longest right answer of any split has 45

@@ -1,7 +1,8 @@
 """Answers prompts with a merged model in plain transformers, in a process where peft cannot be imported.
 
-`python plain.py MODEL PROMPTS.json OUT.json`: prompts are a list of message lists; each answer comes with its token ids
-and, for every token, by how much the best logit led the second. It imports nothing of ours: it is what a stranger has.
+`python plain.py MODEL PROMPTS.json OUT.json TOKENS`: prompts are a list of message lists, TOKENS an answer's most tokens.
+Each comes with its token ids and, for every token, by how much the best logit led the second. It imports nothing of
+ours: it is what a stranger has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 32
-MAX_NEW_TOKENS = 64
 
 
 def forbid_peft() -> None:
@@ -24,7 +24,7 @@ def forbid_peft() -> None:
     raise SystemExit("peft could be imported, so this would prove nothing.")
 
 
-def answer(folder: str, prompts: list[Any]) -> list[dict[str, Any]]:
+def answer(folder: str, prompts: list[Any], max_new_tokens: int) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
@@ -46,7 +46,7 @@ def answer(folder: str, prompts: list[Any]) -> list[dict[str, Any]]:
         with torch.inference_mode():
             ids = model.generate(
                 **batch,
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=max_new_tokens,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([note_margin]),
             )[:, batch["input_ids"].shape[1] :]
@@ -63,5 +63,5 @@ def answer(folder: str, prompts: list[Any]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     forbid_peft()
-    model, prompts, out = sys.argv[1:]
-    Path(out).write_text(json.dumps(answer(model, json.loads(Path(prompts).read_text("utf-8")))), "utf-8")
+    model, prompts, out, most = sys.argv[1:]
+    Path(out).write_text(json.dumps(answer(model, json.loads(Path(prompts).read_text("utf-8")), int(most))), "utf-8")

@@ -13,7 +13,8 @@ from examples.agent_routing.data import Row
 from examples.agent_routing.learn import ANSWER_TOKENS, Results, in_words
 from examples.agent_routing.prompts import Message, base_prompt, prompt
 from examples.agent_routing.workshop import Workshop
-from training.evaluate import Scores, generate_http, latency, score
+from training.evaluate import generate_http, latency
+from training.scores import Scores, score
 
 BARS = {"label_accuracy": 0.88, "exact_match": 0.50, "field_f1": 0.75}  # English, over HTTP, on the whole test set
 BAR_NAMES = {"label_accuracy": "intent accuracy", "exact_match": "exact match", "field_f1": "slot F1"}

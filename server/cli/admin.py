@@ -123,8 +123,10 @@ class OfflineAdmin:
         return grant_row(self.registry.add_grant(owner, name, grantee, actor=ACTOR))
 
     def unshare(self, owner: str, name: str, grantee: str) -> dict[str, Any]:
+        from server.routes.tenants import removed_grant_row
+
         self.registry.remove_grant(owner, name, grantee, actor=ACTOR)
-        return {"object": "grant", "model": f"{owner}/{name}", "grantee": grantee, "deleted": True}
+        return removed_grant_row(owner, name, grantee)
 
     def usage(self, **query: str | None) -> Rows:
         tenant = query.pop("tenant", None)

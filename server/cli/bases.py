@@ -92,13 +92,15 @@ def inspect(
 
 def describe(base: BaseModel) -> dict[str, Any]:
     """What `base show` prints."""
+    from adapters.bases import stored_dtype
+
     config = base.config
     return {
         "id": base.id,
         "path": str(base.folder),
         "digest": base.digest,
         "architecture": config["architectures"][0],
-        "dtype": config.get("dtype") or config.get("torch_dtype"),
+        "dtype": stored_dtype(config),
         "context_length_tokens": base.context_length_tokens,
         "vocabulary": config["vocab_size"],
         "layers": config["num_hidden_layers"],

@@ -37,7 +37,7 @@ def show(
 ) -> None:
     """A row's rendered tokens, the learned ones coloured: exactly what the model is trained on."""
     from adapters.embedded import EMBEDDED, open_base
-    from adapters.errors import ConfigInvalid, DataInvalid, Problem
+    from adapters.errors import ConfigInvalid, DataInvalid
     from training.data.formats import read_data
     from training.data.jsontext import RowInvalid
     from training.data.template import load_template
@@ -52,8 +52,8 @@ def show(
     try:
         sequences = template.render(chosen, supervise)
     except RowInvalid as error:
-        problem = Problem(error.code, file.where(chosen), error.message, error.advice)
-        raise DataInvalid(f"Row {row} of {data} cannot be rendered.", problems=(problem,)) from error
+        problems = (error.problem(file.where(chosen)),)
+        raise DataInvalid(f"Row {row} of {data} cannot be rendered.", problems=problems) from error
     if as_json:
         print_json(_document(file, chosen, template, sequences))
         return

@@ -58,17 +58,16 @@ def create_key(
     """
     from server.cli.admin import open_admin, seconds_of
 
-    limits = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "concurrent_requests": concurrent_requests,
-    }
     body = {
         "tenant": tenant,
         "scopes": words(scope),
         "name": name,
         "adapters": None if adapters is None else words(adapters),
-        "limits": {key: value for key, value in limits.items() if value is not None},
+        "limits": given(
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrent_requests=concurrent_requests,
+        ),
         "expires_in_seconds": None if expires is None else seconds_of(expires),
     }
     with open_admin(home) as admin:
@@ -140,9 +139,13 @@ def set_tenant(
     """Set a tenant's limits, all of them: one that is not named is no limit any more."""
     from server.cli.admin import open_admin
 
-    names = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "stored_bytes", "versions")
-    values = (requests_per_minute, tokens_per_minute, concurrent_requests, stored_bytes, versions)
-    limits = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    limits = given(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_requests=concurrent_requests,
+        stored_bytes=stored_bytes,
+        versions=versions,
+    )
     with open_admin(home) as admin:
         row = admin.set_tenant(tenant, limits)
     print_json(row) if as_json else typer.echo(f"{row['id']}  {shown_limits(row['limits'])}")
@@ -202,6 +205,11 @@ def show_usage(
             f"{row['day']}  {row['tenant']}  {row['model']}  {row['requests']} requests  "
             f"{row['prompt_tokens']} + {row['completion_tokens']} tokens{partial}"
         )
+
+
+def given(**limits: int | None) -> dict[str, int]:
+    """The limits that were named."""
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def words(text: str) -> list[str]:

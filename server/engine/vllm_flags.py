@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import PROJECTIONS
+from adapters.bases import PROJECTIONS, stored_dtype
 from adapters.errors import ConfigInvalid
 from server.engine.base import EngineOptions
 
@@ -157,7 +157,7 @@ def resolve_dtype(
     """The dtype to serve in. On a CPU `auto` is not vLLM's own, which makes 16 bits of a float32 checkpoint."""
     if asked != "auto" or not is_cpu:
         return asked
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    stored = stored_dtype(config) or "bfloat16"
     flags = _cpu_flags() if cpu_flags is None else cpu_flags
     has_bf16_units = bool(flags & {"avx512_bf16", "amx_bf16"})
     return "bfloat16" if stored != "float32" and has_bf16_units else "float32"

@@ -58,7 +58,7 @@ def router(services: Services) -> APIRouter:
         wanted = (check_name(tenant, "tenant"), check_name(name), check_name(grantee, "grantee"))
         actor = caller_of(request).actor
         await asyncio.to_thread(lambda: registry.remove_grant(*wanted, actor=actor))
-        return {"object": "grant", "model": f"{tenant}/{name}", "grantee": grantee, "deleted": True}
+        return removed_grant_row(*wanted)
 
     return routes
 
@@ -74,6 +74,11 @@ def tenant_row(tenant: Tenant) -> dict[str, Any]:
         "versions": tenant.versions,
         "stored_bytes": tenant.stored_bytes,
     }
+
+
+def removed_grant_row(tenant: str, name: str, grantee: str) -> dict[str, Any]:
+    """A grant that is no more, on the wire."""
+    return {"object": "grant", "model": f"{tenant}/{name}", "grantee": grantee, "deleted": True}
 
 
 def grant_row(grant: Grant) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from examples.agent_routing.exporting import compare, first_difference
 from examples.agent_routing.learn import five_examples, linear_intent_accuracy
 from examples.agent_routing.serving import check_bars
 from examples.agent_routing.workshop import Workshop, stop
-from training.evaluate import Scores
+from training.scores import Scores
 
 ROOT = Path(__file__).parents[2]
 # A child that ignores SIGTERM and has a child of its own in another session.

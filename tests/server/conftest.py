@@ -10,13 +10,7 @@ from typing import Any
 import pytest
 
 from adapters.bases import BaseModel
-from tests.fixtures.adapters import shape_only_base
 from tests.fixtures.service import Server, running
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return shape_only_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,14 @@ def test_the_last_learned_turn_is_expected_with_all_before_it_and_the_tools_give
     assert answered.prompt.tools is not None
 
 
+def test_a_row_with_an_empty_think_block_is_asked_without_thinking_as_it_was_trained(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    turns = ("<think>\n\n</think>\n\nyes", "<think>\nIt is.\n</think>\n\nyes", "yes")
+    rows = [{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": t}]} for t in turns]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [example.prompt.thinking for example in load_examples(data)] == [False, True, False]
+
+
 def test_every_bad_line_of_a_data_file_is_named(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": RIGHT}]}

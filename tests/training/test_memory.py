@@ -9,22 +9,13 @@ from typing import Any
 import pytest
 
 from adapters.bases import load_base
+from tests.fixtures.adapters import QWEN25_7B
 from tests.fixtures.bases import shape_only
 from tests.training.test_packed import settings
 from training.memory import lora_parameters, memory
 from training.model import load_model
 
-QWEN2_5_7B = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "max_position_embeddings": 32768,
-    "tie_word_embeddings": False,
-}
+QWEN2_5_7B = {**QWEN25_7B, "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False}
 GIB = 2**30
 
 

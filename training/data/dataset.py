@@ -62,11 +62,11 @@ def prepare(
         try:
             sequences = template.render(row, supervise)
         except RowInvalid as error:
-            problems.append(Problem(error.code, file.where(row), error.message, error.advice))
+            problems.append(error.problem(file.where(row)))
             continue
-        problem = _fit(made, row, sequences, max_length, over_long)
-        if problem is not None:
-            problems.append(Problem(problem.code, file.where(row), problem.message, problem.advice))
+        refusal = _fit(made, row, sequences, max_length, over_long)
+        if refusal is not None:
+            problems.append(refusal.problem(file.where(row)))
     if problems:
         raise bad_rows(file.path, problems, len(rows))
     if not made.supervised_tokens:

@@ -11,6 +11,8 @@ import math
 from collections import Counter
 from typing import Any
 
+from adapters.errors import Problem
+
 MOST_DIGITS = 4_000  # of an integer; Python's own limit for text is 4,300
 
 
@@ -20,6 +22,10 @@ class RowInvalid(Exception):
     def __init__(self, code: str, message: str, advice: str = "") -> None:
         super().__init__(message)
         self.code, self.message, self.advice = code, message, advice
+
+    def problem(self, path: str) -> Problem:
+        """As one of the problems of an error, at the row's place."""
+        return Problem(self.code, path, self.message, self.advice)
 
 
 def decode(text: str) -> Any:

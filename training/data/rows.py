@@ -59,6 +59,13 @@ class Draft:
     context: int = 0  # so many messages at the beginning are context, whoever speaks
 
 
+def is_thought(message: Mapping[str, Any]) -> bool:
+    """An assistant's turn has reasoning: beside its content, or in a think block there; an empty block is none."""
+    before, closing, _ = message["content"].partition("</think>")
+    written = before.rpartition("<think>")[2] if closing else ""
+    return bool((message.get("reasoning_content") or written).strip())
+
+
 def build_row(draft: Draft, form: str, place: Place, ignored: Counter[str]) -> Row:
     """The draft as a row, every message checked; raises RowInvalid."""
     read = [_message(message, where, ignored) for where, message in draft.messages]

@@ -19,7 +19,7 @@ from typing import Any
 
 from adapters.errors import BaseInvalid
 from training.data.jsontext import RowInvalid
-from training.data.rows import Place, Row
+from training.data.rows import Place, Row, is_thought
 
 IGNORED = -100  # the label of a position that is not learned, as torch's cross entropy has it
 
@@ -53,6 +53,17 @@ class ChatTemplate:
         self.text = template if isinstance(template, str) else template["default"]
         self.has_thinking_switch = "enable_thinking" in self.text
         self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end an answer, in order."""
+        return tuple(sorted(self.stop_ids))
+
+    @property
+    def pad(self) -> int:
+        """What fills a batch: the tokenizer's padding token, or one that ends answers where it has none."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.stops[0] if pad is None else pad)
 
     @property
     def digest(self) -> str:
@@ -115,9 +126,7 @@ class ChatTemplate:
         """Whether serving renders the prompt for this turn with thinking on."""
         if self.thinking is not None:
             return self.thinking
-        before, closing, _ = message["content"].partition("</think>")
-        written = before.rpartition("<think>")[2] if closing else ""
-        return bool((message.get("reasoning_content") or written).strip())
+        return is_thought(message)
 
     def _end_of_turn(self, completion: list[int], turn: int) -> int:
         """Position of the last special token, which nothing but white space may follow; it must stop generation."""
