@@ -1,6 +1,6 @@
 """Answers prompts with a merged model in plain transformers, in a process where peft cannot be imported.
 
-`python plain.py MODEL PROMPTS.json OUT.json TOKENS`: prompts are a list of message lists, TOKENS an answer's most tokens.
+`python plain.py MODEL PROMPTS.json OUT.json TOKENS`: prompts are a list of message lists, TOKENS the most per answer.
 Each comes with its token ids and, for every token, by how much the best logit led the second. It imports nothing of
 ours: it is what a stranger has.
 """
