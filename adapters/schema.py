@@ -62,6 +62,7 @@ adapters = Table(
     Column("name", String(63), nullable=False),
     Column("name_key", String(63), nullable=False),  # lower case: names are unique regardless of case
     Column("created_at", Float, nullable=False),
+    Column("gate", JSON(none_as_null=True)),  # what a promote of `stable` has to show
     UniqueConstraint("tenant", "name_key"),
 )
 
@@ -96,6 +97,8 @@ versions = Table(
     Column("proof", JSON(none_as_null=True)),
     Column("is_warm", Boolean, nullable=False, server_default=false()),
     Column("engine_id", ForeignKey(engine_ids.c.id)),
+    Column("serving", JSON(none_as_null=True)),  # defaults that a request overrides
+    Column("engine_deaths", Integer, nullable=False, server_default="0"),  # while this version was loaded and probed
     UniqueConstraint("adapter_id", "number"),
     Index(None, "digest"),
 )
@@ -110,6 +113,8 @@ aliases = Table(
     Column("number", Integer, nullable=False),
     Column("generation", Integer, nullable=False),
     Column("previous", JSON, nullable=False),
+    Column("candidate", Integer),  # a version of the adapter that gets `candidate_share` of the alias's requests
+    Column("candidate_share", Float),
     ForeignKeyConstraint(["adapter_id", "number"], ["versions.adapter_id", "versions.number"]),
 )
 
