@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class PublishContext:
     max_rank: int
     tenant: str = DEFAULT_TENANT
     actor: str = OPERATOR
+    source: Mapping[str, Any] | None = None  # where the files were pulled from, for the event
     serving_dtype: str = "bfloat16"  # values must not overflow in it
     max_update_ratio: float = MAX_UPDATE_RATIO  # a larger update beside its layer's weights is not served unasked
 
@@ -132,6 +134,7 @@ def _checked(
         reasons=reasons,
         dropped=(*verdict.dropped, *left_out),
         actor=context.actor,
+        source=context.source,
     )
     return canonical, new, verdict
 
@@ -159,5 +162,6 @@ def _record_refusal(refusal: AdapterRefused, name: str, context: PublishContext,
             reasons=refusal.problems,
             card=card,
             actor=context.actor,
+            source=context.source,
         )
     )

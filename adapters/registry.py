@@ -7,7 +7,7 @@ export_only -> retired; rejected and retired are final. Numbers count per adapte
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class NewVersion:
     card: dict[str, Any] | None = None
     number: int | None = None  # the number the uploader expects it to get
     actor: str = OPERATOR
+    source: Mapping[str, Any] | None = None  # where the files were pulled from; None for an upload
     created_at: float = field(default_factory=time.time)
 
 
@@ -310,7 +311,8 @@ def _row(new: NewVersion, adapter_id: int, number: int) -> dict[str, Any]:
 
 
 def _added(new: NewVersion) -> dict[str, Any]:
-    return {"status": str(new.status), "digest": new.digest, "reasons": [problem.code for problem in new.reasons]}
+    detail = {"status": str(new.status), "digest": new.digest, "reasons": [problem.code for problem in new.reasons]}
+    return detail if new.source is None else {**detail, "source": dict(new.source)}
 
 
 def _ensure_adapter(connection: Connection, tenant: str, name: str, now: float) -> int:
