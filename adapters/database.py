@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from adapters.errors import HotshoeError, RegistryBusy, StorageDamaged, StorageFull
 
 FILE = "registry.sqlite3"
-HEAD = "0003"  # the newest migration; a test compares it with the folder
+HEAD = "0004"  # the newest migration; a test compares it with the folder
 BUSY_SECONDS = 5
 # Rollback journal, not WAL: this SQLite is in the range of the WAL-reset bug (https://sqlite.org/wal.html#walresetbug).
 # EXTRA is FULL plus an fsync of the folder after the journal is gone, without which a power cut can undo a commit.

@@ -17,12 +17,14 @@ from sqlalchemy import func, select, text
 from adapters import schema
 from adapters.database import FILE
 from adapters.errors import Conflict, HotshoeError, ModelNotFound, Problem, StorageDamaged
+from adapters.file_rows import Owner
+from adapters.file_store import FileStore
 from adapters.registry import WITH_FILES, Registry
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion, Alias, VersionStatus
 
 ACTOR = "doctor"
-LITTER = ("leftover", "blob_unused")
+LITTER = ("leftover", "blob_unused", "file_unused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def run_doctor(home: Path, repair: bool = False) -> Report:
     except StorageDamaged as error:
         return Report(str(home), 0, 0, (_unreadable(home, error.message),))
     try:
-        return _Examination(home, registry, BlobStore(home / "blobs"), repair).report()
+        return _Examination(home, registry, repair).report()
     except StorageDamaged as error:
         return Report(str(home), 0, 0, (_unreadable(home, error.message),))
     finally:
@@ -107,12 +109,13 @@ def _unreadable(home: Path, message: str) -> Finding:
 
 
 class _Examination:
-    def __init__(self, home: Path, registry: Registry, store: BlobStore, repair: bool) -> None:
-        self.home, self.registry, self.store, self.repair = home, registry, store, repair
+    def __init__(self, home: Path, registry: Registry, repair: bool) -> None:
+        self.home, self.registry, self.repair = home, registry, repair
+        self.store, self.sent = BlobStore(home / "blobs"), FileStore(home / "files")
         self.versions = registry.all_versions()
 
     def report(self) -> Report:
-        findings = [*self._database(), *self._files(), *self._aliases(), *self._litter()]
+        findings = [*self._database(), *self._files(), *self._aliases(), *self._sent(), *self._litter()]
         return Report(str(self.home), len(self.versions), len(self.store.digests()), tuple(findings))
 
     def _database(self) -> Iterator[Finding]:
@@ -198,6 +201,39 @@ class _Examination:
             self.registry.rollback(alias.tenant, alias.name, alias.alias, actor=ACTOR)
         except Conflict:
             self.registry.remove_alias(alias.tenant, alias.name, alias.alias, actor=ACTOR)
+
+    def _sent(self) -> Iterator[Finding]:
+        """Files of clients, and parts of those that are still coming, against their rows."""
+        for file in self.registry.kept_files():
+            trouble = self._sent_trouble(self.sent.path(file.id), file.digest)
+            if trouble:
+                repair = "Forget it; it has to be sent again."
+                if self.repair:
+                    self.registry.delete_file(Owner(file.tenant, ACTOR), file.id)
+                    self.sent.delete(file.id)
+                yield Finding("file_damaged", file.id, trouble, repair, self.repair)
+        for part in self.registry.kept_parts():
+            trouble = self._sent_trouble(self.sent.part_path(part.upload_id, part.id), part.digest)
+            if trouble:
+                repair = "Forget the part; the upload goes on when it is sent again."
+                if self.repair:
+                    self.registry.drop_part(part)
+                    self.sent.delete_part(part.upload_id, part.id)
+                yield Finding("part_damaged", f"{part.upload_id} {part.id}", trouble, repair, self.repair)
+        files = {file.id for file in self.registry.kept_files()}
+        parts = {(part.upload_id, part.id) for part in self.registry.kept_parts()}
+        for path in self.sent.leftovers(files, parts):
+            subject = str(path.relative_to(self.home))
+            yield Finding("file_unused", subject, "was left by an interruption", "Remove it.", self.repair)
+        if self.repair:
+            self.sent.sweep(files, parts)
+
+    def _sent_trouble(self, path: Path, digest: str) -> str:
+        try:
+            self.sent.verify(path, digest)
+        except StorageDamaged as error:
+            return error.message
+        return ""
 
     def _litter(self) -> Iterator[Finding]:
         in_use = self.registry.digests_in_use()

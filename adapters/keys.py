@@ -104,8 +104,8 @@ class NewKey:
         for adapter in self.adapters or ():
             for part in adapter.split("/", 1):
                 check_name(part, "adapters")
-        if self.limits.stored_bytes is not None or self.limits.versions is not None:
-            raise InvalidRequest("stored_bytes and versions are limits of a tenant, not of a key.", param="limits")
+        if self.limits.is_on_what_is_kept:
+            raise InvalidRequest("Bytes, versions, files and parts are limits of a tenant, not a key.", param="limits")
 
 
 class KeyRows:

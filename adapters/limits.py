@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from adapters.errors import InvalidRequest
@@ -13,13 +13,16 @@ MAX_LIMIT = 2**53 - 1
 
 @dataclass(frozen=True, slots=True)
 class UseLimits:
-    """The first three hold for keys and for tenants, the last two for tenants only: adapters belong to tenants."""
+    """The first three hold for keys and for tenants, the others for tenants only: what is kept belongs to tenants."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
     stored_bytes: int | None = None
     versions: int | None = None
+    file_bytes: int | None = None  # of files and of what open uploads declare; where unset, as many as stored_bytes
+    files: int | None = None  # and open uploads
+    upload_parts: int | None = None  # of open uploads
 
     @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> UseLimits:
@@ -36,6 +39,11 @@ class UseLimits:
     def is_on_requests(self) -> bool:
         """Something here limits requests, not only what is kept."""
         return (self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests) != (None, None, None)
+
+    @property
+    def is_on_what_is_kept(self) -> bool:
+        """Something here limits what a tenant keeps."""
+        return replace(self, requests_per_minute=None, tokens_per_minute=None, concurrent_requests=None) != UseLimits()
 
     def as_dict(self) -> dict[str, int | None]:
         return asdict(self)

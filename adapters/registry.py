@@ -19,6 +19,7 @@ from adapters.alias_rows import AliasRows, check_adapter, no_adapter
 from adapters.database import FILE, Database
 from adapters.errors import Conflict, ModelNotFound, NotServable, Problem
 from adapters.export_rows import ExportRows
+from adapters.file_rows import FileRows
 from adapters.journal import Journal, add_event, ensure_tenant
 from adapters.keys import KeyRows
 from adapters.tenants import TenantRows, check_quota
@@ -57,7 +58,7 @@ class NewVersion:
     created_at: float = field(default_factory=time.time)
 
 
-class Registry(AliasRows, ExportRows, Journal, KeyRows, TenantRows, UsageRows):
+class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, UsageRows):
     """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
 
     def __init__(self, database: Database) -> None:

@@ -173,6 +173,55 @@ grants = Table(
     Index(None, "grantee"),
 )
 
+# Files that were sent to be used later: weights of adapters, rows to train on or to measure with.
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("actor", String(120), nullable=False),  # who sent it
+    Column("purpose", String(20), nullable=False),
+    Column("filename", String(255), nullable=False),  # the sender's; the file on the disk has the id as its name
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Index(None, "tenant", "created_at"),
+)
+
+# Files that come in parts. `size_bytes` and `digest` are what the sender declares of the whole.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("actor", String(120), nullable=False),
+    Column("purpose", String(20), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("mime_type", String(255), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("digest", String(71)),
+    Column("status", String(16), nullable=False),
+    Column("file_id", String(40)),  # what became of it; the file itself may be gone again
+    Column("file_seconds", Integer),  # how long the file shall be kept
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index(None, "tenant", "created_at"),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("upload_id", ForeignKey(uploads.c.id), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("upload_id", "digest"),  # the same bytes again are the same part
+    Index(None, "tenant"),
+)
+
 # Sums of one tenant's requests to one model on one day (UTC). What ended early is counted apart.
 usage_days = Table(
     "usage_days",

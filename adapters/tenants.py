@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, update
 
 from adapters import schema
 from adapters.database import Database
@@ -28,6 +28,15 @@ class Tenant:
     adapters: int = 0
     versions: int = 0  # that have files
     stored_bytes: int = 0
+    files: int = 0  # open uploads among them
+    file_bytes: int = 0  # of files, and what open uploads declare
+    upload_parts: int = 0  # of open uploads
+
+    @property
+    def file_bytes_limit(self) -> int | None:
+        """How many bytes its files and open uploads may have together."""
+        limits = self.limits
+        return limits.stored_bytes if limits.file_bytes is None else limits.file_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +149,65 @@ def check_quota(connection: Connection, tenant: str, size_bytes: int) -> None:
         )
 
 
+def check_file_quota(connection: Connection, tenant: str, size_bytes: int) -> None:
+    """Room for one more file, or upload of one; raises PayloadTooLarge or QuotaExceeded. Call it in the transaction."""
+    found = _tenant(connection, tenant)
+    limit = found.file_bytes_limit
+    if limit is not None and found.file_bytes + size_bytes > limit:
+        raise PayloadTooLarge(
+            f"{tenant} has {found.file_bytes} bytes of files and open uploads of at most {limit}, and this one has "
+            f"{size_bytes}: delete files, cancel uploads, or ask the operator for more.",
+            param="file_bytes",
+        )
+    if found.limits.files is not None and found.files >= found.limits.files:
+        raise QuotaExceeded(
+            f"{tenant} has {found.files} files and open uploads of at most {found.limits.files}: delete a file, cancel "
+            "an upload, or ask the operator for more.",
+            param="files",
+        )
+
+
+def check_part_quota(connection: Connection, tenant: str) -> None:
+    """Room for one more part of an open upload; raises QuotaExceeded. Call it in the transaction."""
+    found = _tenant(connection, tenant)
+    if found.limits.upload_parts is not None and found.upload_parts >= found.limits.upload_parts:
+        raise QuotaExceeded(
+            f"{tenant} has {found.upload_parts} parts in open uploads of at most {found.limits.upload_parts}: complete "
+            "or cancel an upload, send larger parts, or ask the operator for more.",
+            param="upload_parts",
+        )
+
+
 def _tenant(connection: Connection, tenant: str) -> Tenant:
     row = connection.execute(select(schema.tenants).where(schema.tenants.c.id == tenant)).first()
     if row is None:
         raise NotFound(f"There is no tenant {tenant[:80]!r}; `hotshoe tenants ls` lists them.", param="tenant")
     kept = (schema.versions.c.tenant == tenant, schema.versions.c.status.in_(KEPT))
-    totals = select(func.count(), func.coalesce(func.sum(schema.versions.c.size_bytes), 0)).where(*kept)
-    versions, stored = connection.execute(totals).one()
+    versions, stored = _count(connection, schema.versions, *kept)
     names = select(func.count()).select_from(schema.adapters).where(schema.adapters.c.tenant == tenant)
     adapters = connection.execute(names).scalar() or 0
-    return Tenant(row.id, row.created_at, UseLimits.read(row.limits), adapters, versions, stored)
+    files, file_bytes = _count(connection, schema.files, schema.files.c.tenant == tenant)
+    pending = (schema.uploads.c.tenant == tenant, schema.uploads.c.status == "pending")
+    uploads, declared = _count(connection, schema.uploads, *pending)
+    parts, _ = _count(connection, schema.upload_parts, schema.upload_parts.c.tenant == tenant)
+    return Tenant(
+        row.id,
+        row.created_at,
+        UseLimits.read(row.limits),
+        adapters,
+        versions,
+        stored,
+        files=files + uploads,
+        file_bytes=file_bytes + declared,
+        upload_parts=parts,
+    )
+
+
+def _count(connection: Connection, table: Table, *where: ColumnElement[bool]) -> tuple[int, int]:
+    """How many rows there are, and the sum of their bytes."""
+    totals = select(func.count(), func.coalesce(func.sum(table.c.size_bytes), 0)).where(*where)
+    rows, size_bytes = connection.execute(totals).one()
+    return int(rows), int(size_bytes)
 
 
 def _adapter_id(connection: Connection, tenant: str, name: str) -> int:

@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 from adapters.bases import BaseModel
 from adapters.embedded import open_base
 from adapters.errors import ConfigInvalid, HotshoeError
+from adapters.file_store import FileStore
+from adapters.files import Files
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from server.admission import Admission, Limits
@@ -25,6 +27,7 @@ from server.engine.base import Engine, EngineOptions
 from server.engine.rundir import check_socket_path
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
 from server.exports import ExportPlace, Exports
+from server.file_expiry import FileExpiry
 from server.gateway import Gateway
 from server.holding import Holding
 from server.keyring import Keyring
@@ -36,7 +39,8 @@ from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
 from server.resolve import Resolver
-from server.routes import adapters, exports, keys, models, ops, tenants, usage, versions
+from server.routes import adapters, exports, keys, models, ops, tenants, uploads_api, usage, versions
+from server.routes import files as files_api
 from server.served import ServedProbe
 from server.services import Services
 from server.settings import Settings, pepper_of
@@ -48,6 +52,8 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
     models.router,
     adapters.router,
     versions.router,
+    files_api.router,
+    uploads_api.router,
     exports.router,
     usage.router,
     keys.router,
@@ -85,6 +91,8 @@ def build_services(settings: Settings) -> Services:
     registry = Registry.open(settings.home)
     store = BlobStore(settings.home / "blobs")
     store.sweep(keep=registry.digests_in_use())
+    files = Files(registry, FileStore(settings.home / "files"))
+    files.sweep()
     metrics = Metrics(settings.label_limit)
     engine = build_engine(settings, base)
     proxy = EngineProxy(engine.socket_path)
@@ -123,7 +131,8 @@ def build_services(settings: Settings) -> Services:
         keyring=Keyring(registry, pepper_of(settings), operator_key),
         limiter=Limiter(),
         usage=meter,
-        workers=[jobs, meter],
+        files=files,
+        workers=[jobs, meter, FileExpiry(files)],
     )
 
 

@@ -26,7 +26,7 @@ from server.metrics import NO_MODEL, Sample
 from server.proxy import Forwarded, send_error
 from server.resolve import resolve_model
 from server.services import CALLER_KEY, Caller, Services
-from server.uploads import UploadLimits
+from server.uploads import body_limit
 
 log = structlog.get_logger("hotshoe.access")
 PARSE_IN_THREAD_BYTES = 256 * 1024
@@ -128,7 +128,7 @@ class Gateway:
     def _limit_of(self, route: Route) -> int:
         settings = self.services.settings
         if route.kind is Kind.UPLOAD:
-            return UploadLimits(settings.max_weights_bytes, settings.max_config_bytes).body_bytes
+            return body_limit(route.path, settings)
         return settings.max_body_bytes
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,6 +5,7 @@ An error status is declared where a route can answer it; a run of schemathesis o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -14,15 +15,23 @@ from fastapi.openapi.utils import get_openapi
 from server.access import ROUTES, Kind, Route
 from server.dialect import is_anthropic
 from server.fields import FIELDS, RouteFields
+from server.routes.files import REQUIRED as FILE_REQUIRED
+from server.routes.files import TEXTS as FILE_TEXTS
 from server.uploads import FILE_PARTS, REQUIRED, TEXT_PARTS
 
 ALWAYS = (400, 401, 403, 413, 415, 422, 503)
 WITH_BODY = (408, 409)
 INFERENCE = (404, 405, 408, 409, 429, 502)
 MORE: dict[str, tuple[int, ...]] = {
-    "/v1/adapters": (429, 507),
+    "/v1/adapters": (404, 429, 507),
     "/v1/adapters/{name}/aliases/{alias}": (412,),
     "/v1/adapters/{name}/versions/{number}/warm": (502,),
+    "/v1/files": (404, 429, 507),
+    "/v1/files/{file_id}": (507,),
+    "/v1/uploads": (429,),
+    "/v1/uploads/{upload_id}/parts": (429, 507),
+    "/v1/uploads/{upload_id}/complete": (507,),
+    "/v1/uploads/{upload_id}/cancel": (507,),
     "/v1/exports": (404, 429, 507),
     "/v1/exports/{export_id}/content": (507,),
     "/v1/keys": (404, 429),
@@ -91,12 +100,12 @@ def declare(operation: dict[str, Any], route: Route) -> None:
     """The key that a route wants, the parts of an upload, and the errors that it can answer."""
     operation["security"] = [] if route.scope is None else [{"key": []}]
     if route.kind is Kind.UPLOAD:
-        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": upload_schema()}}}
+        operation["requestBody"] = {"required": True, "content": upload_content(route.path)}
     name = "AnthropicError" if is_anthropic(route.path) else "Error"
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     for status in errors_of(route):
         operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
-    if route.kind is Kind.UPLOAD:
+    if route.path == "/v1/adapters" and route.kind is Kind.UPLOAD:
         operation["responses"]["200"] = {"description": "The same files are a version already"}
 
 
@@ -134,7 +143,26 @@ def inference_operation(path: str, fields: RouteFields) -> dict[str, Any]:
     }
 
 
-def upload_schema() -> dict[str, Any]:
-    parts = {name: {"type": "string"} for name in TEXT_PARTS}
-    files = {name: {"type": "string", "format": "binary"} for name in FILE_PARTS}
-    return {"type": "object", "properties": parts | files, "required": list(REQUIRED), "additionalProperties": False}
+def upload_content(path: str) -> dict[str, Any]:
+    """What a route takes that streams its body: a form, and for an adapter also the ids of files."""
+    if path == "/v1/files":
+        return {"multipart/form-data": {"schema": form_schema(FILE_TEXTS, ("file",), FILE_REQUIRED)}}
+    if path.startswith("/v1/uploads/"):
+        return {"multipart/form-data": {"schema": form_schema((), ("data",), ("data",))}}
+    return {
+        "multipart/form-data": {"schema": form_schema(TEXT_PARTS, FILE_PARTS, REQUIRED)},
+        "application/json": {"schema": order_schema()},
+    }
+
+
+def form_schema(texts: Iterable[str], files: Iterable[str], required: Iterable[str]) -> dict[str, Any]:
+    parts: dict[str, Any] = {name: {"type": "string"} for name in texts}
+    parts |= {name: {"type": "string", "format": "binary"} for name in files}
+    return {"type": "object", "properties": parts, "required": list(required), "additionalProperties": False}
+
+
+def order_schema() -> dict[str, Any]:
+    """An adapter whose parts are files that were sent before, or objects where they are JSON."""
+    parts: dict[str, Any] = {name: {"type": "string"} for name in TEXT_PARTS}
+    parts |= {name: {"type": ["string", "object"]} for name in FILE_PARTS}
+    return {"type": "object", "properties": parts, "required": list(REQUIRED), "additionalProperties": False}

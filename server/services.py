@@ -17,6 +17,7 @@ from adapters.types import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
+    from adapters.files import Files
     from adapters.publish import PublishContext
     from adapters.registry import Registry
     from adapters.store import BlobStore
@@ -86,6 +87,7 @@ class Services:
     keyring: Keyring
     limiter: Limiter
     usage: UsageMeter
+    files: Files
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
 
     async def publish_context(self, caller: Caller) -> PublishContext:

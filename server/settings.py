@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     max_config_bytes: int = Field(
         1 * MEBIBYTE, ge=1024, description="Largest adapter_config.json or card.json, in bytes."
     )
+    max_file_bytes: int = Field(
+        8192 * MEBIBYTE, ge=1024, description="Largest file that is taken, in bytes, whole or in parts."
+    )
     body_seconds: float = Field(
         60.0, gt=0, description="Longest pause, in seconds, between two pieces of a request body."
     )

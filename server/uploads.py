@@ -1,4 +1,4 @@
-"""An adapter upload as multipart/form-data, written to disk as it comes: running limits, an allow-list of parts.
+"""What an adapter upload holds, sent as multipart/form-data.
 
 Parts: `name` and `base_is` (text), `config` (adapter_config.json), `weights` (adapter_model.safetensors); optional are
 `card` (card.json) and `initial_adapter` (safetensors). File names that a client sends are not looked at.
@@ -6,21 +6,17 @@ Parts: `name` and `base_is` (text), `config` (adapter_config.json), `weights` (a
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-
-from adapters.errors import AdapterRefused, InvalidRequest, LengthMismatch, PayloadTooLarge, Problem
+from adapters.errors import InvalidRequest
 from adapters.inspect import CARD_FILE, CONFIG_FILE, INITIAL_ADAPTER_FILE, WEIGHTS_FILE
+from server.multipart import FRAMING_BYTES, FormReader, FormSpec, fill
 
 if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+    from server.settings import Settings
 
 TEXT_PARTS = {"name": 1024, "base_is": 1024}
 FILE_PARTS = {
@@ -30,9 +26,7 @@ FILE_PARTS = {
     "initial_adapter": INITIAL_ADAPTER_FILE,
 }
 REQUIRED = ("name", "config", "weights")
-MAX_PROBLEMS = 16
-BATCH_BYTES = 1024 * 1024
-FRAMING_BYTES = 64 * 1024
+MAX_PART_BYTES = 64 << 20  # of an upload in parts; OpenAI's
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,161 +55,47 @@ class Upload:
     fingerprint: str
 
 
-@dataclass
-class _Part:
-    name: str
-    sink: BinaryIO | None
-    text: bytearray = field(default_factory=bytearray)
-    size: int = 0
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-
-
-class UploadReader:
-    """Feeds on the body's bytes and fills a folder. Not for the event loop: `write` does file I/O."""
+class UploadReader(FormReader):
+    """Feeds on the body's bytes and fills a folder with an adapter's files, under the names that we give them."""
 
     def __init__(self, content_type: str, folder: Path, limits: UploadLimits) -> None:
-        kind, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary")
-        if kind != b"multipart/form-data" or not boundary:
-            raise InvalidRequest("Send the adapter as multipart/form-data with a boundary.", param="content-type")
-        self.folder = folder
-        self.limits = limits
-        self.parts: dict[str, _Part] = {}
-        self.problems: list[Problem] = []
-        self.is_ended = False
-        self._part: _Part | None = None
-        self._header = b""
-        self._value = b""
-        self._disposition = b""
-        try:
-            self._parser = MultipartParser(boundary, self._callbacks())
-        except FormParserError as error:
-            raise InvalidRequest(f"The multipart boundary cannot be used: {error}", param="content-type") from None
-
-    def write(self, data: bytes) -> None:
-        """Take the next bytes; raises PayloadTooLarge, InvalidRequest."""
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise InvalidRequest(f"The multipart body cannot be read: {str(error)[:200]}") from None
-
-    def close(self) -> None:
-        """Close files, whatever happened."""
-        for part in self.parts.values():
-            if part.sink is not None:
-                part.sink.close()
+        super().__init__(content_type, folder, upload_spec(limits))
 
     def finish(self) -> Upload:
         """What was uploaded; raises AdapterRefused with every problem, LengthMismatch for a body cut short."""
-        if not self.is_ended:
-            raise LengthMismatch("The multipart body ends before its last boundary.")
-        missing = [name for name in REQUIRED if name not in self.parts]
-        if missing:
-            raise InvalidRequest(f"The upload lacks the part {', '.join(missing)}.", param=missing[0])
-        base_is = self._text("base_is")
-        if base_is not in ("", "served"):
-            raise InvalidRequest("base_is can only be `served`.", param="base_is")
-        if self.problems:
-            raise AdapterRefused("The upload holds what is not taken.", problems=tuple(self.problems))
-        lines = sorted(f"{part.name} {part.size} {part.digest.hexdigest()}" for part in self.parts.values())
-        fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        return Upload(self._text("name"), base_is == "served", "card" in self.parts, fingerprint)
+        self.check_whole()
+        return Upload(
+            self.text("name"),
+            is_served(self.text("base_is")),
+            "card" in self.parts,
+            self.fingerprint(),
+        )
 
-    def _text(self, name: str) -> str:
-        if name not in self.parts:
-            return ""
-        try:
-            return self.parts[name].text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"The part {name} is not UTF-8.", param=name) from None
 
-    def _callbacks(self) -> MultipartCallbacks:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._on_header_field,
-            "on_header_value": self._on_header_value,
-            "on_header_end": self._on_header_end,
-            "on_headers_finished": self._open_part,
-            "on_part_data": self._on_data,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
+def upload_spec(limits: UploadLimits) -> FormSpec:
+    """The form of an adapter."""
+    files = {part: (limits.of(part), file) for part, file in FILE_PARTS.items()}
+    return FormSpec(TEXT_PARTS, files, REQUIRED)
 
-    def _begin(self) -> None:
-        self._disposition = b""
 
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _on_header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _open_part(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name in self.parts:
-            raise InvalidRequest(f"The part {name} is there twice.", param=name)
-        if name in TEXT_PARTS:
-            self._part = _Part(name, None)
-        elif name in FILE_PARTS:
-            self._part = _Part(name, (self.folder / FILE_PARTS[name]).open("wb"))
-        else:
-            shown = name[:60] if name.isprintable() else "(unprintable)"
-            allowed = ", ".join((*TEXT_PARTS, *FILE_PARTS))
-            self._refuse("file_not_allowed", shown, "This part is not taken.", f"The parts are: {allowed}.")
-            self._part = None
-            return
-        self.parts[name] = self._part
-
-    def _on_data(self, data: bytes, start: int, end: int) -> None:
-        part = self._part
-        if part is None:
-            return
-        piece = data[start:end]
-        part.size += len(piece)
-        limit = self.limits.of(part.name)
-        if part.size > limit:
-            raise PayloadTooLarge(
-                f"The part {part.name} is larger than {limit} bytes, which is the limit.", param=part.name
-            )
-        part.digest.update(piece)
-        if part.sink is None:
-            part.text += piece
-        else:
-            part.sink.write(piece)
-
-    def _end_part(self) -> None:
-        if self._part is not None and self._part.sink is not None:
-            self._part.sink.close()
-        self._part = None
-
-    def _end(self) -> None:
-        self.is_ended = True
-
-    def _refuse(self, code: str, path: str, message: str, advice: str) -> None:
-        if len(self.problems) >= MAX_PROBLEMS:
-            raise AdapterRefused("The upload holds too much that is not taken.", problems=tuple(self.problems))
-        if not any(problem.code == code and problem.path == path for problem in self.problems):
-            self.problems.append(Problem(code, path, message, advice))
+def is_served(base_is: str) -> bool:
+    """What `base_is` says; raises InvalidRequest."""
+    if base_is not in ("", "served"):
+        raise InvalidRequest("base_is can only be `served`.", param="base_is")
+    return base_is == "served"
 
 
 async def receive_upload(pieces: AsyncIterator[bytes], content_type: str, folder: Path, limits: UploadLimits) -> Upload:
     """Fill the folder with the upload's files; the folder is the caller's to remove when this raises."""
     reader = UploadReader(content_type, folder, limits)
-    try:
-        batch = bytearray()
-        async for piece in pieces:
-            batch += piece
-            if len(batch) >= BATCH_BYTES:
-                await asyncio.to_thread(reader.write, bytes(batch))
-                batch.clear()
-        if batch:
-            await asyncio.to_thread(reader.write, bytes(batch))
-        return reader.finish()
-    finally:
-        await asyncio.to_thread(reader.close)
+    await fill(reader, pieces)
+    return reader.finish()
+
+
+def body_limit(path: str, settings: Settings) -> int:
+    """The largest body that a route takes which streams it."""
+    if path == "/v1/files":
+        return settings.max_file_bytes + FRAMING_BYTES
+    if path.startswith("/v1/uploads/"):
+        return MAX_PART_BYTES + FRAMING_BYTES
+    return UploadLimits(settings.max_weights_bytes, settings.max_config_bytes).body_bytes

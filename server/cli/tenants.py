@@ -122,7 +122,7 @@ def list_tenants(home: Home = None, as_json: AsJson = False) -> None:
     for row in rows:
         typer.echo(
             f"{row['id']}  {row['adapters']} adapters  {row['versions']} versions  {row['stored_bytes']:,} bytes  "
-            f"{shown_limits(row['limits'])}"
+            f"{row['files']} files  {row['file_bytes']:,} bytes  {shown_limits(row['limits'])}"
         )
 
 
@@ -133,6 +133,11 @@ def set_tenant(
     concurrent_requests: Concurrent = None,
     stored_bytes: Annotated[int | None, typer.Option(help="Bytes of all its versions together.")] = None,
     versions: Annotated[int | None, typer.Option(help="Versions that are not retired.")] = None,
+    file_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of its files and open uploads; where unset, as many as --stored-bytes.")
+    ] = None,
+    files: Annotated[int | None, typer.Option(help="Files and open uploads.")] = None,
+    upload_parts: Annotated[int | None, typer.Option(help="Parts of open uploads.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -145,6 +150,9 @@ def set_tenant(
         concurrent_requests=concurrent_requests,
         stored_bytes=stored_bytes,
         versions=versions,
+        file_bytes=file_bytes,
+        files=files,
+        upload_parts=upload_parts,
     )
     with open_admin(home) as admin:
         row = admin.set_tenant(tenant, limits)

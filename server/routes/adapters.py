@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from adapters.inspect import read_card
 from adapters.publish import preview, publish
 from adapters.strict_json import JsonInvalid as StrictJsonInvalid
 from adapters.types import AdapterVersion, VersionStatus, check_name
+from server.adapter_order import JSON_TYPE, order_bytes, put_together
 from server.catalogue import all_adapters, one_adapter
-from server.errors import Forbidden, JsonInvalid, PayloadTimeout
-from server.gateway import ClientGone
+from server.errors import Forbidden, JsonInvalid
+from server.file_wire import owner_of
 from server.idempotency import idempotent
+from server.receiving import pieces_of, whole
 from server.resolve import own_name
 from server.services import Caller, Services, caller_of
 from server.uploads import Upload, UploadLimits, receive_upload
@@ -128,28 +129,18 @@ async def receive(services: Services, request: Request, folder: Path) -> Upload:
     quota = (await services.keyring.limits_of(caller_of(request).tenant)).stored_bytes
     weights_bytes = settings.max_weights_bytes if quota is None else min(settings.max_weights_bytes, quota)
     limits = UploadLimits(weights_bytes, settings.max_config_bytes)
-    content_type = request.headers.get("content-type", "")
-    upload = await receive_upload(pieces_of(request, settings.body_seconds), content_type, folder, limits)
+    pieces, content_type = pieces_of(request, settings.body_seconds), request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() == JSON_TYPE:
+        owner, raw = owner_of(caller_of(request)), await whole(pieces, order_bytes(limits))
+        upload = await asyncio.to_thread(put_together, services.files, owner, raw, folder, limits)
+    else:
+        upload = await receive_upload(pieces, content_type, folder, limits)
     check_name(upload.name)
     if upload.name.lower() == services.base.id.lower():
         raise InvalidRequest(f"{upload.name} is the base's name: choose another.", param="name")
     if not caller_of(request).may_touch(upload.name):
         raise Forbidden("This key may not upload an adapter of that name: it is limited to others.", param="name")
     return upload
-
-
-async def pieces_of(request: Request, pause_seconds: float) -> AsyncIterator[bytes]:
-    """The body as it comes; raises PayloadTimeout when it stops, ClientGone when the client does."""
-    while True:
-        try:
-            message = await asyncio.wait_for(request.receive(), pause_seconds)
-        except TimeoutError:
-            raise PayloadTimeout(f"No piece of the upload came for {pause_seconds:g} seconds.") from None
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
 
 
 async def take(services: Services, caller: Caller, upload: Upload, folder: Path) -> tuple[int, dict[str, Any]]:

@@ -73,6 +73,9 @@ def tenant_row(tenant: Tenant) -> dict[str, Any]:
         "adapters": tenant.adapters,
         "versions": tenant.versions,
         "stored_bytes": tenant.stored_bytes,
+        "files": tenant.files,
+        "file_bytes": tenant.file_bytes,
+        "upload_parts": tenant.upload_parts,
     }
 
 
