@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant"], ["tenants.id"], name=op.f("fk_files_tenant")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
     )
-    op.create_index(op.f("ix_files_tenant"), "files", ["tenant", "created_at"], unique=False)
+    op.create_index(op.f("ix_files_tenant_created_at"), "files", ["tenant", "created_at"], unique=False)
     op.create_table(
         "uploads",
         sa.Column("id", sa.String(length=40), nullable=False),
@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant"], ["tenants.id"], name=op.f("fk_uploads_tenant")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
     )
-    op.create_index(op.f("ix_uploads_tenant"), "uploads", ["tenant", "created_at"], unique=False)
+    op.create_index(op.f("ix_uploads_tenant_created_at"), "uploads", ["tenant", "created_at"], unique=False)
     op.create_table(
         "upload_parts",
         sa.Column("id", sa.String(length=40), nullable=False),
@@ -55,7 +55,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant"], ["tenants.id"], name=op.f("fk_upload_parts_tenant")),
         sa.ForeignKeyConstraint(["upload_id"], ["uploads.id"], name=op.f("fk_upload_parts_upload_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_upload_parts")),
-        sa.UniqueConstraint("upload_id", "digest", name=op.f("uq_upload_parts_upload_id")),
+        sa.UniqueConstraint("upload_id", "digest", name=op.f("uq_upload_parts_upload_id_digest")),
     )
     op.create_index(op.f("ix_upload_parts_tenant"), "upload_parts", ["tenant"], unique=False)
 
