@@ -15,6 +15,7 @@ HotshoeError
 ├── Conflict              conflict
 │   ├── NotServable       not_servable         the version exists but may not answer requests
 │   ├── IdempotencyReused idempotency_key_reused
+│   ├── SourceChanged     source_changed       files changed while they were fetched, or are still being written
 │   └── AlreadyRunning    already_running      another process holds this state folder or output folder
 ├── GenerationMismatch    generation_mismatch  If-Match named another generation of the alias
 ├── PayloadTooLarge       payload_too_large
@@ -29,6 +30,7 @@ HotshoeError
 ├── StorageFull           storage_full
 ├── StorageDamaged        storage_damaged      bytes on disk do not have their digest
 ├── RegistryBusy          registry_busy
+├── SourceUnavailable     source_unavailable   where adapters are pulled from does not answer, or refuses us
 └── EngineUnavailable     engine_unavailable   the engine is starting, restarting or gone
     ├── EngineBusy        engine_busy          no slot, or the queue is full
     └── EngineFailed      engine_failed        it answered a control call with an error
@@ -140,6 +142,10 @@ class IdempotencyReused(Conflict):
     code = "idempotency_key_reused"
 
 
+class SourceChanged(Conflict):
+    code = "source_changed"
+
+
 class AlreadyRunning(Conflict):
     code = "already_running"
 
@@ -194,6 +200,10 @@ class StorageDamaged(HotshoeError):
 
 class RegistryBusy(HotshoeError):
     code = "registry_busy"
+
+
+class SourceUnavailable(HotshoeError):
+    code = "source_unavailable"
 
 
 class EngineUnavailable(HotshoeError):

@@ -39,11 +39,25 @@ from server.proving import Engaged, Prover
 from server.proxy import EngineProxy
 from server.residency import Residents
 from server.resolve import Resolver
-from server.routes import adapters, exports, keys, models, ops, tenants, uploads_api, usage, versions
+from server.routes import (
+    adapters,
+    exports,
+    keys,
+    models,
+    ops,
+    sources,
+    tenants,
+    uploads_api,
+    usage,
+    versions,
+    vllm_compat,
+)
 from server.routes import files as files_api
 from server.served import ServedProbe
 from server.services import Services
 from server.settings import Settings, pepper_of
+from server.source_sync import SourceSync
+from server.sources import open_sources
 from server.usage import UsageMeter
 
 log = structlog.get_logger("hotshoe.app")
@@ -52,6 +66,8 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
     models.router,
     adapters.router,
     versions.router,
+    sources.router,
+    vllm_compat.router,
     files_api.router,
     uploads_api.router,
     exports.router,
@@ -113,7 +129,7 @@ def build_services(settings: Settings) -> Services:
     jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
     operator_key = settings.api_key.get_secret_value() if settings.api_key else None
     meter = UsageMeter(registry)
-    return Services(
+    services = Services(
         settings=settings,
         base=base,
         merge_base=merge_base,
@@ -132,8 +148,11 @@ def build_services(settings: Settings) -> Services:
         limiter=Limiter(),
         usage=meter,
         files=files,
+        sources=open_sources(settings),
         workers=[jobs, meter, FileExpiry(files)],
     )
+    services.workers.append(SourceSync(services))
+    return services
 
 
 def build_engine(settings: Settings, base: BaseModel) -> Engine:

@@ -68,6 +68,8 @@ class Metrics:
         self.load_seconds = self._plain_histogram("adapter_load_seconds", "One load into the engine.", SECONDS)
         self.evictions = self._counter("adapter_evictions", "Idle versions that left the engine to make room.")
         self.proofs = self._counter("adapter_proofs", "Proofs of effect by outcome.", "outcome")
+        self.source_looks = self._counter("source_looks", "Looks at a source by outcome.", "source", "outcome")
+        self.source_pulls = self._counter("source_pulls", "Pulls from a source by outcome.", "source", "outcome")
         self.engine_ready = self._gauge("engine_ready", "1 while the engine answers and the warm set is back.")
         self.engine_restarts = self._counter("engine_restarts", "Times that a dead engine was started again.")
         self.http = self._counter("http_responses", "All responses by route and status.", "route", "status")

@@ -7,7 +7,7 @@ is `caller_of(request)`: the gateway has put it there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi import Request
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from server.residency import Residents
     from server.resolve import Resolver
     from server.settings import Settings
+    from server.sources import WatchedSource
     from server.usage import UsageMeter
 
 CALLER_KEY = "hotshoe.caller"
@@ -88,6 +89,7 @@ class Services:
     limiter: Limiter
     usage: UsageMeter
     files: Files
+    sources: tuple[WatchedSource, ...] = ()
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
 
     async def publish_context(self, caller: Caller) -> PublishContext:
@@ -95,8 +97,7 @@ class Services:
         from adapters.publish import PublishContext
 
         capacity = await self.lifecycle.capacity(self)
-        dtype = {"serving_dtype": capacity.dtype} if capacity else {}
-        return PublishContext(
+        context = PublishContext(
             registry=self.registry,
             store=self.store,
             base=self.base,
@@ -104,5 +105,5 @@ class Services:
             max_update_ratio=self.settings.max_update_ratio,
             tenant=caller.tenant,
             actor=caller.actor,
-            **dtype,
         )
+        return replace(context, serving_dtype=capacity.dtype) if capacity else context

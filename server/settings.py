@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from adapters.errors import ConfigInvalid
 from adapters.keys import home_has_keys, load_pepper
+from server.source_settings import SourceSettings
 
 MEBIBYTE = 1024 * 1024
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -93,6 +95,9 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         30.0, ge=0, description="After SIGTERM, how long running requests may go on, in seconds."
     )
+    sources: tuple[SourceSettings, ...] = Field(
+        (), description="Where adapters may be pulled from, as a JSON list; docs/sources.md has its fields."
+    )
     probe_tolerance: float = Field(
         1e-4, gt=0, description="Smallest change of a log-probability that counts as an effect of an adapter."
     )
@@ -134,11 +139,14 @@ def load_settings(**flags: object) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         settings = Settings(**given)  # type: ignore[arg-type]
+    except SettingsError as error:
+        raise ConfigInvalid(f"{error}: its value must be JSON (docs/operations.md).", param="settings") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
+        setting = name.partition(".")[0]
         raise ConfigInvalid(
-            f"{name}: {first['msg']} (set by --{name.replace('_', '-')} or HOTSHOE_{name.upper()}).", param=name
+            f"{name}: {first['msg']} (set by --{setting.replace('_', '-')} or HOTSHOE_{setting.upper()}).", param=name
         ) from error
     return check_settings(settings)
 
@@ -156,6 +164,9 @@ def check_settings(settings: Settings) -> Settings:
         raise ConfigInvalid("api_key is shorter than 8 characters: choose a longer one.", param="api_key")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigInvalid("tls_cert and tls_key belong together: give both or neither.", param="tls_cert")
+    twice = [name for name, count in Counter(source.name for source in settings.sources).items() if count > 1]
+    if twice:
+        raise ConfigInvalid(f"sources has the name {twice[0]} twice: give each its own.", param="sources")
     if settings.staged_limit < settings.slots:
         raise ConfigInvalid(
             f"staged_limit {settings.staged_limit} is below slots {settings.slots}: each slot's adapter is staged too.",

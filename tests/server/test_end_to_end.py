@@ -32,7 +32,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(embedded_base: BaseModel, scratch: Path) -> Iterator[Served]:
-    one = Served(scratch / "home", *FLAGS, seconds=START_SECONDS, **ENV)
+    (scratch / "shared").mkdir()
+    sources = [{"name": "shared", "url": f"file://{scratch}/shared", "every_seconds": None}]
+    one = Served(scratch / "home", *FLAGS, seconds=START_SECONDS, HOTSHOE_SOURCES=json.dumps(sources), **ENV)
     yield one
     one.end()
 
@@ -88,6 +90,23 @@ def test_an_adapter_that_changes_nothing_is_rejected_by_the_real_engine(
     done = served.run("push", str(folder), "--name", "idle", "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["error"]["problems"][0]["code"] == "no_effect"
+
+
+def test_a_folder_that_vllms_own_call_loads_is_proven_and_answers_until_it_is_unloaded(
+    sdk: openai.OpenAI, served: Served, embedded_base: BaseModel, scratch: Path
+) -> None:
+    folder = write_adapter(scratch / "shared" / "policy-v1", embedded_base, seed=7, targets=("q_proj", "v_proj"))
+    body = {"lora_name": "policy-v1", "lora_path": str(folder), "load_inplace": False}
+    answer = httpx.post(f"{served.url}/v1/load_lora_adapter", json=body, timeout=300)
+    assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'policy-v1' added successfully.")
+    assert "policy-v1" in [model.id for model in sdk.models.list()]
+    base, policy = ask(sdk, embedded_base.id), ask(sdk, "policy-v1")
+    assert policy.model == "policy-v1@1"
+    assert policy.choices[0].logprobs.content[0].logprob != base.choices[0].logprobs.content[0].logprob
+    answer = httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "policy-v1"}, timeout=60)
+    assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'policy-v1' removed successfully.")
+    with pytest.raises(openai.NotFoundError):
+        ask(sdk, "policy-v1")
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m-instruct", "router@1"])

@@ -135,6 +135,9 @@ UNNAMED = {
     ("POST", "/v1/uploads"),
     ("GET", "/v1/uploads"),
     ("GET", "/v1/usage"),
+    ("POST", "/v1/sources/pull"),  # these three in tests/server/test_sources*.py, as they need a source
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
     ("GET", "/metrics"),
     ("GET", "/v1/system"),
     ("GET", "/openapi.json"),

@@ -1,0 +1,1 @@
+"""Where adapters lie before they are versions: a folder, a bucket, the Hub. Files come from here, checks do not."""
