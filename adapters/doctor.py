@@ -169,6 +169,8 @@ class _Examination:
         for alias in self.registry.aliases(version.tenant, version.name):
             if alias.number == version.number:
                 self._move_away(alias)
+            elif alias.candidate is not None and alias.candidate.number == version.number:
+                self.registry.set_candidate(*where[:2], alias.alias, None, expected_generation=None, actor=ACTOR)
         problem = Problem(code, "adapter_model.safetensors", message, finding.repair)
         if version.status is VersionStatus.READY:
             self.registry.set_status(*where, VersionStatus.QUARANTINED, reasons=(problem,), actor=ACTOR)

@@ -23,7 +23,7 @@ from adapters.file_rows import FileRows
 from adapters.journal import Journal, add_event, ensure_tenant
 from adapters.keys import KeyRows
 from adapters.tenants import TenantRows, check_quota
-from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, VersionStatus, check_name
+from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, Split, VersionStatus, check_name
 from adapters.usage import UsageRows
 
 NEXT = {
@@ -135,12 +135,25 @@ class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, Us
             return to_version(version_row(connection, tenant, name, number))
 
     def resolve(self, ref: AdapterRef) -> AdapterVersion:
-        """The version that a model id means now; raises ModelNotFound."""
+        """The version that a model id means now, whatever share a candidate has; raises ModelNotFound."""
+        return self.split(ref).version
+
+    def split(self, ref: AdapterRef) -> Split:
+        """What a model id means now, with the candidate where there is one that is ready; raises ModelNotFound."""
         with self.database.reading() as connection:
-            number = ref.number
-            if number is None:
-                number = self._alias(connection, ref.tenant, ref.name, ref.alias or STABLE).number
-            return to_version(version_row(connection, ref.tenant, ref.name, number))
+            if ref.number is not None:
+                return Split(to_version(version_row(connection, ref.tenant, ref.name, ref.number)))
+            alias = self._alias(connection, ref.tenant, ref.name, ref.alias or STABLE)
+            own = to_version(version_row(connection, ref.tenant, ref.name, alias.number))
+            if alias.candidate is None:
+                return Split(own, alias.alias)
+            query = version_query(ref.tenant).where(
+                schema.adapters.c.name == ref.name,
+                schema.versions.c.number == alias.candidate.number,
+                schema.versions.c.status == VersionStatus.READY,
+            )
+            row = connection.execute(query).first()
+            return Split(own, alias.alias, to_version(row) if row else None, alias.candidate.share)
 
     def adapters(self, tenant: str) -> list[str]:
         """Names of the tenant's adapters, sorted."""
@@ -177,15 +190,10 @@ class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, Us
         return {status: found.get(str(status), 0) for status in VersionStatus}
 
     def retire(self, tenant: str, name: str, number: int, *, actor: str = OPERATOR) -> AdapterVersion:
-        """Take a version out of service for good; raises Conflict while an alias points at it."""
+        """Take a version out of service for good; raises Conflict while an alias points at it or tries it."""
         with self.database.writing() as connection:
             row = version_row(connection, tenant, name, number)
-            pointing = self._aliases_at(connection, row.adapter_id, number)
-            if pointing:
-                raise Conflict(
-                    f"{name}@{number} is {', '.join(pointing)}: promote another version first, then retire it.",
-                    param="version",
-                )
+            self._check_unnamed(connection, row.adapter_id, f"{name}@{number}", number)
             found = VersionStatus(row.status)
             if found is not VersionStatus.RETIRED:
                 _check_step(row, found, VersionStatus.RETIRED)

@@ -100,8 +100,16 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """Another version of the adapter, which is tried on a share of an alias's requests."""
+
+    number: int
+    share: float  # more than 0, less than 1
+
+
+@dataclass(frozen=True, slots=True)
 class Alias:
-    """A movable name for a version. `generation` counts its moves and is what a promote compares."""
+    """A movable name for a version. `generation` counts its changes and is what a promote compares."""
 
     tenant: str
     name: str
@@ -111,3 +119,14 @@ class Alias:
     previous: tuple[int, ...] = field(
         default=()
     )  # numbers it pointed at before, newest first: what a roll-back returns to
+    candidate: Candidate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a model id means now: a version, and beside it an alias's candidate, where it is ready, with its share."""
+
+    version: AdapterVersion
+    alias: str | None = None  # None: the id names the version by its number
+    candidate: AdapterVersion | None = None
+    share: float = 0.0

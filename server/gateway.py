@@ -26,6 +26,7 @@ from server.metrics import NO_MODEL, Sample
 from server.proxy import Forwarded, send_error
 from server.resolve import resolve_model
 from server.services import CALLER_KEY, Caller, Services
+from server.session import session_of
 from server.uploads import body_limit
 
 log = structlog.get_logger("hotshoe.access")
@@ -50,6 +51,7 @@ class Exchange:
     result: Forwarded | None = None
     allowance: Allowance | None = None
     billed_as: str | None = None
+    session: str | None = None  # keeps a conversation on one version; in no log
 
     def tracking(self, send: Send) -> Send:
         """The same send, with the request id on the response and its status noted."""
@@ -147,6 +149,7 @@ class Gateway:
         """One inference request, ended early when its client goes away; counted exactly once."""
         try:
             exchange.allowance = await allowance_of(self.services, exchange.caller)
+            exchange.session = session_of(scope["headers"])
             with exchange.allowance.place():
                 await self._run(receive, send, exchange)
         except ClientGone:
@@ -179,7 +182,7 @@ class Gateway:
     async def _forward(self, raw: bytes, send: Send, exchange: Exchange) -> None:
         services = self.services
         request = await self._parse(exchange.path, raw)
-        target = await resolve_model(services, exchange.caller, request.model)
+        target = await resolve_model(services, exchange.caller, request.model, exchange.session or request.user)
         exchange.model = target.label
         if exchange.path not in PREFIX_FREE_PATHS:
             exchange.billed_as = target.ref

@@ -17,6 +17,7 @@ from server import fields
 from server.bounds import check_bounds, check_depth
 from server.errors import JsonInvalid
 from server.output_schema import check_schemas
+from server.session import user_of
 
 STREAM_OPTION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 NO_MODEL_PATHS = frozenset({"/tokenize", "/detokenize"})
@@ -34,6 +35,7 @@ class InferenceRequest:
     model: str
     body: dict[str, Any]
     cache_salt: str = ""  # of the tenant: the engine shares cached prefixes among requests of one salt only
+    user: str | None = None  # the end user that the body names: keeps a conversation on one version
 
     @property
     def is_stream(self) -> bool:
@@ -69,7 +71,7 @@ def read_request(path: str, raw: bytes, base_id: str) -> InferenceRequest:
     check_schemas(body)
     for name in ("messages", "input", "system"):
         _check_media(name, body.get(name))
-    return InferenceRequest(path, model, fields.taken_of(path, body))
+    return InferenceRequest(path, model, fields.taken_of(path, body), user=user_of(path, body))
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

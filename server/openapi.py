@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from server import session
 from server.access import ROUTES, Kind, Route
 from server.dialect import is_anthropic
 from server.fields import FIELDS, RouteFields
@@ -70,6 +71,13 @@ COMPONENTS: dict[str, Any] = {
             },
         },
     },
+}
+SESSION = {
+    "name": session.HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Requests of one session get the same of an alias's two versions",
+    "schema": {"type": "string", "maxLength": session.MAX_SESSION_BYTES},
 }
 REQUIRED_FIELDS = {
     "/v1/chat/completions": ["model", "messages"],
@@ -136,6 +144,7 @@ def inference_operation(path: str, fields: RouteFields) -> dict[str, Any]:
         "tags": ["inference"],
         "summary": "Inference, by the engine",
         "operationId": f"infer{path.replace('/', '_')}",
+        "parameters": [SESSION],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": {
             "200": {

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from adapters.errors import ModelNotFound, NameInvalid, NotFound, NotServable
 from adapters.registry import Registry, no_adapter, not_servable
-from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, VersionStatus, check_name
+from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, Split, VersionStatus, check_name
 from server.remembered import Remembered
 from server.services import Caller, Services
+from server.session import chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +28,30 @@ class Target:
         return f"{version.tenant}/{version.ref}"
 
 
-async def resolve_model(services: Services, caller: Caller, model: str) -> Target:
-    """Raises ModelNotFound for what is not there (or is not the caller's), NotServable for what may not answer."""
+async def resolve_model(services: Services, caller: Caller, model: str, session: str | None = None) -> Target:
+    """Raises ModelNotFound for what is not there (or is not the caller's), NotServable for what may not answer.
+
+    Requests of one session get the same of an alias's two versions; a candidate that may not answer gets none.
+    """
     if model == services.base.id:
         if not caller.may_touch(model):
             raise unknown_model(model)
         return Target(model)
-    version = await find_version(services, caller, model)
+    split = await find_split(services, caller, model)
+    version = split.version
+    if split.candidate is not None and split.candidate.base_digest == services.base.digest:
+        version = chosen(split, caller.tenant, session, services.keyring.pepper)
     check_servable(version, services.base.digest)
     return Target(ref_for(caller, version), version)
 
 
 async def find_version(services: Services, caller: Caller, model: str) -> AdapterVersion:
-    """The version that a model id names, whatever its status; raises ModelNotFound.
+    """The version that a model id names, whatever its status and a candidate's share; raises ModelNotFound."""
+    return (await find_split(services, caller, model)).version
+
+
+async def find_split(services: Services, caller: Caller, model: str) -> Split:
+    """What a model id names, whatever its status; raises ModelNotFound.
 
     `OWNER/NAME` is an adapter that the tenant OWNER shares with the caller's.
     """
@@ -50,7 +62,7 @@ async def find_version(services: Services, caller: Caller, model: str) -> Adapte
             raise unknown_model(model)
         if slash and not await services.resolver.is_shared(owner, ref.name, caller.tenant):
             raise unknown_model(model)
-        return await services.resolver.resolve(ref)
+        return await services.resolver.split(ref)
     except (NotFound, NameInvalid) as error:
         raise unknown_model(model) from error
 
@@ -81,9 +93,9 @@ class Resolver:
         self.registry = registry
         self._remembered = Remembered(registry)
 
-    async def resolve(self, ref: AdapterRef) -> AdapterVersion:
-        """The version that the id names now; raises ModelNotFound."""
-        return await self._remembered.get(ref, lambda: self.registry.resolve(ref))
+    async def split(self, ref: AdapterRef) -> Split:
+        """What the id names now; raises ModelNotFound."""
+        return await self._remembered.get(ref, lambda: self.registry.split(ref))
 
     async def is_shared(self, owner: str, name: str, grantee: str) -> bool:
         """Whether the adapter is shared with the tenant now."""

@@ -26,6 +26,7 @@ def version_row(services: Services, version: AdapterVersion, aliases: Sequence[A
         "residency": str(services.residents.state_of(version)),
         "is_warm": version.is_warm,
         "aliases": [alias.alias for alias in aliases if alias.number == version.number],
+        "candidate_of": shares_of(version, aliases),
         "digest": version.digest,
         "base_digest": version.base_digest,
         "is_for_served_base": version.base_digest == services.base.digest,
@@ -40,6 +41,12 @@ def version_row(services: Services, version: AdapterVersion, aliases: Sequence[A
     }
 
 
+def shares_of(version: AdapterVersion, aliases: Sequence[Alias]) -> dict[str, float]:
+    """The aliases that try the version, each with the share of its requests."""
+    tried = {alias.alias: alias.candidate for alias in aliases}
+    return {name: one.share for name, one in tried.items() if one is not None and one.number == version.number}
+
+
 def alias_row(alias: Alias) -> dict[str, Any]:
     """One alias; `generation` is what If-Match compares."""
     return {
@@ -50,6 +57,8 @@ def alias_row(alias: Alias) -> dict[str, Any]:
         "version": alias.number,
         "generation": alias.generation,
         "previous": list(alias.previous),
+        "candidate": alias.candidate.number if alias.candidate else None,
+        "share": alias.candidate.share if alias.candidate else None,
     }
 
 

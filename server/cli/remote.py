@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,7 +69,7 @@ def push(
             version |= wait_for(client, version, timeout)
             raise_if_rejected(version)
         if promote and version["status"] == "ready":
-            move(client, version["name"], "stable", version["version"])
+            put_alias(client, version["name"], "stable", {"version": version["version"]})
             version |= read_version(client, version["name"], version["version"])
     if as_json:
         print_json(version)
@@ -159,7 +160,9 @@ def raise_if_rejected(version: dict[str, Any]) -> None:
 
 
 def is_named(version: dict[str, Any]) -> str:
-    return f" and named by {', '.join(version['aliases'])}" if version.get("aliases") else ""
+    tried = [f"{shown_share(share)} of {alias}" for alias, share in version.get("candidate_of", {}).items()]
+    named = f" and named by {', '.join(version['aliases'])}" if version.get("aliases") else ""
+    return named + (f" and given {', '.join(tried)}" if tried else "")
 
 
 def ls(as_json: AsJson = False) -> None:
@@ -179,7 +182,8 @@ def ls(as_json: AsJson = False) -> None:
     for adapter in rows[1:]:
         for one in adapter["versions"]:
             cells = (one["id"], one["status"], one["residency"], str(one["rank"] or ""), f"{one['size_bytes']:,}")
-            table.add_row(*cells, ", ".join(one["aliases"]))
+            tried = [f"{alias} ({shown_share(share)})" for alias, share in one["candidate_of"].items()]
+            table.add_row(*cells, ", ".join([*one["aliases"], *tried]))
     Console().print(table)
 
 
@@ -203,6 +207,9 @@ def show(
         if key == "versions":
             for one in value:
                 typer.echo(f"  {one['id']}: {one['status']}, {one['residency']}{is_named(one)}")
+        elif key == "aliases" and not number.isdigit():
+            for one in value:
+                typer.echo(f"alias {one['alias']}: {names_of(one)}")
         else:
             typer.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
 
@@ -210,30 +217,43 @@ def show(
 def promote(
     name: Annotated[str, typer.Argument(metavar="NAME@N", help="The version that the alias shall name.")],
     alias: Annotated[str, typer.Option(help="The alias to move.")] = "stable",
+    share: Annotated[
+        str | None, typer.Option(metavar="5%", help="Only try it, on this part of the alias's requests.")
+    ] = None,
     if_generation: Annotated[
         int | None, typer.Option(help="Only if the alias is at this generation (0: does not exist).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an alias, `stable` unless said otherwise, name a version; running answers end on the one they began on."""
+    """Make an alias, `stable` unless said otherwise, name a version; running answers end on the one they began on.
+
+    With --share only that part of the alias's requests goes to the version, and the rest goes on as before.
+    """
     from server.cli.client import open_client
 
     adapter, number = numbered(name)
+    change = {"version": number} if share is None else {"candidate": number, "share": fraction(share)}
     with open_client() as client:
-        row = move(client, adapter, alias, number, if_generation)
+        row = put_alias(client, adapter, alias, change, if_generation)
     print_moved(row, as_json)
 
 
 def rollback(
     name: Name,
     alias: Annotated[str, typer.Option(help="The alias to move back.")] = "stable",
+    candidate: Annotated[
+        bool, typer.Option("--candidate", help="Only end the share of its candidate; the alias stays where it is.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make an alias name again what it named before."""
+    """Make an alias name again what it named before, and end its candidate's share."""
     from server.cli.client import open_client
 
     with open_client() as client:
-        row = client.post(f"/v1/adapters/{segment(name)}/rollback", json={"alias": alias})
+        if candidate:
+            row = put_alias(client, name, alias, {"candidate": None})
+        else:
+            row = client.post(f"/v1/adapters/{segment(name)}/rollback", json={"alias": alias})
     print_moved(row, as_json)
 
 
@@ -272,15 +292,43 @@ def read_version(client: Client, name: str, number: int) -> dict[str, Any]:
     return row
 
 
-def move(client: Client, name: str, alias: str, number: int, generation: int | None = None) -> dict[str, Any]:
+def put_alias(
+    client: Client, name: str, alias: str, change: dict[str, Any], generation: int | None = None
+) -> dict[str, Any]:
     headers = {"if-match": f'"{generation}"'} if generation is not None else {}
     path = f"/v1/adapters/{segment(name)}/aliases/{segment(alias)}"
-    row: dict[str, Any] = client.call("PUT", path, json={"version": number}, headers=headers)
+    row: dict[str, Any] = client.call("PUT", path, json=change, headers=headers)
     return row
+
+
+def fraction(text: str) -> float:
+    """`5%` or `0.05` as a number; raises InvalidRequest."""
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if rest or not 0 < value < 1:
+        raise InvalidRequest(
+            f"--share {text} is not more than 0% and less than 100%, as 5% or 0.05 are. Without --share the version is "
+            "promoted for all requests; `hotshoe rollback NAME --candidate` ends a share.",
+            param="share",
+        )
+    return value
+
+
+def names_of(alias: dict[str, Any]) -> str:
+    """What an alias names, and the part of its requests that a candidate gets."""
+    tried = f", {shown_share(alias['share'])} to {alias['name']}@{alias['candidate']}" if alias["candidate"] else ""
+    return f"{alias['name']}@{alias['version']}{tried} (generation {alias['generation']})"
+
+
+def shown_share(share: float) -> str:
+    return f"{100 * share:.4g}%"
 
 
 def print_moved(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(row)
     else:
-        typer.echo(f"{row['model']} is {row['name']}@{row['version']} (generation {row['generation']})")
+        typer.echo(f"{row['model']} is {names_of(row)}")

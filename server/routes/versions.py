@@ -1,4 +1,4 @@
-"""What moves: promote an alias, roll back, preload, retire."""
+"""What moves: promote an alias, try a candidate on a share of its requests, roll back, preload, retire."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.alias_rows import check_share
 from adapters.errors import EngineUnavailable, InvalidRequest
-from adapters.types import STABLE, AdapterVersion, check_name
+from adapters.types import STABLE, AdapterVersion, Candidate, check_name
 from server.idempotency import idempotent
 from server.resolve import check_servable, own_name
 from server.routes.adapters import own_version, shown
@@ -21,11 +22,28 @@ from server.wire import MAX_NUMBER, VersionNumber, alias_row
 LOAD_BEFORE_MOVE_SECONDS = 60.0
 
 
-class PromoteBody(BaseModel):
-    """Which version the alias shall name."""
+class AliasBody(BaseModel):
+    """The version that the alias shall name, or the candidate that gets a share of its requests (null: none does)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    version: int = Field(ge=1, le=MAX_NUMBER)
+    version: int | None = Field(None, ge=1, le=MAX_NUMBER)
+    candidate: int | None = Field(None, ge=1, le=MAX_NUMBER)
+    share: float | None = Field(None, json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1})
+
+    def change(self) -> int | Candidate | None:
+        """The version to promote, the candidate to try, or None to try none; raises InvalidRequest."""
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        if given == {"version"} and self.version is not None:
+            return self.version
+        if self.candidate is not None and self.share is not None and self.version is None:
+            return Candidate(self.candidate, check_share(self.share))
+        if "candidate" in self.model_fields_set and not given:
+            return None
+        raise InvalidRequest(
+            "Send one of: version, to promote it; candidate and share, to try it on a part of the requests; "
+            "candidate null, to try none.",
+            param="version",
+        )
 
 
 class RollbackBody(BaseModel):
@@ -38,19 +56,20 @@ class RollbackBody(BaseModel):
 def router(services: Services) -> APIRouter:
     routes = APIRouter(prefix="/v1/adapters/{name}", tags=["versions"])
 
-    @routes.put("/aliases/{alias}", summary="Promote: the alias names this version from now on")
-    async def promote(request: Request, name: str, alias: str, body: PromoteBody) -> JSONResponse:
+    @routes.put("/aliases/{alias}", summary="Promote: the alias names this version from now on; or try a candidate")
+    async def change_alias(request: Request, name: str, alias: str, body: AliasBody) -> JSONResponse:
         caller = caller_of(request)
-        expected = generation_of(request)
+        change, expected = body.change(), generation_of(request)
 
         async def act() -> tuple[int, dict[str, Any]]:
-            return 200, await move(
-                services, caller, (own_name(caller, name), check_name(alias, "alias")), body.version, expected
-            )
+            where = (own_name(caller, name), check_name(alias, "alias"))
+            if isinstance(change, int):
+                return 200, await move(services, caller, where, change, expected)
+            return 200, await try_candidate(services, caller, where, change, expected)
 
-        return tagged(*await idempotent(services, request, f"{expected} {body.version}", act))
+        return tagged(*await idempotent(services, request, f"{expected} {change}", act))
 
-    @routes.post("/rollback", summary="The alias names again what it named before")
+    @routes.post("/rollback", summary="The alias names again what it named before, and has no candidate")
     async def roll_back(request: Request, name: str, body: RollbackBody | None = None) -> JSONResponse:
         caller = caller_of(request)
         alias = check_name((body or RollbackBody()).alias, "alias")
@@ -107,16 +126,36 @@ async def move(
 ) -> dict[str, Any]:
     """Load first, then move: no request of the alias's waits for the load. The move itself is one compare-and-swap."""
     name, label = alias
-    version = await asyncio.to_thread(services.registry.get, caller.tenant, name, number)
-    check_servable(version, services.base.digest)
-    with contextlib.suppress(EngineUnavailable, TimeoutError):  # the first request loads it then
-        await asyncio.wait_for(services.residents.warm(version), LOAD_BEFORE_MOVE_SECONDS)
+    await load_first(services, caller, name, number)
     moved = await asyncio.to_thread(
         lambda: services.registry.move_alias(
             caller.tenant, name, label, number, expected_generation=expected, actor=caller.actor
         )
     )
     return alias_row(moved)
+
+
+async def try_candidate(
+    services: Services, caller: Caller, alias: tuple[str, str], candidate: Candidate | None, expected: int | None
+) -> dict[str, Any]:
+    """Load first, then give it its share; None ends the share."""
+    name, label = alias
+    if candidate is not None:
+        await load_first(services, caller, name, candidate.number)
+    changed = await asyncio.to_thread(
+        lambda: services.registry.set_candidate(
+            caller.tenant, name, label, candidate, expected_generation=expected, actor=caller.actor
+        )
+    )
+    return alias_row(changed)
+
+
+async def load_first(services: Services, caller: Caller, name: str, number: int) -> None:
+    """Have a version in the engine that requests will soon be given; raises NotServable where they may not be."""
+    version = await asyncio.to_thread(services.registry.get, caller.tenant, name, number)
+    check_servable(version, services.base.digest)
+    with contextlib.suppress(EngineUnavailable, TimeoutError):  # the first request loads it then
+        await asyncio.wait_for(services.residents.warm(version), LOAD_BEFORE_MOVE_SECONDS)
 
 
 async def retire_version(services: Services, caller: Caller, name: str, number: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from adapters.database import FILE
 from adapters.doctor import Report, run_doctor
 from adapters.publish import PublishContext, publish
-from adapters.types import DEFAULT_TENANT, STABLE, VersionStatus
+from adapters.types import DEFAULT_TENANT, STABLE, Candidate, VersionStatus
 from tests.fixtures.adapters import write_adapter
 
 WHERE = (DEFAULT_TENANT, "router")
@@ -65,6 +65,15 @@ def test_f12_a_flipped_byte_is_damage_and_repair_rolls_the_alias_back(home: Path
     assert context.registry.get(*WHERE, 2).status is VersionStatus.REJECTED
     assert context.registry.aliases(*WHERE)[0].number == 1
     assert run_doctor(home).is_clean
+
+
+def test_a_candidate_whose_files_are_damaged_loses_its_share_with_them(home: Path, context: PublishContext) -> None:
+    candidate = Candidate(1, 0.05)
+    context.registry.set_candidate(*WHERE, STABLE, candidate, expected_generation=None, actor="x")
+    shutil.rmtree(blob(context, 1))
+    assert run_doctor(home, repair=True).is_sound
+    (alias,) = context.registry.aliases(*WHERE)
+    assert (alias.number, alias.candidate) == (2, None)
 
 
 def test_a_missing_blob_of_the_only_version_takes_the_alias_away(home: Path, context: PublishContext) -> None:

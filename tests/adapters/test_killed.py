@@ -14,7 +14,7 @@ from adapters.doctor import run_doctor
 from adapters.publish import PublishContext, publish, remove_files
 from adapters.registry import Registry
 from adapters.store import BlobStore
-from adapters.types import DEFAULT_TENANT, STABLE, VersionStatus
+from adapters.types import DEFAULT_TENANT, STABLE, Candidate, VersionStatus
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.killing import Run, run_and_kill, why_not_here
 
@@ -95,6 +95,19 @@ def promoted_or_not(state: State, run: Run) -> None:
     registry.close()
 
 
+def act_try(state: State) -> None:
+    state.open().registry.set_candidate(*WHERE, STABLE, Candidate(2, 0.05), expected_generation=1, actor="test")
+
+
+def tried_or_not(state: State, run: Run) -> None:
+    registry = state.open().registry
+    (alias,) = registry.aliases(*WHERE)
+    assert (alias.number, alias.generation, alias.candidate) in ((1, 1, None), (1, 2, Candidate(2, 0.05)))
+    assert alias.candidate or not run.acknowledged
+    assert ("candidate_set" in {event.kind for event in registry.events(*WHERE)}) == (alias.candidate is not None)
+    registry.close()
+
+
 def act_retire(state: State) -> None:
     context = state.open()
     version = context.registry.retire(*WHERE, 2, actor="test")
@@ -134,6 +147,7 @@ def begun_or_not(state: State, run: Run) -> None:
 SCENARIOS = {
     "publish": Scenario(act_publish, published_whole_or_absent),
     "promote": Scenario(act_promote, promoted_or_not),
+    "candidate": Scenario(act_try, tried_or_not),
     "retire": Scenario(act_retire, retired_or_not),
     "first start": Scenario(act_first, begun_or_not, is_fresh=True),
 }

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -284,34 +283,3 @@ def test_a_version_that_the_engine_dies_of_twice_is_rejected_for_good(make_serve
     assert (row["status"], row["reasons"][0]["code"]) == ("rejected", "engine_died")
     server.script.seconds_to_first_token = 0.0
     assert server.say(server.base.id).status_code == 200
-
-
-def test_p8_once_a_promote_has_returned_no_answer_comes_from_the_version_before(server: Server) -> None:
-    server.pushed("busy")
-    server.pushed("busy")
-    moves: list[tuple[float, float, int]] = []  # called, returned, version
-    answers: list[tuple[float, float, str]] = []  # asked, answered, model
-    is_over = threading.Event()
-
-    def keep_asking() -> None:
-        while not is_over.is_set():
-            asked = time.monotonic()
-            model = server.say("busy", max_tokens=1).json()["model"]
-            answers.append((asked, time.monotonic(), model))
-
-    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for number in (2, 1) * 10:
-        called = time.monotonic()
-        assert server.promote("busy", number).status_code == 200
-        moves.append((called, time.monotonic(), number))
-        assert server.say("busy", max_tokens=1).json()["model"] == f"busy@{number}"
-    is_over.set()
-    for thread in threads:
-        thread.join()
-    for i, (_, returned, number) in enumerate(moves):
-        until = moves[i + 1][0] if i + 1 < len(moves) else float("inf")
-        between = {model for asked, answered, model in answers if asked > returned and answered < until}
-        assert between <= {f"busy@{number}"}
-    assert {model for _, _, model in answers} == {"busy@1", "busy@2"}

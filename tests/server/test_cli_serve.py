@@ -71,6 +71,28 @@ def test_promote_rollback_show_retire_and_ls_speak_json(served: Served, tiny_bas
     assert json.loads(served.verb("ls", "--json").stdout)[0]["id"] == "tiny"
 
 
+def test_promote_with_a_share_tries_a_version_and_rollback_ends_it(
+    served: Served, tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    for seed in (3001, 3002):
+        folder = write_adapter(tmp_path / str(seed), tiny_base, seed=seed)
+        assert served.verb("push", str(folder), "--name", "tried").returncode == 0
+    done = served.verb("promote", "tried@2", "--share", "5%")
+    assert done.stdout == "tried is tried@1, 5% to tried@2 (generation 2)\n", done.stderr
+    shown = served.verb("show", "tried").stdout
+    assert "alias stable: tried@1, 5% to tried@2 (generation 2)\n" in shown
+    assert "tried@2: ready, resident and given 5% of stable\n" in shown
+    assert "stable (5%)" in served.verb("ls").stdout
+    assert json.loads(served.verb("show", "tried@2", "--json").stdout)["candidate_of"] == {"stable": 0.05}
+    grown = json.loads(served.verb("promote", "tried@2", "--share", "0.125", "--if-generation", "2", "--json").stdout)
+    assert (grown["candidate"], grown["share"], grown["generation"]) == (2, 0.125, 3)
+    for share in ("5", "0", "100%", "-1%", "five", "5%5", "nan"):
+        assert "5% or 0.05" in served.verb("promote", "tried@2", "--share", share).stderr, share
+    assert served.verb("rollback", "tried").returncode == 1, "it names its first version"
+    ended = served.verb("rollback", "tried", "--candidate")
+    assert ended.stdout == "tried is tried@1 (generation 4)\n"
+
+
 def test_chat_streams_or_prints_json(served: Served) -> None:
     assert served.verb("chat", "tiny", "hello there").stdout == "tiny heard: hello there\n"
     answer = json.loads(served.verb("chat", "tiny", "hello", "--json").stdout)

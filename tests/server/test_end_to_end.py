@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,33 @@ def test_a_promote_while_a_stream_runs_leaves_the_stream_on_its_version(
     thread.join(300)
     assert {chunk.model for chunk in chunks} == {"router@1"}
     assert chunks[-1].choices[0].finish_reason == "length"
-    assert json.loads(served.verb("rollback", "router", "--json").stdout)["version"] == 1
+    loads, started = loads_of(served), time.monotonic()
+    answer = httpx.post(f"{served.url}/v1/adapters/router/rollback", timeout=10)
+    assert time.monotonic() - started < 1
+    assert answer.json()["version"] == 1
     assert ask(sdk, "router").model == "router@1"
+    assert loads_of(served) == loads, "what it returned to was still there"
+
+
+def loads_of(served: Served) -> list[str]:
+    """The lines of the metric that counts loads."""
+    text = httpx.get(f"{served.url}/metrics", timeout=60).text
+    return [line for line in text.splitlines() if line.startswith("hotshoe_adapter_loads_total")]
+
+
+def test_a_candidate_answers_its_sessions_on_the_real_engine(
+    sdk: openai.OpenAI, served: Served, router: list[dict[str, Any]]
+) -> None:
+    assert served.verb("promote", "router@2", "--share", "50%").returncode == 0
+    loads = loads_of(served)
+    answers = [
+        sdk.completions.create(model="router", prompt="Hi", max_tokens=1, user=f"user {i}").model
+        for i in [*range(16), *range(16)]
+    ]
+    assert answers[:16] == answers[16:], "each user stays on a version"
+    assert set(answers) == {"router@1", "router@2"}, "one run in 30,000 has them all on one"
+    assert loads_of(served) == loads
+    assert served.verb("rollback", "router", "--candidate").returncode == 0
 
 
 def test_after_a_restart_the_warm_set_is_back_before_ready_and_no_process_was_left(

@@ -297,6 +297,17 @@ def test_a_shared_adapter_answers_by_its_owners_name_and_nothing_else_of_it_is_s
     assert other.say(NAME).status_code == 404
 
 
+def test_a_shared_adapters_candidate_answers_by_its_owners_name(acme: Team, other: Team, shared: str) -> None:
+    path = f"/v1/adapters/{NAME}/aliases/stable"
+    assert acme.http.put(path, json={"candidate": 2, "share": 0.5}).status_code == 200
+    try:
+        for _ in range(2):
+            answers = {other.say(shared, user=f"user {i}").json()["model"] for i in range(40)}
+            assert answers == {f"{shared}@1", f"{shared}@2"}
+    finally:
+        assert acme.http.put(path, json={"candidate": None}).status_code == 200
+
+
 def test_sharing_ends_with_the_answer_that_says_so(keyed: Server, acme: Team, other: Team, shared: str) -> None:
     assert other.say(shared).status_code == 200
     keyed.http.delete(f"/v1/tenants/acme/grants/{NAME}/other")
