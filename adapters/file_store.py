@@ -29,11 +29,11 @@ ID_PATTERN = re.compile(r"(file-|upload_|part_)[0-9a-f]{24}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a file that was put together from parts is: its size, `sha256:...`, and its MD5 in hex."""
+    """What a file that was put together from parts is: its size, `sha256:...`, and its MD5 in hex where asked for."""
 
     size_bytes: int
     digest: str
-    md5: str
+    md5: str | None
 
 
 class FileStore:
@@ -96,24 +96,26 @@ class FileStore:
             if folder.is_dir():
                 shutil.rmtree(folder)
 
-    def join(self, parts: Sequence[Path], out: Path) -> Joined:
+    def join(self, parts: Sequence[tuple[Path, str]], out: Path, *, with_md5: bool = False) -> Joined:
         """Write the parts behind each other into the new file `out`; memory is bounded by one chunk.
 
-        Raises StorageDamaged when a part is gone.
+        Raises StorageDamaged when a part is gone or is not what its digest says.
         """
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+        whole, size = hashlib.sha256(), 0
+        md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
         with disk_errors(out), out.open("xb", buffering=0) as file:
-            for part in parts:
-                for chunk in chunks_of(part):
-                    sha256.update(chunk)
-                    md5.update(chunk)
+            for path, digest in parts:
+                one = hashlib.sha256()
+                for chunk in chunks_of(path):
+                    for each in (whole, one, *([md5] if md5 else ())):
+                        each.update(chunk)
                     size += _write(file.fileno(), chunk)
-        return Joined(size, f"sha256:{sha256.hexdigest()}", md5.hexdigest())
+                _check_digest(path, f"sha256:{one.hexdigest()}", digest)
+        return Joined(size, f"sha256:{whole.hexdigest()}", md5.hexdigest() if md5 else None)
 
     def verify(self, path: Path, digest: str) -> None:
         """Read a file whole; raises StorageDamaged when it is gone or its bytes have changed."""
-        if (found := digest_of(path)) != digest:
-            raise StorageDamaged(f"{path.name} has changed on the disk: its bytes are {found}. Send it again.")
+        _check_digest(path, digest_of(path), digest)
 
     def link(self, path: Path, target: Path) -> None:
         """Let a file be at a second place too without copying it, where both are on one file system."""
@@ -166,6 +168,11 @@ def digest_of(path: Path) -> str:
     for chunk in chunks_of(path):
         digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _check_digest(path: Path, found: str, digest: str) -> None:
+    if found != digest:
+        raise StorageDamaged(f"{path.name} has changed on the disk: its bytes are {found}. Send it again.")
 
 
 def chunks_of(path: Path) -> Iterator[bytes]:

@@ -151,7 +151,8 @@ class Files:
         folder = self.store.stage()
         try:
             staged = folder / "whole"
-            joined = self.store.join([self.store.part_path(upload_id, part.id) for part in named], staged)
+            places = [(self.store.part_path(upload_id, part.id), part.digest) for part in named]
+            joined = self.store.join(places, staged, with_md5=md5 is not None)
             _check_joined(upload, joined, md5)
             self.store.seal(staged)
             return self._publish(owner, upload, staged, joined)
