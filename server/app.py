@@ -100,8 +100,8 @@ def create_app(settings: Settings, services: Services | None = None) -> Gateway:
     return Gateway(app, parts)
 
 
-def build_services(settings: Settings) -> Services:
-    """Everything a server works with; opens the registry, starts nothing."""
+def build_services(settings: Settings, engine: Engine | None = None) -> Services:
+    """Everything a server works with; opens the registry, starts nothing. An engine that is given is used as it is."""
     base = open_base(settings.base, settings.base_names)
     merge_base = open_base(settings.merge_base) if settings.merge_base else None
     registry = Registry.open(settings.home)
@@ -110,7 +110,7 @@ def build_services(settings: Settings) -> Services:
     files = Files(registry, FileStore(settings.home / "files"))
     files.sweep()
     metrics = Metrics(settings.label_limit)
-    engine = build_engine(settings, base)
+    engine = engine or build_engine(settings, base)
     proxy = EngineProxy(engine.socket_path)
     residents = Residents(engine, registry, store, metrics, settings.staged_limit, base.digest)
     limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)

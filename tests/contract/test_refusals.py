@@ -27,19 +27,12 @@ def check(rig: EngineRig, path: str, body: dict[str, Any], code: str) -> None:
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": CONTEXT_TOKENS + 1}),
         ("/v1/completions", {"prompt": LONG}),
         ("/v1/completions", {"prompt": "hi", "max_tokens": CONTEXT_TOKENS + 1}),
+        ("/v1/responses", {"input": LONG}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 8}),
     ],
 )
 def test_what_does_not_fit_is_context_length_exceeded(rig: EngineRig, path: str, body: dict[str, Any]) -> None:
     check(rig, path, body, "context_length_exceeded")
-
-
-@pytest.mark.model
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("/v1/responses", {"input": LONG}), ("/v1/messages", {"messages": MESSAGES, "max_tokens": 8})],
-)
-def test_so_it_is_on_the_routes_that_the_double_lacks(vllm_engine: EngineRig, path: str, body: dict[str, Any]) -> None:
-    check(vllm_engine, path, body, "context_length_exceeded")
 
 
 @pytest.mark.model
