@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,11 +114,21 @@ def database_errors(path: Path) -> Iterator[None]:
         raise _translated(error, path) from error
 
 
+def _is_full(path: Path) -> bool:
+    """SQLite says only that it could not open or sync its journal; the file system says whether it has room."""
+    try:
+        left = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return left.f_bavail == 0 or (left.f_files > 0 and left.f_favail == 0)
+
+
 def _translated(error: DBAPIError, path: Path) -> HotshoeError:
     message = str(error.orig)
     if isinstance(error, OperationalError) and ("locked" in message or "busy" in message):
         return RegistryBusy(f"The registry was busy for {BUSY_SECONDS} s; retry.", retry_after=1)
-    if "full" in message:
+    is_vague = "unable to open" in message or "disk I/O error" in message
+    if "full" in message or (is_vague and _is_full(path)):
         return StorageFull(f"No space is left for {path}: free some and retry.", retry_after=30)
     if isinstance(error, DatabaseError):
         return StorageDamaged(f"The registry {path} cannot be used: {message}. Run `hotshoe doctor`.")

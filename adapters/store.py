@@ -30,7 +30,8 @@ class BlobStore:
         self.root = root
         self._lock = threading.RLock()
         for folder in (root, root / STAGING, root / TRASH):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with disk_errors(folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

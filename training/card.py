@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def make_card(run: Run, folder: Path) -> dict[str, Any]:
         "parent": config.parent,
         "base": {"id": material.base.id, "digest": material.base.digest, "dtype": settings.dtype},
         "template": {"digest": material.template.digest, "enable_thinking": material.enable_thinking},
-        "data": _data(material),
+        "data": _data(material, config.columns),
         "settings": settings.as_dict(),
         "adapter": {
             "parameters": sum(value.numel() for value in trained),
@@ -110,10 +111,11 @@ def _cost(run: Run) -> dict[str, Any]:
     }
 
 
-def _data(material: Material) -> dict[str, Any]:
+def _data(material: Material, columns: Sequence[str]) -> dict[str, Any]:
     training = {
         "file": material.file.path.name,
         "digest": material.file.digest,
+        "columns": list(columns),
         "sources": [source.as_dict() for source in material.file.sources],
         **material.training.as_dict(),
         "duplicate_sequences": duplicate_count(material.training),

@@ -37,6 +37,10 @@ class TrainingConfig:
     out: Path | None = field(
         default=None, metadata={"doc": "Folder that the adapter is written to; default ./NAME. It must not exist."}
     )
+    columns: tuple[str, ...] = field(
+        default=(),
+        metadata={"doc": "Your own column names, as prompt=Question,completion=Answer: KNOWN=YOURS for each."},
+    )
     validation: Path | None = field(
         default=None,
         metadata={

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from adapters.bases import BaseModel, stored_dtype
 from training.config import Facts, Settings, TrainingConfig
+from training.data.columns import Columns
 from training.data.dataset import Prepared, hold_out, prepare
 from training.data.formats import DataFile, read_data
 from training.data.rows import Row
@@ -48,8 +49,8 @@ def gather(config: TrainingConfig) -> Material:
     template = load_template(base.folder, config.thinking)
     if config.method != "full":  # which trains the embeddings, too
         refuse_untrained_end(base, template)
-    file = read_data(config.data)
-    validation_file = read_data(config.validation) if config.validation else None
+    file = read_data(config.data, Columns(config.columns))
+    validation_file = read_data(config.validation, Columns(config.columns)) if config.validation else None
     rows, held_out = file.rows, validation_file.rows if validation_file else []
     share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
     if validation_file is None and share and (config.validation_share or len(rows) >= ROWS_FOR_HOLDING_OUT):

@@ -33,8 +33,8 @@ class Recipe:
 
 
 ENGLISH = Recipe("en", 9, {"train": 100, "validation": 6, "test": 12})
-VIETNAMESE = Recipe("vi", 6, {"train": 60, "validation": 6, "test": 12})
-ENGLISH_MORE = Recipe("en", 9, {"train": 16, "validation": 4, "test": 6}, ("HassClimateGetTemperature",))
+VIETNAMESE = Recipe("vi", 6, {"train": 54, "validation": 6, "test": 6})
+ENGLISH_MORE = Recipe("en", 9, {"train": 16, "validation": 4, "test": 4}, ("HassClimateGetTemperature",))
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,23 @@ def show(
             "--thinking/--no-thinking", help="Render with thinking on or off; default as each turn has reasoning."
         ),
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """A row's rendered tokens, the learned ones coloured: exactly what the model is trained on."""
     from adapters.embedded import EMBEDDED, open_base
     from adapters.errors import ConfigInvalid, DataInvalid
+    from training.config_file import split_list
+    from training.data.columns import Columns
     from training.data.formats import read_data
     from training.data.jsontext import RowInvalid
     from training.data.template import load_template
 
     if supervise not in ("all", "last"):
         raise ConfigInvalid(f"--supervise is all or last, not {supervise!r}.", param="supervise")
-    file = read_data(data)
+    file = read_data(data, Columns(split_list(columns or "")))
     if not 1 <= row <= len(file.rows):
         raise DataInvalid(f"{data} has {len(file.rows):,} rows; --row {row} is none of them.", param="row")
     chosen = file.rows[row - 1]

@@ -37,6 +37,9 @@ def evaluate(
         str | None,
         typer.Option("--label", help="The field of the answer that is its label; default found in the data."),
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
+    ] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Only so many rows, evenly spread.")] = None,
     against_base: Annotated[
         bool, typer.Option("--against-base", help="Score the base alone, too (of an adapter folder).")
@@ -50,10 +53,12 @@ def evaluate(
 
     Without a server the validation loss is computed, too.
     """
+    from training.config_file import split_list
+    from training.data.columns import Columns
     from training.evaluate import load_examples
     from training.scores import telling_scores
 
-    examples = load_examples(data)
+    examples = load_examples(data, Columns(split_list(columns or "")))
     chosen = examples[:: max(1, len(examples) // rows)][:rows] if rows else examples
     progress = _progress(not as_json)
     if Path(model).is_dir() or model == "embedded":

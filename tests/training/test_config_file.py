@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "data": ("rows.jsonl", Path("rows.jsonl")),
     "name": ("no", "no"),  # text stays text: YAML's own rules would make this false
     "out": ("made/here", Path("made/here")),
+    "columns": ("[prompt=Question, completion=My answer]", ("prompt=Question", "completion=My answer")),
     "validation": ("v.jsonl", Path("v.jsonl")),
     "validation_share": ("0.2", 0.2),
     "base": ("embedded", "embedded"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.errors import BaseInvalid
 from tests.fixtures.bases import qwen_tokenizer
+from tests.training.conftest import write_jsonl
 from training.data.forms import parse_row
 from training.data.jsontext import RowInvalid
 from training.data.rows import Place, Row
 from training.data.template import IGNORED, ChatTemplate, Rendered
+from training.evaluate import load_examples
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is the lamp on?"}
 TOOL = {"type": "function", "function": {"name": "lamp", "parameters": {"type": "object", "properties": {}}}}
@@ -130,6 +133,25 @@ def test_tools_and_calls_render_as_the_template_writes_them_and_only_the_models_
         assert [text.strip() for text in learned] == [call, "No.<|im_end|>"]
         assert '{"name": "lamp", "description": null, "parameters"' in context  # as the engine declares the tool
         assert "<tool_response>" in context
+
+
+def test_what_an_evaluation_asks_and_expects_is_the_row_as_it_is_trained(
+    tmp_path: Path, qwen2_5_tokenizer: Any, qwen3_tokenizer: Any
+) -> None:
+    result = {"role": "tool", "content": '{"on": false}', "tool_call_id": "c1"}
+    rows = [
+        {"messages": [SYSTEM, USER, says(None, tool_calls=[CALL])], "tools": [TOOL]},
+        {"messages": [USER, says("I look.", tool_calls=[CALL]), result, says("No.")], "tools": [TOOL]},
+        {"messages": [USER, says("<think>\nIt is dark.\n</think>\n\nNo.")]},
+        {"messages": [USER, says("No.")]},
+    ]
+    for tokenizer in (qwen2_5_tokenizer, qwen3_tokenizer):
+        rendering = template(tokenizer)
+        for example in load_examples(write_jsonl(tmp_path / "rows.jsonl", rows)):
+            asked = rendering.prompt_ids(example.prompt.messages, example.prompt.tools, example.prompt.thinking)
+            trained = rendering.render(example.row)[-1].input_ids
+            assert list(trained[: len(asked)]) == asked
+            assert tokenizer.decode(trained[len(asked) :]) == example.expected + "<|im_end|>"
 
 
 def test_a_turn_of_weight_0_is_context_only(qwen2_5_tokenizer: Any) -> None:

@@ -7,11 +7,12 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapters.errors import DataInvalid, Problem
+from training.data.columns import Columns
 from training.data.forms import TITLES, parse_row
 from training.data.jsonfiles import FORMATS, SUFFIXES, Record, detect_format, json_lines, json_rows
 from training.data.jsontext import RowInvalid
@@ -19,12 +20,8 @@ from training.data.rows import Place, Row
 from training.data.tables import csv_rows, parquet_rows
 
 MOST_PROBLEMS = 10_000  # of bad rows, that many are kept with their reasons; all are counted
-READERS: dict[str, Callable[[BinaryIO], Iterator[Record]]] = {
-    "jsonl": json_lines,
-    "json": json_rows,
-    "csv": csv_rows,
-    "parquet": parquet_rows,
-}
+READERS: dict[str, Callable[[BinaryIO], Iterator[Record]]] = {"jsonl": json_lines, "json": json_rows}
+TABLES: dict[str, Callable[[BinaryIO, Columns], Iterator[Record]]] = {"csv": csv_rows, "parquet": parquet_rows}
 PACKED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst", ".zip", ".xlsx", ".xls", ".arrow", ".tar", ".tgz"}
 
 
@@ -88,8 +85,9 @@ class DataFile:
         return "; ".join(f"{source.name}: {source.description}" for source in self.sources)
 
 
-def read_data(path: Path) -> DataFile:
+def read_data(path: Path, columns: Columns | None = None) -> DataFile:
     """All rows of a file or folder, whatever their form; raises DataInvalid with every problem, by file and line."""
+    columns = columns or Columns()
     files, left_aside = _files(path)
     rows: list[Row] = []
     ignored: Counter[str] = Counter()
@@ -98,7 +96,7 @@ def read_data(path: Path) -> DataFile:
         name = str(file.relative_to(path)) if file != path else path.name
         before = len(rows)
         try:
-            source, found = _read_file(file, name, rows, ignored, problems)
+            source, found = _read_file(file, name, _Read(columns, rows, ignored, problems))
         except RowInvalid as error:
             problems.add(f"{file}:1", error)
             continue
@@ -109,6 +107,10 @@ def read_data(path: Path) -> DataFile:
             sources.append(source)
     if problems.count:
         raise problems.error(path, records)
+    if columns.unmet:
+        raise DataInvalid(
+            f"No row of {path} has the column that --columns names: {', '.join(columns.unmet)}.", param="columns"
+        )
     return DataFile(path, rows, _digest(sources, path), dict(ignored), tuple(sources), tuple(left_aside))
 
 
@@ -147,9 +149,32 @@ class _Problems:
         return DataInvalid(f"{path} cannot be used: {what}", param="data", problems=tuple(self.kept))
 
 
-def _read_file(
-    path: Path, name: str, rows: list[Row], ignored: Counter[str], problems: _Problems
-) -> tuple[Source, int]:
+@dataclass(frozen=True)
+class _Read:
+    """What reading fills, and how columns are named."""
+
+    columns: Columns
+    rows: list[Row]
+    ignored: Counter[str]
+    problems: _Problems
+
+
+def _records(file: BinaryIO, written: str, columns: Columns) -> Iterator[Record]:
+    if written in TABLES:
+        yield from TABLES[written](file, columns)
+        return
+    for record in READERS[written](file):
+        yield record if record.error is not None else _renamed(record, columns)
+
+
+def _renamed(record: Record, columns: Columns) -> Record:
+    try:
+        return replace(record, value=columns.row(record.value))
+    except RowInvalid as error:
+        return Record(record.line, record.number, error=error)
+
+
+def _read_file(path: Path, name: str, to: _Read) -> tuple[Source, int]:
     """Append the file's good rows and problems; how many records it has. Raises RowInvalid for an unreadable file."""
     forms: Counter[str] = Counter()
     found = 0
@@ -158,18 +183,18 @@ def _read_file(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             written = detect_format(path, file)
-            for record in READERS[written](file):
+            for record in _records(file, written, to.columns):
                 found += 1
                 place = Place(name, record.line, record.number)
                 try:
                     if record.error is not None:
                         raise record.error
-                    row = parse_row(record.value, place, ignored)
+                    row = parse_row(record.value, place, to.ignored)
                 except RowInvalid as error:
-                    problems.add(f"{path}:{record.line}", error, _numbered(written, record.number))
+                    to.problems.add(f"{path}:{record.line}", error, _numbered(written, record.number))
                     continue
                 forms[row.form] += 1
-                rows.append(row)
+                to.rows.append(row)
     except OSError as error:
         raise RowInvalid("unreadable", f"it cannot be read: {error.strerror or error}.") from error
     return Source(name, written, forms, f"sha256:{digest}"), found

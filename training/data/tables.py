@@ -8,24 +8,25 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from training.data.forms import COLUMNS, detect
+from training.data.columns import KNOWN, Columns
+from training.data.forms import detect
 from training.data.jsonfiles import LONGEST_LINE_BYTES, Record, not_utf8
 from training.data.jsontext import RowInvalid, kind
 
 DELIMITERS = ",;\t|"
 MOST_PARQUET_ROWS = 5_000_000
 ROWS_AT_A_TIME = 256
-KNOWN = {name for columns in COLUMNS.values() for name in columns}
 
 
-def csv_rows(file: BinaryIO) -> Iterator[Record]:
+def csv_rows(file: BinaryIO, columns: Columns) -> Iterator[Record]:
     """Rows below a header. The delimiter is the one of `,` `;` tab `|` that makes known columns of the header."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     csv.field_size_limit(LONGEST_LINE_BYTES)  # the module has one limit for all; its own is 131,072
     try:
         header = text.readline(LONGEST_LINE_BYTES)
         text.seek(0)
-        yield from _below_header(csv.reader(text, delimiter=_delimiter(header), strict=True))
+        delimiter = _delimiter(header, columns)
+        yield from _below_header(csv.reader(text, delimiter=delimiter, strict=True), columns)
     except UnicodeDecodeError:
         file.seek(0)
         raise not_utf8(file.read()) from None
@@ -33,7 +34,7 @@ def csv_rows(file: BinaryIO) -> Iterator[Record]:
         text.detach()
 
 
-def parquet_rows(file: BinaryIO) -> Iterator[Record]:
+def parquet_rows(file: BinaryIO, columns: Columns) -> Iterator[Record]:
     """The rows of a Parquet file. A null inside a struct is an absent key: there every row has every key."""
     try:
         from pyarrow import ArrowException
@@ -43,17 +44,19 @@ def parquet_rows(file: BinaryIO) -> Iterator[Record]:
     number = 0
     try:
         table = ParquetFile(file)
-        names = _columns(table.schema_arrow.names)
+        own = table.schema_arrow.names
+        names = _checked(columns.names(own))
+        read = [before for before, name in zip(own, names, strict=True) if name in KNOWN]
+        unread = dict.fromkeys(name for name in names if name not in KNOWN)
         rows = table.metadata.num_rows
         if rows > MOST_PARQUET_ROWS:
             raise RowInvalid(
                 "row_too_long", f"it has {rows:,} rows; at most {MOST_PARQUET_ROWS:,} are read.", "split it"
             )
-        for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[name for name in names if name in KNOWN]):
+        for batch in table.iter_batches(ROWS_AT_A_TIME, columns=read):
             for value in _values(batch):
                 number += 1
-                unread = dict.fromkeys(name for name in names if name not in KNOWN)
-                yield _parquet_record(number, value, unread)
+                yield _parquet_record(number, columns.row(value), unread)
     except (ArrowException, OSError) as error:
         after = f" after row {number}" if number else ""
         reason = " ".join(str(error).split())[:200]
@@ -61,13 +64,13 @@ def parquet_rows(file: BinaryIO) -> Iterator[Record]:
         raise RowInvalid("format_invalid", message, "write the file once more") from error
 
 
-def _below_header(reader: Any) -> Iterator[Record]:
+def _below_header(reader: Any, columns: Columns) -> Iterator[Record]:
     number, line = 0, 1
     try:
         header = next(reader, None)
         if header is None:
             return
-        names = _columns([name.strip().lower() for name in header])
+        names = _checked(columns.names([name.strip().lower() for name in header]))
         line = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -87,18 +90,18 @@ def _csv_record(line: int, number: int, names: list[str], cells: list[str]) -> R
     return Record(line, number, dict(zip(names, cells, strict=True)))
 
 
-def _delimiter(header: str) -> str:
+def _delimiter(header: str, columns: Columns) -> str:
     def known(delimiter: str) -> tuple[int, int]:
         try:
             names = next(csv.reader([header], delimiter=delimiter), [])
         except csv.Error:
             return 0, 0
-        return len(KNOWN & {name.strip().lower() for name in names}), len(names)
+        return len(KNOWN & {columns.name(name.strip().lower()) for name in names}), len(names)
 
     return max(DELIMITERS, key=known)
 
 
-def _columns(names: list[str]) -> list[str]:
+def _checked(names: list[str]) -> list[str]:
     """The names, if no two are equal and they are of one form; raises RowInvalid."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
