@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from adapters import schema
 from adapters.database import FILE, Database
@@ -30,6 +30,7 @@ from adapters.limits import UseLimits
 from adapters.types import DEFAULT_TENANT, check_name
 
 PEPPER_FILE = "pepper"
+BOOTSTRAP_ID = "key_bootstrap"  # no other key can have it: theirs are drawn
 PREFIX_LENGTH = 11
 # Scope -> the scopes it brings along. `admin` and `metrics` see every tenant: only the operator's keys may have them.
 SCOPES: dict[str, frozenset[str]] = {
@@ -115,28 +116,19 @@ class KeyRows:
 
     def add_key(self, new: NewKey, pepper: bytes, *, actor: str) -> tuple[ApiKey, str]:
         """The key's row, and the key itself, which nobody can read again."""
-        secret = f"hs-{secrets.token_hex(24)}"
-        now = time.time()
-        values = {
-            "id": f"key_{secrets.token_hex(12)}",
-            "tenant": new.tenant,
-            "prefix": secret[:PREFIX_LENGTH],
-            "digest": key_digest(pepper, secret.encode()),
-            "name": new.name,
-            "scopes": sorted(set(new.scopes)),
-            "adapters": sorted(set(new.adapters)) if new.adapters is not None else None,
-            "limits": {name: value for name, value in new.limits.as_dict().items() if value is not None},
-            "created_at": now,
-            "expires_at": new.expires_at,
-            "revoked_at": None,
-        }
         with self.database.writing() as connection:
-            ensure_tenant(connection, new.tenant, now)
-            connection.execute(insert(schema.api_keys).values(values))
-            detail = {"key": values["id"], "prefix": values["prefix"], "scopes": values["scopes"]}
-            add_event(connection, new.tenant, "key_added", actor, detail=detail)
-            row = connection.execute(select(schema.api_keys).where(schema.api_keys.c.id == values["id"])).one()
-        return _to_key(row), secret
+            return _insert_key(connection, f"key_{secrets.token_hex(12)}", new, pepper, actor)
+
+    def add_bootstrap_key(self, pepper: bytes) -> str | None:
+        """The first key of a state folder that never had one, with every scope; None where it had one.
+
+        It is the server's doing, not an operator's, so that it does not count in `has_keys`.
+        """
+        new = NewKey(DEFAULT_TENANT, ["admin"], name="bootstrap")
+        with self.database.writing() as connection:
+            if connection.execute(select(schema.api_keys.c.id).limit(1)).first() is not None:
+                return None
+            return _insert_key(connection, BOOTSTRAP_ID, new, pepper, "server")[1]
 
     def keys(self, tenant: str | None = None) -> list[ApiKey]:
         """Keys of one tenant or of all, revoked and expired ones too, in the order they were made."""
@@ -167,21 +159,47 @@ class KeyRows:
 
     def has_keys(self) -> bool:
         """An operator has made a key, ever: a revoked one counts, so that revoking the last opens nothing."""
+        query = select(func.count()).select_from(schema.api_keys).where(schema.api_keys.c.id != BOOTSTRAP_ID)
         with self.database.reading() as connection:
-            return bool(connection.execute(select(func.count()).select_from(schema.api_keys)).scalar())
+            return bool(connection.execute(query).scalar())
 
 
 def home_has_keys(home: Path) -> bool:
-    """Whether a state folder's registry holds a key, without opening (and migrating) it."""
+    """The same of a state folder's registry, without opening (and migrating) it."""
     if not (home / FILE).is_file():
         return False
     connection = sqlite3.connect(f"{(home / FILE).absolute().as_uri()}?mode=ro", uri=True)
     try:
-        return connection.execute("SELECT 1 FROM api_keys LIMIT 1").fetchone() is not None
+        query = "SELECT 1 FROM api_keys WHERE id != ? LIMIT 1"
+        return connection.execute(query, (BOOTSTRAP_ID,)).fetchone() is not None
     except sqlite3.OperationalError:  # an older schema: no keys then
         return False
     finally:
         connection.close()
+
+
+def _insert_key(connection: Connection, key_id: str, new: NewKey, pepper: bytes, actor: str) -> tuple[ApiKey, str]:
+    secret = f"hs-{secrets.token_hex(24)}"
+    now = time.time()
+    values = {
+        "id": key_id,
+        "tenant": new.tenant,
+        "prefix": secret[:PREFIX_LENGTH],
+        "digest": key_digest(pepper, secret.encode()),
+        "name": new.name,
+        "scopes": sorted(set(new.scopes)),
+        "adapters": sorted(set(new.adapters)) if new.adapters is not None else None,
+        "limits": {name: value for name, value in new.limits.as_dict().items() if value is not None},
+        "created_at": now,
+        "expires_at": new.expires_at,
+        "revoked_at": None,
+    }
+    ensure_tenant(connection, new.tenant, now)
+    connection.execute(insert(schema.api_keys).values(values))
+    detail = {"key": key_id, "prefix": values["prefix"], "scopes": values["scopes"]}
+    add_event(connection, new.tenant, "key_added", actor, detail=detail)
+    row = connection.execute(select(schema.api_keys).where(schema.api_keys.c.id == key_id)).one()
+    return _to_key(row), secret
 
 
 def key_digest(pepper: bytes, key: bytes) -> str:

@@ -15,6 +15,7 @@ import structlog
 import uvicorn
 
 from adapters.errors import ConfigInvalid
+from adapters.keys import BOOTSTRAP_ID
 from server.app import build_services, create_app
 from server.cli.output import exit_code_of
 from server.gateway import Gateway
@@ -66,6 +67,7 @@ async def _serve(settings: Settings, app: Gateway, services: Services, listener:
     services.lifecycle.on_failure = give_up
     services.lifecycle.on_ready = lambda: say(f"ready, with {len(services.residents.rows())} adapters loaded")
     announce(settings, services, listener)
+    show_first_key(settings, services)
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -115,6 +117,18 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
         f"  log of the engine: {settings.home / 'engine.log'}",
     ]
     say(*lines)
+
+
+def show_first_key(settings: Settings, services: Services) -> None:
+    """Make and print the bootstrap key: at the first start of a state folder, where no key was made or given."""
+    key = services.registry.add_bootstrap_key(services.keyring.pepper) if settings.is_keyless else None
+    if key is None:
+        return
+    say(
+        f"  first key: {key}",
+        "  It is shown this once, and opens everything from the moment when `hotshoe keys create` makes the first key",
+        f"  of yours; until then this machine needs none. `hotshoe keys revoke {BOOTSTRAP_ID}` takes it back.",
+    )
 
 
 def say(*lines: str) -> None:
