@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel
 from adapters.canonical import CanonicalAdapter, Verdict, VerdictKind, canonicalise, check, refused
+from adapters.chat_template import template_digest
 from adapters.errors import AdapterRefused, HotshoeError, Problem
 from adapters.inspect import inspect_folder, read_card
 from adapters.magnitude import MAX_UPDATE_RATIO, largest_update
 from adapters.registry import OPERATOR, NewVersion, Registry
+from adapters.serving import Serving
 from adapters.store import BlobStore, disk_errors
 from adapters.strict_json import JsonInvalid
 from adapters.types import DEFAULT_TENANT, AdapterVersion, VersionStatus, check_name
@@ -30,6 +32,7 @@ class PublishContext:
     tenant: str = DEFAULT_TENANT
     actor: str = OPERATOR
     source: Mapping[str, Any] | None = None  # where the files were pulled from, for the event
+    serving: Serving = field(default_factory=Serving)  # what the uploader says of serving it, checked
     serving_dtype: str = "bfloat16"  # values must not overflow in it
     max_update_ratio: float = MAX_UPDATE_RATIO  # a larger update beside its layer's weights is not served unasked
 
@@ -47,10 +50,11 @@ def publish(
 
     A quarantined version whose reasons hold `update_too_large` is not to be proven until an operator allows it.
 
-    The same files again give the version that is there (`is_new` is False). Refused files leave a rejected version
-    with every reason and no files, and raise AdapterRefused. Nothing that is refused or interrupted leaves a blob that
-    a version refers to. `card` is the uploader's claim; without one, `source`/card.json is. A card with the base's
-    digest as its `base.digest` says that the adapter was made for it, whatever path its config names.
+    The same files again, to be served in the same way, give the version that is there (`is_new` is False). Refused
+    files leave a rejected version with every reason and no files, and raise AdapterRefused. Nothing that is refused or
+    interrupted leaves a blob that a version refers to. `card` is the uploader's claim; without one, `source`/card.json
+    is. A card with the base's digest as its `base.digest` says that the adapter was made for it, whatever path its
+    config names; its `template.enable_thinking` is how the version is served unless the uploader says it otherwise.
     """
     check_name(name)
     staged = context.store.stage()
@@ -64,7 +68,10 @@ def publish(
         raise
     else:
         parent = card.get("parent") if card else None
-        new = replace(new, card=card, parent=parent if isinstance(parent, str) else None, number=number)
+        serving = context.serving.with_card(card)
+        new = replace(
+            new, card=card, parent=parent if isinstance(parent, str) else None, number=number, serving=serving
+        )
         with context.store.exclusive():
             context.store.publish(staged, canonical.digest)
             try:
@@ -89,6 +96,7 @@ def preview(
         base_is_served = base_is_served or _names_base(card, context.base)
         with disk_errors(staged):
             canonical, new, verdict = _checked(source, "preview", staged, context, base_is_served)
+        serving = context.serving.with_card(card)
         return {
             **verdict.as_dict(),
             "reasons": [reason.as_dict() for reason in new.reasons],
@@ -97,6 +105,8 @@ def preview(
             "size_bytes": canonical.size_bytes,
             "base_digest": new.base_digest,
             "dropped": list(new.dropped),
+            "serving": dict(serving.defaults),
+            "chat_template": template_digest(serving.chat_template) if serving.chat_template else None,
         }
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -132,7 +142,7 @@ def _checked(
         rank=canonical.rank,
         size_bytes=canonical.size_bytes,
         reasons=reasons,
-        dropped=(*verdict.dropped, *left_out),
+        dropped=(*verdict.dropped, *left_out, *context.serving.dropped),
         actor=context.actor,
         source=context.source,
     )

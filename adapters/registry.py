@@ -15,13 +15,17 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
 from adapters import schema
-from adapters.alias_rows import AliasRows, check_adapter, no_adapter
+from adapters.alias_rows import check_adapter, no_adapter
 from adapters.database import FILE, Database
+from adapters.death_rows import DeathRows
 from adapters.errors import Conflict, ModelNotFound, NotServable, Problem
 from adapters.export_rows import ExportRows
 from adapters.file_rows import FileRows
+from adapters.gate_rows import GateRows
 from adapters.journal import Journal, add_event, ensure_tenant
 from adapters.keys import KeyRows
+from adapters.serving import Serving, is_same
+from adapters.store import disk_errors
 from adapters.tenants import TenantRows, check_quota
 from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, Split, VersionStatus, check_name
 from adapters.usage import UsageRows
@@ -55,10 +59,11 @@ class NewVersion:
     number: int | None = None  # the number the uploader expects it to get
     actor: str = OPERATOR
     source: Mapping[str, Any] | None = None  # where the files were pulled from; None for an upload
+    serving: Serving = field(default_factory=Serving)
     created_at: float = field(default_factory=time.time)
 
 
-class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, UsageRows):
+class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, TenantRows, UsageRows):
     """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
 
     def __init__(self, database: Database) -> None:
@@ -67,7 +72,8 @@ class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, Us
     @classmethod
     def open(cls, home: Path) -> Registry:
         """Open `home`/registry.sqlite3, made and migrated as needed."""
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with disk_errors(home):
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(home / FILE)
         database.migrate()
         return cls(database)
@@ -76,7 +82,8 @@ class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, Us
         self.database.close()
 
     def add_version(self, new: NewVersion) -> AdapterVersion:
-        """Add the next version, or return the one that already holds these files for this base (`is_new` is False).
+        """Add the next version, or return the one that holds these files for this base, to be served with the same
+        defaults and template (`is_new` is False).
 
         Raises Conflict when `new.number` is another number than the files have or would get, PayloadTooLarge or
         QuotaExceeded when the tenant has no room for it.
@@ -87,7 +94,7 @@ class Registry(AliasRows, ExportRows, FileRows, Journal, KeyRows, TenantRows, Us
             same = _same_files(connection, adapter_id, new)
             if same is not None:
                 version = to_version(same)
-                _expect_number(new, version.number, "these files are that version already")
+                _expect_number(new, version.number, "these files, served the same way, are that version already")
                 return version
             highest = select(func.max(schema.versions.c.number)).where(schema.versions.c.adapter_id == adapter_id)
             number = (connection.execute(highest).scalar() or 0) + 1
@@ -296,6 +303,9 @@ def to_version(row: Row[Any], *, is_new: bool = False) -> AdapterVersion:
         proof=row.proof,
         is_warm=row.is_warm,
         is_new=is_new,
+        serving=dict((row.serving or {}).get("defaults") or {}),
+        chat_template=(row.serving or {}).get("chat_template"),
+        engine_deaths=row.engine_deaths,
     )
 
 
@@ -316,6 +326,7 @@ def _row(new: NewVersion, adapter_id: int, number: int) -> dict[str, Any]:
         "card": new.card,
         "proof": None,
         "is_warm": False,
+        "serving": new.serving.as_row(),
     }
 
 
@@ -347,7 +358,9 @@ def _same_files(connection: Connection, adapter_id: int, new: NewVersion) -> Row
         schema.versions.c.base_digest == new.base_digest,
         schema.versions.c.status.in_([str(status) for status in WITH_FILES]),
     )
-    return connection.execute(query).first()
+    wanted = new.serving.as_row()
+    rows = connection.execute(query.order_by(schema.versions.c.number))
+    return next((row for row in rows if is_same(row.serving, wanted)), None)
 
 
 def _expect_number(new: NewVersion, number: int, why: str) -> None:

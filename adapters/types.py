@@ -92,6 +92,9 @@ class AdapterVersion:
     proof: dict[str, Any] | None = None  # what was shown of it through an engine
     is_warm: bool = False  # desired: back in the engine after a restart
     is_new: bool = False  # True only in the answer of the call that added it; the same files again add nothing
+    serving: dict[str, Any] = field(default_factory=dict)  # fields of a request, where it does not set them itself
+    chat_template: str | None = None  # None: the base's
+    engine_deaths: int = 0  # in a row, each while this version was loaded or probed
 
     @property
     def ref(self) -> str:

@@ -42,6 +42,7 @@ from server.resolve import Resolver
 from server.routes import (
     adapters,
     exports,
+    gates,
     keys,
     models,
     ops,
@@ -66,6 +67,7 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
     models.router,
     adapters.router,
     versions.router,
+    gates.router,
     sources.router,
     vllm_compat.router,
     files_api.router,
@@ -167,6 +169,7 @@ def build_engine(settings: Settings, base: BaseModel) -> Engine:
         dtype=settings.dtype,
         context_length_tokens=settings.context_length_tokens,
         kv_cache_bytes=settings.kv_cache_bytes,
+        takes_templates=settings.allow_chat_templates,
         extra_args=settings.engine_args,
         log_path=settings.home / "engine.log",
     )

@@ -9,6 +9,7 @@ HotshoeError (the tree in adapters/errors.py), and of the service alone:
 ├── JsonInvalid         json_invalid          the body is not one JSON document
 ├── Unprocessable       unprocessable         the body is JSON, and not what the route takes
 ├── PayloadTimeout      payload_timeout       the body stopped coming
+├── GateNotPassed       gate_not_passed       a version scores less than its adapter's gate wants of a promote
 ├── RateLimited         rate_limit_exceeded   the key or its tenant has used its minute, or its concurrent requests
 └── EngineRefused       (the engine's code)   the engine's own answer, normalised
 """
@@ -57,6 +58,10 @@ class PayloadTimeout(HotshoeError):
     code = "payload_timeout"
 
 
+class GateNotPassed(errors.Conflict):
+    code = "gate_not_passed"
+
+
 class RateLimited(HotshoeError):
     code = "rate_limit_exceeded"
 
@@ -90,6 +95,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     PayloadTimeout: (408, INVALID),
     errors.Conflict: (409, CONFLICT),
     errors.NotServable: (409, CONFLICT),
+    GateNotPassed: (409, CONFLICT),
     errors.IdempotencyReused: (409, CONFLICT),
     errors.SourceChanged: (409, CONFLICT),
     errors.AlreadyRunning: (409, CONFLICT),
@@ -119,6 +125,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.StorageFull: (507, SERVER),
 }
 DEFAULT_RETRY_AFTER_SECONDS = 2.0
+TOO_LONG = "context_length_exceeded"
 TYPE_OF_STATUS = {401: AUTH, 403: PERMISSION, 404: NOT_FOUND, 409: CONFLICT, 429: LIMIT, 503: BUSY}
 
 
@@ -176,9 +183,12 @@ def engine_error(status: int, message: str, param: Any = None) -> WireError:
     """One error of the engine, normalised."""
     kind = TYPE_OF_STATUS.get(status, INVALID if status < 500 else SERVER)
     code = "engine_failed" if status >= 500 else _engine_code(status, message)
+    message = without_content(message)
+    if code == TOO_LONG:
+        message += f" ({code})"  # LangChain looks for the code in the words
     body = {
         "code": code,
-        "message": without_content(message),
+        "message": message,
         "param": param.removeprefix("body.") if isinstance(param, str) else None,
         "type": kind,
     }
@@ -188,7 +198,7 @@ def engine_error(status: int, message: str, param: Any = None) -> WireError:
 
 def _engine_code(status: int, message: str) -> str:
     if re.search(r"context length|max_model_len|longer than the maximum", message):
-        return "context_length_exceeded"
+        return TOO_LONG
     return {404: "not_found", 422: "unprocessable"}.get(status, "invalid_request")
 
 

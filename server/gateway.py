@@ -26,6 +26,7 @@ from server.metrics import NO_MODEL, Sample
 from server.proxy import Forwarded, send_error
 from server.resolve import resolve_model
 from server.services import CALLER_KEY, Caller, Services
+from server.serving import served_as
 from server.session import session_of
 from server.uploads import body_limit
 
@@ -187,6 +188,9 @@ class Gateway:
         if exchange.path not in PREFIX_FREE_PATHS:
             exchange.billed_as = target.ref
             request = replace(request, cache_salt=services.keyring.cache_salt(exchange.caller.tenant))
+        if target.version is not None:
+            allowed = services.settings.allow_chat_templates
+            request = replace(request, body=served_as(exchange.path, request.body, target.version, is_allowed=allowed))
         if target.version is not None and target.ref != target.version.ref:
             send = renaming(send, target.version.ref, target.ref)
         services.door.check_room(exchange.caller.tenant)

@@ -69,7 +69,7 @@ class Lifecycle:
         """End everything that was started. May be called twice."""
         if self.is_stopping:
             return
-        self.is_stopping = True
+        self.is_stopping = services.residents.is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -25,7 +25,7 @@ WITH_BODY = (408, 409)
 INFERENCE = (404, 405, 408, 409, 429, 502)
 MORE: dict[str, tuple[int, ...]] = {
     "/v1/adapters": (404, 429, 507),
-    "/v1/adapters/{name}/aliases/{alias}": (412,),
+    "/v1/adapters/{name}/aliases/{alias}": (412, 502),
     "/v1/adapters/{name}/versions/{number}/warm": (502,),
     "/v1/sources/pull": (404, 429, 502, 507),
     "/v1/load_lora_adapter": (404, 429, 502, 507),

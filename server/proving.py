@@ -1,7 +1,7 @@
 """From quarantined to ready or rejected, in the background: load beside live traffic, probe, write down what was shown.
 
 A quarantined row is the only state this needs, so a restart resumes where it was: every version found quarantined is
-proven again. One version is proven at a time.
+proven again, unless the engine died of it. One version is proven at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +21,10 @@ from server.engine.base import Engine
 from server.holding import Holding
 from server.metrics import Metrics
 from server.probe import Completions, Proof, probe
-from server.residency import Key, Residents, key_of
+from server.residency import Key, Residents, death_problem, is_deadly, key_of
 
 log = structlog.get_logger("hotshoe.proving")
 ENGINE_POLL_SECONDS = 0.2
-DEATHS_THAT_REJECT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,6 @@ class Prover:
     parts: Engaged
     _queue: asyncio.Queue[AdapterVersion] = field(default_factory=asyncio.Queue)
     _pending: dict[Key, asyncio.Event] = field(default_factory=dict)
-    _deaths: Counter[Key] = field(default_factory=Counter)
     _task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -68,8 +65,10 @@ class Prover:
                 await self._task
 
     async def take(self, version: AdapterVersion) -> None:
-        """Have the version proven, unless it is held back for the size of its update."""
-        if await asyncio.to_thread(self.parts.holding.holds, version):
+        """Have the version proven, unless it is held back for the size of its update, or the engine died of it."""
+        if is_deadly(version):
+            log.warning("adapter not tried again", model=version.ref, code="engine_died")
+        elif await asyncio.to_thread(self.parts.holding.holds, version):
             log.warning("adapter held", model=version.ref, code="update_too_large")
         else:
             self.submit(version)
@@ -79,6 +78,10 @@ class Prover:
         if key_of(version) not in self._pending:
             self._pending[key_of(version)] = asyncio.Event()
             self._queue.put_nowait(version)
+
+    def is_pending(self, version: AdapterVersion) -> bool:
+        """Its proof is under way, or waits for its turn."""
+        return key_of(version) in self._pending
 
     async def wait(self, version: AdapterVersion, timeout_seconds: float) -> AdapterVersion:
         """The version's row after its proof, or after the timeout, whichever is first."""
@@ -114,7 +117,7 @@ class Prover:
             return True
         started = time.monotonic()
         try:
-            async with parts.residents.holding(version) as resident:
+            async with parts.residents.holding(version) as resident, parts.residents.blaming(version):
                 proof = await probe(parts.complete, parts.base_id, resident.engine_name, parts.tolerance)
         except EngineFailed as error:
             await self._reject(version, Problem("load_failed", "adapter_model.safetensors", error.message))
@@ -124,17 +127,17 @@ class Prover:
         except HotshoeError as error:
             await self._reject(version, Problem(error.wire_code, "adapter_model.safetensors", error.message))
             return True
+        if current.engine_deaths:
+            await asyncio.to_thread(parts.registry.forgive_engine_deaths, *key_of(version))
         await self._settle(version, proof, time.monotonic() - started)
         return True
 
     async def _engine_went_away(self, version: AdapterVersion) -> bool:
-        if self.parts.engine.is_ready():  # busy, not gone
+        """True once it died too often of this version; false to try again, also where it was only busy."""
+        current = await asyncio.to_thread(self.parts.registry.get, *key_of(version))
+        if not is_deadly(current):
             return False
-        self._deaths[key_of(version)] += 1
-        if self._deaths[key_of(version)] < DEATHS_THAT_REJECT:
-            return False
-        message = f"The engine died {DEATHS_THAT_REJECT} times while {version.ref} was loaded and probed."
-        await self._reject(version, Problem("engine_died", "adapter_model.safetensors", message))
+        await self._reject(version, death_problem(version))
         return True
 
     async def _settle(self, version: AdapterVersion, proof: Proof, seconds: float) -> None:

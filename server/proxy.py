@@ -47,9 +47,13 @@ class EngineProxy:
 
     async def complete(self, body: dict[str, Any]) -> tuple[int, bytes]:
         """One completion, for the probe; raises EngineUnavailable."""
+        return await self.ask("/v1/completions", body)
+
+    async def ask(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """One whole answer to a request of the server's own; raises EngineUnavailable."""
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
         try:
-            async with self._open().post("http://engine/v1/completions", json=body, timeout=timeout) as response:
+            async with self._open().post(f"http://engine{path}", json=body, timeout=timeout) as response:
                 return response.status, await response.read()
         except FAILURES as error:
             raise EngineUnavailable(f"The engine did not answer the probe: {type(error).__name__}.") from error

@@ -2,7 +2,8 @@
 
 Residency is volatile and of one engine; what is *wanted* there is the registry's `is_warm`, which follows it: loading a
 version makes it warm, evicting or dropping it makes it cold. After a restart of engine or server the warm set is loaded
-again. The same bytes keep one (engine name, path, engine id) for ever; a failed load burns the id.
+again. The same bytes keep one (engine name, path, engine id) for ever; a failed load burns the id. A version with which
+the engine died twice in a row is quarantined, for good.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from adapters.errors import (
     HotshoeError,
     ModelNotFound,
     NotServable,
+    Problem,
     StorageDamaged,
 )
 from adapters.publish import remove_files
@@ -35,6 +37,8 @@ from server.metrics import Metrics
 
 log = structlog.get_logger("hotshoe.residency")
 Key = tuple[str, str, int]
+MOST_DEATHS = 2  # in a row, with one version in hand
+DEATH_SEEN_SECONDS, DEATH_POLL_SECONDS = 2.5, 0.02  # an engine that died is not ready within two seconds
 
 
 class Residency(StrEnum):
@@ -74,6 +78,17 @@ def key_of(version: AdapterVersion) -> Key:
     return (version.tenant, version.name, version.number)
 
 
+def is_deadly(version: AdapterVersion) -> bool:
+    """The engine died with it as often as is borne: it is not loaded again."""
+    return version.engine_deaths >= MOST_DEATHS
+
+
+def death_problem(version: AdapterVersion) -> Problem:
+    message = f"The engine died {MOST_DEATHS} times in a row while {version.ref} was loaded or probed."
+    advice = "engine.log says of what; upload another adapter."
+    return Problem("engine_died", "adapter_model.safetensors", message, advice)
+
+
 class Residents:
     """The versions in one engine. Loads go one at a time; requests for one absent version share its load."""
 
@@ -93,6 +108,8 @@ class Residents:
         self.staged_limit = staged_limit
         self.base_digest = base_digest
         self.is_restored = False
+        self.is_closed = False
+        self._engines = 0  # that came and went
         self._rows: dict[Key, Resident] = {}
         self._loads: dict[Key, asyncio.Task[Resident]] = {}
         self._lock = asyncio.Lock()
@@ -123,6 +140,33 @@ class Residents:
         async with self.holding(version) as row:
             return row
 
+    @asynccontextmanager
+    async def blaming(self, version: AdapterVersion) -> AsyncIterator[None]:
+        """Around what the engine does with one version: should it die of it, that is counted against the version."""
+        engine = self._engines
+        try:
+            yield
+        except (EngineBusy, EngineFailed):
+            raise
+        except EngineUnavailable:
+            if await self._died_since(engine):
+                deaths = await asyncio.to_thread(
+                    lambda: self.registry.count_engine_death(
+                        *key_of(version), most=MOST_DEATHS, reason=death_problem(version)
+                    )
+                )
+                log.error("the engine died with an adapter in hand", model=version.ref, deaths=deaths)
+            raise
+
+    async def _died_since(self, engine: int) -> bool:
+        """Whether this engine is gone, or another is there already; a server that stops ends its engine itself."""
+        deadline = time.monotonic() + DEATH_SEEN_SECONDS
+        while time.monotonic() < deadline and not self.is_closed:
+            if self._engines != engine or not self.engine.is_ready():
+                return not self.is_closed
+            await asyncio.sleep(DEATH_POLL_SECONDS)
+        return False
+
     async def want(self, version: AdapterVersion) -> None:
         """Have the version back after a restart, when it is in the engine now."""
         if key_of(version) in self._rows:
@@ -149,6 +193,7 @@ class Residents:
     def forget_all(self) -> None:
         """The engine is a new one and holds nothing. Requests that hold a version of the old one end by themselves."""
         self.is_restored = False
+        self._engines += 1
         self._rows.clear()
         self._count()
 
@@ -216,6 +261,8 @@ class Residents:
             log.info("adapter loaded", model=version.ref, seconds=round(row.load_seconds, 3))
             if version.status is VersionStatus.READY:
                 await self.want(version)
+                if version.engine_deaths:
+                    await asyncio.to_thread(self.registry.forgive_engine_deaths, *key_of(version))
             self._count()
             return row
 
@@ -223,7 +270,8 @@ class Residents:
         engine_id = await asyncio.to_thread(self.registry.engine_id, *key_of(version))
         path = self.store.folder(digest)
         try:
-            await self.engine.load(EngineAdapter(name, path, engine_id))
+            async with self.blaming(version):
+                await self.engine.load(EngineAdapter(name, path, engine_id))
         except EngineFailed:
             self.metrics.loads.labels("failed").inc()
             await asyncio.to_thread(self.registry.burn_engine_id, *key_of(version))

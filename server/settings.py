@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     sources: tuple[SourceSettings, ...] = Field(
         (), description="Where adapters may be pulled from, as a JSON list; docs/sources.md has its fields."
     )
+    allow_chat_templates: bool = Field(
+        False, description="Whether a version may bring its own chat template, which the engine runs in a sandbox."
+    )
     probe_tolerance: float = Field(
         1e-4, gt=0, description="Smallest change of a log-probability that counts as an effect of an adapter."
     )

@@ -1,7 +1,8 @@
 """What an adapter upload holds, sent as multipart/form-data.
 
 Parts: `name` and `base_is` (text), `config` (adapter_config.json), `weights` (adapter_model.safetensors); optional are
-`card` (card.json) and `initial_adapter` (safetensors). File names that a client sends are not looked at.
+`card` (card.json), `initial_adapter` (safetensors), `serving` (JSON) and `chat_template`. File names that a client
+sends are not looked at.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.chat_template import MAX_TEMPLATE_BYTES
 from adapters.errors import InvalidRequest
 from adapters.inspect import CARD_FILE, CONFIG_FILE, INITIAL_ADAPTER_FILE, WEIGHTS_FILE
 from server.multipart import FRAMING_BYTES, FormReader, FormSpec, fill
+from server.serving import MAX_SERVING_BYTES
 
 if TYPE_CHECKING:
     from server.settings import Settings
 
-TEXT_PARTS = {"name": 1024, "base_is": 1024}
+TEXT_PARTS = {"name": 1024, "base_is": 1024, "serving": MAX_SERVING_BYTES, "chat_template": MAX_TEMPLATE_BYTES}
 FILE_PARTS = {
     "config": CONFIG_FILE,
     "weights": WEIGHTS_FILE,
@@ -53,6 +56,8 @@ class Upload:
     is_base_served: bool
     has_card: bool
     fingerprint: str
+    serving: bytes | None = None
+    chat_template: bytes | None = None
 
 
 class UploadReader(FormReader):
@@ -69,6 +74,8 @@ class UploadReader(FormReader):
             is_served(self.text("base_is")),
             "card" in self.parts,
             self.fingerprint(),
+            self.raw("serving"),
+            self.raw("chat_template"),
         )
 
 

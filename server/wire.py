@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import Path
 
-from adapters.types import STABLE, AdapterVersion, Alias
+from adapters.chat_template import template_digest
+from adapters.magnitude import CODE as TOO_LARGE
+from adapters.types import STABLE, AdapterVersion, Alias, VersionStatus
 from server.catalogue import Adapter
 from server.services import Services
 
@@ -38,7 +40,17 @@ def version_row(services: Services, version: AdapterVersion, aliases: Sequence[A
         "reasons": [dict(reason) for reason in version.reasons],
         "dropped": list(version.dropped),
         "proof": version.proof,
+        "is_held": is_held(services, version),
+        "serving": version.serving,
+        "chat_template": template_digest(version.chat_template) if version.chat_template else None,
+        "engine_deaths": version.engine_deaths,
     }
+
+
+def is_held(services: Services, version: AdapterVersion) -> bool:
+    """The version is kept, and not proven until the operator allows the size of its update."""
+    is_large = any(reason["code"] == TOO_LARGE for reason in version.reasons)
+    return is_large and version.status is VersionStatus.QUARANTINED and not services.prover.is_pending(version)
 
 
 def shares_of(version: AdapterVersion, aliases: Sequence[Alias]) -> dict[str, float]:

@@ -45,12 +45,12 @@ def test_training_imports_only_adapters_of_ours() -> None:
     assert not {path: names for path, names in wrong.items() if names}
 
 
-def test_the_server_reaches_training_only_through_its_jobs_and_the_command_line() -> None:
+def test_the_server_reaches_training_only_through_its_jobs_its_scores_and_the_command_line() -> None:
     for path in modules("server"):
         if "cli" in path.relative_to(ROOT).parts:
             continue
         reached = {name for name in imports_of(path) if name.partition(".")[0] == "training"}
-        assert all(name.startswith("training.jobs") for name in reached), (path, reached)
+        assert all(name.startswith(("training.jobs", "training.scores")) for name in reached), (path, reached)
 
 
 def test_vllm_is_imported_only_by_the_plugin_that_runs_inside_it() -> None:

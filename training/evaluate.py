@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import EngineUnavailable, InvalidRequest
+from training.data.columns import Columns
 from training.data.formats import read_data
 from training.data.rows import Row, is_thought
 from training.quiet import Progress, unwatched
-from training.scores import parse_object
+from training.scores import written
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -74,9 +75,9 @@ class Latency:
         return asdict(self)
 
 
-def load_examples(path: Path) -> list[Example]:
+def load_examples(path: Path, columns: Columns | None = None) -> list[Example]:
     """The rows of a data file as questions with their answers; raises DataInvalid with every bad row."""
-    return [_example(row) for row in read_data(path).rows]
+    return [_example(row) for row in read_data(path, columns).rows]
 
 
 def _example(row: Row) -> Example:
@@ -84,20 +85,6 @@ def _example(row: Row) -> Example:
     answer = row.messages[turn]
     prompt = Prompt(row.messages[:turn], row.tools, is_thought(answer))
     return Example(prompt, written(answer["content"], answer.get("tool_calls")), row)
-
-
-def written(content: str, calls: Iterable[Mapping[str, Any]] | None) -> str:
-    """An answer with its tool calls as Qwen's templates write them, however they came."""
-    blocks = [_block(call["function"]) for call in calls or ()]
-    return "\n".join([*([content] if content.strip() else []), *blocks])
-
-
-def _block(function: Mapping[str, Any]) -> str:
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        arguments = parse_object(arguments) or arguments
-    call = {"name": function.get("name"), "arguments": arguments}
-    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
 def latency(answers: Iterable[Answer]) -> Latency:
@@ -184,7 +171,7 @@ async def _stream(client: AsyncOpenAI, model: str, prompt: Prompt, max_tokens: i
     named, finish_reason, tokens = model, None, 0
     stream = await client.chat.completions.create(
         model=model,
-        messages=[_sent(message) for message in prompt.messages],
+        messages=[sent(message) for message in prompt.messages],
         temperature=0,
         max_tokens=max_tokens,
         stream=True,
@@ -208,7 +195,7 @@ async def _stream(client: AsyncOpenAI, model: str, prompt: Prompt, max_tokens: i
     return Answer(text, named, finish_reason, tokens, first - begun, per_token)
 
 
-def _sent(message: Mapping[str, Any]) -> Any:
+def sent(message: Mapping[str, Any]) -> Any:
     """A message in OpenAI's form, in which the arguments of a call are JSON text."""
     if not message.get("tool_calls"):
         return dict(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,6 +109,20 @@ def object_of_calls(calls: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         elif arguments is not None:
             made[f"{prefix}arguments"] = arguments
     return made
+
+
+def written(content: str, calls: Iterable[Mapping[str, Any]] | None) -> str:
+    """An answer with its tool calls as Qwen's templates write them, however they came."""
+    blocks = [_block(call["function"]) for call in calls or ()]
+    return "\n".join([*([content] if content.strip() else []), *blocks])
+
+
+def _block(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = parse_object(arguments) or arguments
+    call = {"name": function.get("name"), "arguments": arguments}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
 def parse_object(text: str) -> dict[str, Any] | None:

@@ -17,7 +17,9 @@ VERB_MODULES = (
     "server.cli.train",  # train
     "server.cli.evaluate",  # eval
     "server.cli.serve",  # serve, doctor
-    "server.cli.remote",  # push, ls, show, promote, rollback, retire
+    "server.cli.push",
+    "server.cli.remote",  # ls, show, promote, rollback, retire
+    "server.cli.gate",
     "server.cli.chat",  # chat
     "server.cli.tenants",  # keys, tenants
     "server.cli.export",  # export

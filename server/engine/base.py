@@ -31,6 +31,7 @@ class EngineOptions:
     context_length_tokens: int | None = None  # None: the base's, at most 4,096 on a CPU
     kv_cache_bytes: int = 1 << 30  # on a CPU; zeroing it is part of the start
     start_timeout_seconds: float = 900.0
+    takes_templates: bool = False  # a request may carry a chat template, which the engine then runs
     extra_args: tuple[str, ...] = ()
     log_path: Path | None = None  # None: run_dir/engine.log
     env: Mapping[str, str] = field(default_factory=dict)

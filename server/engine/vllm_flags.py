@@ -43,7 +43,7 @@ OWN_FLAGS: dict[str, str] = {
     "worker-cls": "the engine runs no code but its own and ours",
     "worker-extension-cls": "it carries ours",
     "allowed-local-media-path": "clients send bytes, never paths",
-    "trust-request-chat-template": "clients send no chat templates",
+    "trust-request-chat-template": "it follows HOTSHOE_ALLOW_CHAT_TEMPLATES",
     "plugins": "they are fixed",
     "config": "write the flags out, or put them into the engine section of our settings",
     "api-server-count": "the control state is one process",
@@ -88,6 +88,7 @@ def build_command(options: EngineOptions, socket_path: Path) -> list[str]:
     flags += ["--max-lora-rank", str(lora_rank(options.max_rank))]
     flags += ["--lora-target-modules", *PROJECTIONS, "--worker-extension-cls", WORKER_EXTENSION]
     flags += ["--disable-uvicorn-access-log"]
+    flags += ["--trust-request-chat-template"] if options.takes_templates else []
     for flag, value in _defaults(options, config).items():
         if flag not in given:
             flags += [f"--{flag}", value] if value else [f"--{flag}"]

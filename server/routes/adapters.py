@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
 from adapters.errors import InvalidRequest, NotFound
 from adapters.inspect import read_card
-from adapters.publish import preview, publish
+from adapters.publish import PublishContext, preview, publish
+from adapters.serving import TEMPLATE_FILE
 from adapters.strict_json import JsonInvalid as StrictJsonInvalid
 from adapters.types import AdapterVersion, VersionStatus, check_name
 from server.adapter_order import JSON_TYPE, order_bytes, put_together
@@ -24,6 +26,7 @@ from server.idempotency import idempotent
 from server.receiving import pieces_of, whole
 from server.resolve import own_name
 from server.services import Caller, Services, caller_of
+from server.uploaded import serving_of
 from server.uploads import Upload, UploadLimits, receive_upload
 from server.wire import VersionNumber, adapter_row, listing, version_row
 
@@ -35,7 +38,7 @@ FILES = {CONFIG_FILE: "application/json", WEIGHTS_FILE: "application/octet-strea
 def router(services: Services) -> APIRouter:
     routes = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-    @routes.post("", status_code=201, summary="Upload an adapter: multipart parts name, config, weights, card, base_is")
+    @routes.post("", status_code=201, summary="Upload an adapter: multipart parts name, config, weights and more")
     async def upload(
         request: Request,
         wait: float = Query(0.0, ge=0, le=MAX_WAIT_SECONDS),
@@ -95,9 +98,13 @@ def router(services: Services) -> APIRouter:
             raise NotFound(f"{version.ref} came without a card.")
         return version.card
 
-    @routes.get("/{name}/versions/{number}/files/{file}", summary="A canonical file of the version")
-    async def read_file(request: Request, name: str, number: VersionNumber, file: str) -> FileResponse:
+    @routes.get(
+        "/{name}/versions/{number}/files/{file}", summary="A canonical file of the version, or its chat template"
+    )
+    async def read_file(request: Request, name: str, number: VersionNumber, file: str) -> Response:
         version = await own_version(services, request, name, number)
+        if file == TEMPLATE_FILE and version.chat_template is not None:
+            return PlainTextResponse(version.chat_template)
         path = file_path(services, version, file)
         return FileResponse(path, media_type=FILES[file], filename=file, headers={"etag": f'"{version.digest}"'})
 
@@ -145,8 +152,7 @@ async def receive(services: Services, request: Request, folder: Path) -> Upload:
 
 async def take(services: Services, caller: Caller, upload: Upload, folder: Path) -> tuple[int, dict[str, Any]]:
     """Check, store and register the upload, and have it proven; 200 where the same bytes were there already."""
-    context = await services.publish_context(caller)
-    card = await asyncio.to_thread(card_of, folder)
+    context, card = await context_of(services, caller, upload, folder)
     version = await asyncio.to_thread(
         lambda: publish(folder, upload.name, context=context, card=card, base_is_served=upload.is_base_served)
     )
@@ -157,12 +163,22 @@ async def take(services: Services, caller: Caller, upload: Upload, folder: Path)
 
 async def tried(services: Services, caller: Caller, upload: Upload, folder: Path) -> dict[str, Any]:
     """What the upload would become; raises AdapterRefused as the upload itself would."""
-    context = await services.publish_context(caller)
-    card = await asyncio.to_thread(card_of, folder)
+    context, card = await context_of(services, caller, upload, folder)
     found = await asyncio.to_thread(
         lambda: preview(folder, context=context, card=card, base_is_served=upload.is_base_served)
     )
     return {"object": "adapter.check", "name": upload.name, **found}
+
+
+async def context_of(
+    services: Services, caller: Caller, upload: Upload, folder: Path
+) -> tuple[PublishContext, dict[str, Any] | None]:
+    """What publishing needs to know of the upload: where it goes and how it is served, and its card."""
+    context = await services.publish_context(caller)
+    card = await asyncio.to_thread(card_of, folder)
+    is_allowed = services.settings.allow_chat_templates
+    serving = await asyncio.to_thread(serving_of, upload, services.base, card, allows_templates=is_allowed)
+    return replace(context, serving=serving), card
 
 
 def card_of(folder: Path) -> dict[str, Any] | None:
@@ -181,7 +197,7 @@ async def shown(services: Services, version: AdapterVersion) -> dict[str, Any]:
 def file_path(services: Services, version: AdapterVersion, file: str) -> Path:
     """Where a canonical file of the version lies; the name is one of two, never a path of the client's."""
     if file not in FILES:
-        raise NotFound(f"The files of a version are {' and '.join(FILES)}.")
+        raise NotFound(f"The files of a version are {', '.join(FILES)}, and {TEMPLATE_FILE} where it has its own.")
     if version.digest is None or version.status is VersionStatus.RETIRED:
         raise NotFound(f"{version.ref} has no files.")
     path = services.store.folder(version.digest) / file

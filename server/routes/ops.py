@@ -11,6 +11,7 @@ import psutil
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from adapters.chat_template import base_template, template_digest
 from adapters.errors import EngineUnavailable
 from adapters.types import VersionStatus
 from server.errors import to_wire
@@ -50,6 +51,7 @@ def router(services: Services) -> APIRouter:
             "pid": os.getpid(),
             "started_at": int(started_at),
             "base": {"id": services.base.id, "digest": services.base.digest},
+            "chat_template": await asyncio.to_thread(template_row, services),
             "merge_base": services.merge_base.id if services.merge_base else None,
             "merge_base_folder": await merge_base_folder(services),
             "engine": await engine_row(services),
@@ -62,6 +64,13 @@ def router(services: Services) -> APIRouter:
         }
 
     return routes
+
+
+def template_row(services: Services) -> dict[str, Any]:
+    """The base's chat template by its digest, and whether a version may bring another."""
+    template = base_template(services.base.folder)
+    digest = template_digest(template) if template else None
+    return {"digest": digest, "is_allowed": services.settings.allow_chat_templates}
 
 
 async def merge_base_folder(services: Services) -> str | None:

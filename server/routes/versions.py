@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.alias_rows import check_share
 from adapters.errors import EngineUnavailable, InvalidRequest
 from adapters.types import STABLE, AdapterVersion, Candidate, check_name
+from server.gate import pass_gate
 from server.idempotency import idempotent
 from server.resolve import check_servable, own_name
 from server.routes.adapters import own_version, shown
@@ -127,12 +128,13 @@ async def move(
     """Load first, then move: no request of the alias's waits for the load. The move itself is one compare-and-swap."""
     name, label = alias
     await load_first(services, caller, name, number)
+    shown_at_gate = await pass_gate(services, caller, name, label, number)
     moved = await asyncio.to_thread(
         lambda: services.registry.move_alias(
             caller.tenant, name, label, number, expected_generation=expected, actor=caller.actor
         )
     )
-    return alias_row(moved)
+    return alias_row(moved) | ({"gate": shown_at_gate} if shown_at_gate else {})
 
 
 async def try_candidate(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -15,8 +17,10 @@ from adapters.bases import load_base
 from server.engine.base import EngineOptions
 from server.engine.vllm import VllmEngine
 from tests.fixtures.bases import tiny_qwen3
+from tests.fixtures.borrowed import BorrowedEngine
 from tests.fixtures.engines import EngineRig, eventually
 from tests.fixtures.reference import prompt_logprobs, served_prompt_logprobs
+from tests.fixtures.service import running
 from training.data.forms import parse_row
 from training.data.rows import Place
 from training.data.template import load_template
@@ -29,9 +33,8 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRig]:
     scratch = tmp_path_factory.mktemp("qwen3")
     # 32 is the smallest head that vLLM's CPU attention has a kernel for.
     base = load_base(tiny_qwen3(scratch / "tiny-qwen3", head_dim=32))
-    options = EngineOptions(
-        base.folder, base.id, scratch / "run", slots=2, max_rank=16, context_length_tokens=1024, kv_cache_bytes=64 << 20
-    )
+    sizes = {"slots": 2, "max_rank": 16, "context_length_tokens": 1024, "kv_cache_bytes": 64 << 20}
+    options = EngineOptions(base.folder, base.id, scratch / "run", takes_templates=True, **sizes)
     rig = EngineRig(VllmEngine(options), base, scratch)
     try:
         rig.call(rig.engine.start())
@@ -62,6 +65,39 @@ def test_thinking_is_switched_in_the_prompt_that_the_template_makes(qwen3: Engin
         assert answer.json()["usage"]["prompt_tokens"] == len(tokens)
     assert rendered[True].endswith("<|im_start|>assistant\n")
     assert rendered[False] == rendered[True] + "<think>\n\n</think>\n\n"
+
+
+def test_a_version_is_rendered_with_its_own_template_and_thinks_as_its_card_says(
+    qwen3: EngineRig, tmp_path: Path
+) -> None:
+    """What the engine makes of the prompts of the base, of a version with a template, and of one without thinking."""
+    template = (
+        "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% if enable_thinking is defined %} {{ enable_thinking }}{% endif %}"
+        "{% endif %}"
+    )
+    card = json.dumps({"template": {"enable_thinking": False}})
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    with running(
+        qwen3.base, tmp_path, on=BorrowedEngine(qwen3, tmp_path / "engine"), allow_chat_templates=True
+    ) as server:
+        for name, more in (("own", {"chat_template": template}), ("plain", {"card": card})):
+            folder = server.adapter(rank=8, alpha=16, scale=0.2)
+            files = {"config": folder / "adapter_config.json", "weights": folder / "adapter_model.safetensors"}
+            parts = {part: path.read_bytes() for part, path in files.items()} | {k: v.encode() for k, v in more.items()}
+            pushed = server.push(name, files=parts, wait=60)
+            assert (pushed.status_code, pushed.json()["status"]) == (201, "ready"), pushed.text
+        prompts = {}
+        for model in (qwen3.base.id, "own", "plain"):
+            tokens = server.http.post("/tokenize", json={"model": model, **body}).json()["tokens"]
+            prompts[model] = server.http.post("/detokenize", json={"model": model, "tokens": tokens}).json()["prompt"]
+            answer = server.http.post("/v1/chat/completions", json={"model": model, "max_tokens": 1, **body})
+            assert answer.json()["usage"]["prompt_tokens"] == len(tokens), model
+        thinking = {"model": "own", "chat_template_kwargs": {"enable_thinking": True}, **body}
+        tokens = server.http.post("/tokenize", json=thinking).json()["tokens"]
+        said = server.http.post("/detokenize", json={"model": "own", "tokens": tokens}).json()["prompt"]
+    assert prompts["own"] == "[user] Hello\n[assistant]" and said == "[user] Hello\n[assistant] True"
+    assert prompts["plain"] == prompts[qwen3.base.id] + "<think>\n\n</think>\n\n"
 
 
 def test_training_renders_the_prompts_that_serving_renders(qwen3: EngineRig) -> None:

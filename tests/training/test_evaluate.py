@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from adapters.errors import DataInvalid, EngineUnavailable, InvalidRequest
 from server.cli.main import build_app
-from training.evaluate import Answer, generate_http, latency, load_examples, written
-from training.scores import label_of, parse_answer, parse_object, score, telling_scores
+from training.evaluate import Answer, generate_http, latency, load_examples
+from training.scores import label_of, parse_answer, parse_object, score, telling_scores, written
 
 RIGHT = '{"intent": "TurnOn", "area": "kitchen", "level": 10}'
 

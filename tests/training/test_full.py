@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from adapters.embedded import open_base
 from adapters.errors import AdapterRefused, TrainingStopped
-from server.cli.remote import check_folder
+from server.cli.push import check_folder
 from tests.fixtures.bases import tiny_qwen2
 from tests.training.killed import call, run
 from tests.training.test_packed import assert_same_loss_and_gradients, rows, settings
