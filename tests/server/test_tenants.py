@@ -121,6 +121,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/exports"): {"model": "{name}"},
     ("PUT", "/v1/adapters/{name}/aliases/{alias}"): {"version": 1},
     ("POST", "/v1/adapters/{name}/rollback"): {},
+    ("PUT", "/v1/adapters/{name}/gate"): {"rows": [{"messages": CHAT, "expected": "x"}], "minimum": 0.5},
     ("POST", "/v1/adapters/{name}/versions/{number}/warm"): None,
     ("POST", "/v1/exports/{export_id}/cancel"): None,
 }
@@ -190,7 +191,7 @@ def test_i1_its_own_tenant_finds_what_another_does_not(route: Route, keyed: Serv
     answer = ask(acme, route, NAME, export_id)
     is_shared_form = "{owner}" in route.path
     has_card = not route.path.endswith("/card")
-    # The scripted engine has no /v1/messages: its own 404 shows that the request came through to it.
+    # The scripted engine has no /tokenize: its own 404 shows that the request came through to it.
     found = answer.status_code != 404 or code_of(answer) == "not_found" or "The engine answered" in answer.text
     assert found is not is_shared_form, answer.text
     assert answer.status_code != 403 and (has_card or "without a card" in answer.text)
@@ -208,6 +209,11 @@ def test_i1_without_the_scope_nothing_is_told(route: Route, keyed: Server, acme:
     with httpx.Client(base_url=keyed.url) as bare:
         answer = bare.request(route.method, path)
         assert answer.status_code == 401 and code_of(answer) in ("invalid_api_key", "authentication_error")
+
+
+def test_i1_a_route_that_names_something_in_its_path_is_always_asked_for_a_foreign_one() -> None:
+    assert not [route for route in UNNAMED if "{" in route[1]]
+    assert {(route.method, route.path) for route in ROUTES} >= UNNAMED, "no line for a route that is gone"
 
 
 def test_a4_every_route_has_a_scope_that_a_key_can_have_and_only_five_paths_may_be_public() -> None:
