@@ -48,6 +48,11 @@ def test_each_folder_of_the_prefix_is_an_adapter_whatever_else_lies_there(s3: Re
     }
     found = source.look()
     assert [(one.name, one.location) for one in found] == [("router", f"{URL}/router"), ("summary", f"{URL}/summary")]
+    for folder in found:
+        sizes = {file.name: file.size_bytes for file in folder.files}
+        assert sizes == {
+            name: len(s3.objects[f"adapters/{folder.name}/{name}"]) for name in (CONFIG_FILE, WEIGHTS_FILE)
+        }
     assert len(s3.gets("list-type=2")) == 3, "seven objects, three a page"
     assert all(headers["authorization"].startswith("AWS4-HMAC-SHA256") for headers in s3.gets("/"))
 

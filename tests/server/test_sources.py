@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import httpx
 import pytest
 
+from adapters.bases import BaseModel
 from server.settings import load_settings
 from server.source_settings import SourceSettings
 from server.source_sync import look_at
 from tests.fixtures.adapters import CONFIG_FILE, WEIGHTS_FILE, shape_only_base, write_adapter
+from tests.fixtures.processes import Served
 from tests.fixtures.remotes import S3, Hub, Remote, remote
 from tests.fixtures.service import Server, error_of, eventually
 
@@ -97,6 +100,26 @@ def test_a_folder_that_is_being_written_is_left_alone_until_it_is_whole(make_ser
         file.write(whole[-1:])
     assert look(server) == {"slow": "taken"}
     assert [one["number"] for one in events(server, "slow")] == [1]
+
+
+def test_a_folder_that_changes_between_two_looks_waits_however_whole_it_is(make_server: Maker, root: Path) -> None:
+    server = make_server(sources=(folder_source(root),))
+    config = write_adapter(root / "restless", server.base) / CONFIG_FILE
+    is_over = threading.Event()
+
+    def keep_writing() -> None:
+        while not is_over.wait(0.02):
+            config.write_bytes(config.read_bytes() + b" ")
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        assert look(server) == {"restless": "waiting"}
+        assert server.metric("hotshoe_source_pulls_total", source="shared", outcome="waiting") == 0, "not even fetched"
+    finally:
+        is_over.set()
+        writer.join()
+    assert look(server) == {"restless": "taken"}
 
 
 def write_slowly(file: BinaryIO, content: bytes) -> None:
@@ -279,20 +302,25 @@ def test_an_adapter_of_the_hub_is_pulled_at_its_commit_and_a_branch_is_refused(
 
 
 def test_a_download_that_hangs_does_not_hold_up_answers_or_the_end(
-    make_server: Maker, s3: Remote, tmp_path: Path
+    tiny_base: BaseModel, s3: Remote, tmp_path: Path
 ) -> None:
-    server = make_server(sources=(bucket_source(s3, every_seconds=EVERY),))
     s3.delay = threading.Event()
+    s3.put("adapters/router", write_adapter(tmp_path / "made", tiny_base))
+    sources = json.dumps([bucket_source(s3, every_seconds=EVERY).model_dump()])
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    flags = ("--engine", "scripted", "--base", str(tiny_base.folder))
+    served = Served(tmp_path / "home", *flags, HOTSHOE_SOURCES=sources, **keys)
     try:
-        s3.put("adapters/router", write_adapter(tmp_path / "made", server.base))
         eventually(lambda: bool(s3.gets(CONFIG_FILE)), 20)
+        body = {"model": tiny_base.id, "messages": [{"role": "user", "content": "hello"}]}
+        assert httpx.post(f"{served.url}/v1/chat/completions", json=body).status_code == 200
         started = time.monotonic()
-        assert server.say(server.base.id).status_code == 200
-        server.stop()
+        assert served.stop() == 0
         assert time.monotonic() - started < 10
-        assert server.services.store.leftovers() == []
+        assert list((tmp_path / "home" / "blobs" / ".staging").iterdir()) == []
     finally:
         s3.delay.set()
+        served.end()
 
 
 @pytest.mark.parametrize(

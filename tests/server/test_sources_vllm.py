@@ -85,7 +85,9 @@ def test_an_alias_beside_keeps_the_version_loaded(server: Server, root: Path) ->
     assert load(server, "router", write_adapter(root / "router", server.base)).status_code == 200
     assert server.promote("router", 1, "canary").status_code == 200
     assert server.http.post(UNLOAD, json={"lora_name": "router", "lora_int_id": 7}).status_code == 200
+    assert server.say("router").status_code == 404
     assert server.say("router@canary").json()["model"] == "router@1"
+    assert server.metric("hotshoe_adapter_loads_total", outcome="loaded") == 1
     assert server.http.get("/v1/adapters/router/versions/1").json()["is_warm"] is True
 
 
