@@ -1,7 +1,7 @@
 """How every command prints and fails: text for people, one JSON document with `--json`, exit codes for scripts.
 
 Exit codes: 0 done; 1 the command failed (the message says why); 2 wrong usage; 3 the answer is "no" (refused upload,
-parity failed, damage found); 4 the server or engine is not reachable or not ready; 130 interrupted.
+gate not passed, parity failed, damage found); 4 the server or engine is not reachable or not ready; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from adapters.errors import (
 )
 
 EXIT_FAILED, EXIT_NO, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 3, 4, 130
+NO_OF_THE_SERVER = ("gate_not_passed",)  # codes of its answers that are a "no" and no failure
 PROBLEMS_SHOWN = 50  # of one error, as text
 
 
@@ -47,6 +48,8 @@ def fail(error: HotshoeError, as_json: bool) -> NoReturn:
 
 def exit_code_of(error: HotshoeError) -> int:
     if isinstance(error, AdapterRefused | DataInvalid | ParityFailed | StorageDamaged):
+        return EXIT_NO
+    if error.wire_code in NO_OF_THE_SERVER:
         return EXIT_NO
     if isinstance(error, TrainingInterrupted):
         return EXIT_INTERRUPTED

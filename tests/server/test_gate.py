@@ -10,7 +10,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from server.cli.client import ServerRefused
 from server.cli.main import build_app
+from server.cli.output import exit_code_of
 from server.gate import Gate, shortfalls
 from tests.fixtures.service import Server, error_of
 
@@ -163,5 +165,8 @@ def test_the_command_sets_a_gate_from_training_rows_and_promote_prints_the_figur
     assert "told: exact_match over 2 rows, at least 0.5 and at most 0.1 below stable" in said
     assert "told: exact_match over 2 rows" in told("gate", "told")
     assert "gate: exact_match over 2 rows: told@2 0.5, told@1 0.5" in told("promote", "told@2")
+    told("gate", "told", "--file", str(file), "--minimum", "0.9")
+    refused = runner.invoke(build_app(), ["promote", "told@1"]).exception
+    assert isinstance(refused, ServerRefused) and exit_code_of(refused) == 3
     assert "told has no gate any more" in told("gate", "told", "--off")
     assert runner.invoke(build_app(), ["gate", "told", "--minimum", "0.5"]).exit_code != 0

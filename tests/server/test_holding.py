@@ -27,11 +27,15 @@ def test_u19_a_huge_update_is_served_once_the_operator_allows_its_size(
     assert isinstance(result.exception, AdapterRefused)
     assert "kept and not served" in str(result.exception)
     row = server.http.get("/v1/adapters/huge/versions/1?wait=5").json()
-    assert (row["status"], row["reasons"][0]["code"]) == ("quarantined", "update_too_large")
+    assert (row["status"], row["reasons"][0]["code"], row["is_held"]) == ("quarantined", "update_too_large", True)
     server.stop()
 
     server = make_server(base)
     assert server.http.get("/v1/adapters/huge/versions/1?wait=2").json()["status"] == "quarantined"
     server.stop()
     server = make_server(base, max_update_ratio=1e9)
-    assert server.http.get("/v1/adapters/huge/versions/1?wait=20").json()["status"] == "ready"
+    monkeypatch.setenv("HOTSHOE_URL", str(server.http.base_url))
+    again = CliRunner().invoke(build_app(), ["push", str(folder), "--name", "huge"])
+    assert (again.exit_code, again.exception) == (0, None)
+    row = server.http.get("/v1/adapters/huge/versions/1").json()
+    assert (row["status"], row["is_held"]) == ("ready", False)
