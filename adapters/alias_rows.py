@@ -111,7 +111,8 @@ class AliasRows:
                     schema.aliases.c.alias_key == alias.lower(),
                 )
             )
-            add_event(connection, tenant, "alias_removed", actor, name, found.number, alias=found.alias)
+            detail = _ended(found)
+            add_event(connection, tenant, "alias_removed", actor, name, found.number, alias=found.alias, detail=detail)
 
     def _servable(self, connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
         row = _version(connection, tenant, name, number)

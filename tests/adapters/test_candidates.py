@@ -137,6 +137,9 @@ def test_every_change_of_a_candidate_is_an_event(registry: Registry) -> None:
     registry.move_alias(*WHERE, STABLE, 2, **ANY)
     ended = {"number": 2, "share": 0.5}
     assert newest() == ("promoted", "ann", STABLE, 2, {"from": 1, "ended": ended, "generation": 6})
+    registry.set_candidate(*WHERE, STABLE, Candidate(1, 0.5), **ANY)
+    registry.remove_alias(*WHERE, STABLE, actor="ann")
+    assert newest() == ("alias_removed", "ann", STABLE, 2, {"ended": {"number": 1, "share": 0.5}})
 
 
 def test_f10_of_promoters_and_roll_outs_with_one_generation_exactly_one_wins(registry: Registry) -> None:

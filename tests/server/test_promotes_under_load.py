@@ -12,15 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection as Connection
 from typing import Any
 
-import httpx
 import pytest
 
 from adapters.bases import BaseModel
-from tests.fixtures.service import Server, eventually, running
+from server.engine.base import engine_name
+from tests.fixtures.service import Server, chunks_of, eventually, running
 
 KEY = "the-operators-own-key"
 NAME, VERSIONS, CLIENTS = "router", 3, 16
@@ -75,33 +76,39 @@ def keyed(tiny_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def teams(keyed: Server) -> list[Team]:
     """Two tenants with three versions of `router` each, all of different weights."""
     found = []
-    for i, tenant in enumerate(TENANTS):
+    for tenant in TENANTS:
         row = keyed.http.post("/v1/keys", json={"tenant": tenant, "scopes": ["infer", "upload", "promote"]}).json()
         team = Team(tenant, {"authorization": f"Bearer {row['key']}"})
         for number in range(1, VERSIONS + 1):
-            folder = keyed.adapter(seed=7000 + 10 * i + number)
-            answer = keyed.push(NAME, folder, headers=team.headers)
-            assert answer.json()["status"] == "ready", answer.text
-            team.marks[f"{NAME}@{number}"] = ask(keyed.http, team, f"{NAME}@{number}", is_stream=False).mark
+            assert push(keyed, team, seed=7000 + 10 * len(found) + number) == number
         found.append(team)
     assert len({mark for team in found for mark in team.marks.values()}) == VERSIONS * len(TENANTS)
     return found
 
 
-def ask(http: httpx.Client, team: Team, model: str, *, is_stream: bool) -> Answer:
-    """One short answer with the log-probability of its first token."""
+def push(server: Server, team: Team, seed: int) -> int:
+    """A new version of the team's `router`, with the mark of its weights noted; returns its number."""
+    row = server.push(NAME, server.adapter(seed=seed), headers=team.headers).json()
+    assert row["status"] == "ready", row
+    with closing(Connection("127.0.0.1", server.port)) as connection:
+        team.marks[row["id"]] = ask(connection, team, row["id"], is_stream=False).mark
+    return int(row["version"])
+
+
+def ask(connection: Connection, team: Team, model: str, *, is_stream: bool) -> Answer:
+    """One short answer with the log-probability of its first token. A bare connection is quicker than a client."""
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "a b c"}], "logprobs": True}
     body |= {"max_tokens": 4, "stream": True} if is_stream else {"max_tokens": 1}
     asked = time.monotonic()
-    response = http.post("/v1/chat/completions", json=body, headers=team.headers)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), team.headers)
+    response = connection.getresponse()
+    text = response.read().decode()
     answered = time.monotonic()
-    assert response.status_code == 200, response.text
+    assert response.status == 200, text
     if is_stream:
-        lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
-        assert lines[-1] == "[DONE]"
-        chunks = [json.loads(line) for line in lines[:-1]]
+        chunks = chunks_of([line[6:] for line in text.splitlines() if line.startswith("data: ")])
     else:
-        chunks = [response.json()]
+        chunks = [json.loads(text)]
     tokens = [token for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]
               for token in choice["logprobs"]["content"]]  # fmt: skip
     return Answer(asked, answered, frozenset(chunk["model"] for chunk in chunks), tokens[0]["logprob"])
@@ -113,8 +120,9 @@ def clients_asking(server: Server, teams: list[Team]) -> Iterator[None]:
     is_over = threading.Event()
 
     def keep_asking(team: Team, is_stream: bool) -> None:
-        while not is_over.is_set():
-            team.add(ask(server.http, team, NAME, is_stream=is_stream))
+        with closing(Connection("127.0.0.1", server.port, timeout=60)) as connection:
+            while not is_over.is_set():
+                team.add(ask(connection, team, NAME, is_stream=is_stream))
 
     with ThreadPoolExecutor(CLIENTS * len(teams)) as pool:
         work = [pool.submit(keep_asking, team, i % 2 == 1) for team in teams for i in range(CLIENTS)]
@@ -126,14 +134,32 @@ def clients_asking(server: Server, teams: list[Team]) -> Iterator[None]:
             one.result()
 
 
+def promote(server: Server, team: Team, number: int) -> None:
+    called = time.monotonic()
+    answer = server.http.put(f"/v1/adapters/{NAME}/aliases/stable", json={"version": number}, headers=team.headers)
+    assert answer.status_code == 200, answer.text
+    team.moves.append((called, time.monotonic(), number))
+
+
 def promote_often(server: Server, team: Team, count: int) -> None:
     """Move `stable` round and round, each time after the last move has been seen by some clients."""
     for number in itertools.islice(itertools.cycle([*range(2, VERSIONS + 1), 1]), count):
-        called = time.monotonic()
-        answer = server.http.put(f"/v1/adapters/{NAME}/aliases/stable", json={"version": number}, headers=team.headers)
-        assert answer.status_code == 200, answer.text
-        team.moves.append((called, time.monotonic(), number))
+        promote(server, team, number)
         team.wait(asked_after=team.moves[-1][1])
+
+
+def drain_one(server: Server, team: Team) -> str:
+    """Push and promote a further version, then move on and retire it at once: its running answers end, and it goes."""
+    number = push(server, team, seed=7100 + TENANTS.index(team.tenant))
+    promote(server, team, number)
+    team.wait(asked_after=team.moves[-1][1])
+    promote(server, team, 1)
+    answer = server.http.delete(f"/v1/adapters/{NAME}/versions/{number}", headers=team.headers)
+    assert answer.json()["status"] == "retired", answer.text
+    name = engine_name(team.tenant, NAME, number)
+    eventually(lambda: name not in {one.engine_name for one in server.call(server.engine.loaded())})
+    team.wait(asked_after=time.monotonic())
+    return f"{NAME}@{number}"
 
 
 def check(team: Team) -> int:
@@ -153,24 +179,29 @@ def check(team: Team) -> int:
 
 
 def run(server: Server, teams: list[Team], promotes: int) -> None:
-    """That many promotes in all, half of each tenant, and all that must hold of the answers."""
+    """That many promotes in all, half of each tenant, a drain of each, and all that must hold of the answers."""
     for team in teams:
-        server.http.put(f"/v1/adapters/{NAME}/aliases/stable", json={"version": 1}, headers=team.headers)
-        team.moves.clear(), team.answers.clear()
+        promote(server, team, 1)
+        team.moves.clear()
+        team.answers.clear()
     counted = {label: completed(server, label) for label in labels(teams)}
     loads = server.metric("hotshoe_adapter_loads_total", outcome="loaded")
     with clients_asking(server, teams), ThreadPoolExecutor(len(teams)) as pool:
         for one in [pool.submit(promote_often, server, team, promotes // len(teams)) for team in teams]:
             one.result()
+        assert server.metric("hotshoe_adapter_loads_total", outcome="loaded") == loads, "no promote needed a load"
+        drained = [pool.submit(drain_one, server, team) for team in teams]
+        gone = {team.tenant: one.result() for team, one in zip(teams, drained, strict=True)}
     for team in teams:
-        assert len(team.moves) == promotes // len(teams)
+        assert len(team.moves) == promotes // len(teams) + 2
         assert check(team) >= AFTER_EACH * len(team.moves)
         by_model = Counter(next(iter(answer.models)) for answer in team.answers)
         assert set(by_model) == set(team.marks)
         for model, count in by_model.items():
-            label, wanted = f"{team.tenant}/{model}", count + counted[f"{team.tenant}/{model}"]
+            label = f"{team.tenant}/{model}"
+            wanted = count + counted.get(label, 1)  # one question told the mark of the version that went
             eventually(lambda label=label, wanted=wanted: completed(server, label) == wanted)
-    assert server.metric("hotshoe_adapter_loads_total", outcome="loaded") == loads, "no promote needed a load"
+        del team.marks[gone[team.tenant]]
     assert all(row.references == 0 for row in server.services.residents.rows()), "nothing is held"
 
 
