@@ -121,6 +121,58 @@ def test_a_gate_that_could_not_decide_is_refused(server: Server, body: dict[str,
     assert error_of(server.http.get("/v1/adapters/held/gate"))["code"] == "not_found"
 
 
+def send(server: Server, content: bytes, purpose: str = "evals") -> str:
+    files = {"file": ("rows.jsonl", content)}
+    return str(server.http.post("/v1/files", data={"purpose": purpose}, files=files).json()["id"])
+
+
+def test_rows_may_come_from_a_file_that_was_sent_before(server: Server) -> None:
+    two_versions(server, "filed")
+    call = {"function": {"name": "track", "arguments": '{"id": 1}'}}
+    question = {"role": "user", "content": "hello"}
+    rows = [
+        {"messages": [question, {"role": "assistant", "content": "filed@2 heard: hello"}]},
+        {"messages": [question, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": []},
+    ]
+    sent = send(server, b"".join(json.dumps(one).encode() + b"\n" for one in rows) + b"\n")
+    answer = server.http.put("/v1/adapters/filed/gate", json={"file": sent, "minimum": 0.5})
+    assert answer.json()["rows"] == 2, answer.text
+    server.http.delete(f"/v1/files/{sent}")
+    assert server.promote("filed", 2).json()["gate"]["score"] == 0.5
+    kept = server.services.registry.gate("default", "filed") or {}
+    assert kept["rows"][1]["expected"] == '<tool_call>\n{"name": "track", "arguments": {"id": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", ["line 1"]),
+        (b'{"messages": []}\n\n[1]\n{"prompt": "x"}\nnonsense\n', ["line 1", "line 3", "line 4", "line 5"]),
+        (b'{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]}', ["line 1"]),
+        (b'{"messages": [{}, {"role": "assistant", "tool_calls": [7]}]}', ["line 1"]),
+    ],
+)
+def test_a_file_whose_lines_are_no_rows_is_refused_with_the_lines(
+    server: Server, content: bytes, lines: list[str]
+) -> None:
+    if server.http.get("/v1/adapters/lines").status_code == 404:
+        server.pushed("lines")
+    sent = send(server, content) if content else send(server, b"\n")
+    answer = server.http.put("/v1/adapters/lines/gate", json={"file": sent, "minimum": 0.5})
+    assert answer.status_code == 422
+    assert [problem["path"] for problem in error_of(answer)["problems"]] == lines
+
+
+def test_a_file_of_another_purpose_or_none_at_all_is_refused(server: Server) -> None:
+    server.pushed("purpose")
+    body = {"minimum": 0.5}
+    for file_id, status in ((send(server, b"x", "user_data"), 400), ("file-" + "0" * 24, 404)):
+        answer = server.http.put("/v1/adapters/purpose/gate", json={**body, "file": file_id})
+        assert answer.status_code == status, answer.text
+    both = {**body, "file": "file-x", "rows": [row("x")]}
+    assert server.http.put("/v1/adapters/purpose/gate", json=both).status_code == 400
+
+
 def test_an_adapter_that_is_not_there_has_no_gate(server: Server) -> None:
     for method in ("GET", "DELETE"):
         assert server.http.request(method, "/v1/adapters/nowhere/gate").status_code == 404
