@@ -26,6 +26,7 @@ from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan
 from adapters.parity_report import Tell, dtype_of, percents, prove
+from adapters.serving import TEMPLATE_FILE
 from adapters.staging import explained, json_bytes, publish, sha256, staging
 
 FORMATS = ("hf",)
@@ -54,6 +55,7 @@ class ExportRequest:
     base_digest: str | None = None  # the base that the adapter was checked against
     accepted_digests: tuple[str, ...] = ()
     card: Mapping[str, Any] | None = None
+    chat_template: str | None = None  # the version's own, in place of the base's
     served: tuple[Mapping[str, Any], ...] = ()  # a server's answers to the probe, see parity_served
     workers: int | None = None
 
@@ -102,7 +104,7 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
     except OSError as error:
         raise explained(error) from error
     tell({"stage": "done"})
-    return ExportResult(request.out, manifest, parity, _lacking(request.base.folder))
+    return ExportResult(request.out, manifest, parity, _lacking(request))
 
 
 def canonical_copy(source: Path, base: BaseModel, out: Path, *, base_is_named: bool = False) -> Path:
@@ -141,12 +143,14 @@ def _companions(folder: Path) -> list[Path]:
     return [folder / name for name in COMPANIONS if (folder / name).is_file()]
 
 
-def _lacking(folder: Path) -> tuple[str, ...]:
-    """Files of a complete folder that the base does not have, so the export has not either."""
+def _lacking(request: ExportRequest) -> tuple[str, ...]:
+    """Files of a complete folder that neither the base nor the version has, so the export has not either."""
+    folder = request.base.folder
     lacking = [name for name in EXPECTED if not (folder / name).is_file()]
     settings = folder / "tokenizer_config.json"
-    if "chat_template.jinja" in lacking and settings.is_file() and b'"chat_template"' in settings.read_bytes():
-        lacking.remove("chat_template.jinja")
+    has_inline = settings.is_file() and b'"chat_template"' in settings.read_bytes()
+    if TEMPLATE_FILE in lacking and (has_inline or request.chat_template is not None):
+        lacking.remove(TEMPLATE_FILE)
     return tuple(lacking)
 
 
@@ -159,12 +163,16 @@ def _left_out(folder: Path) -> list[str]:
 
 def _write_companions(request: ExportRequest, folder: Path) -> None:
     for path in _companions(request.base.folder):
+        if path.name == TEMPLATE_FILE and request.chat_template is not None:
+            continue
         content = path.read_bytes()
         if path.name == "config.json" and request.dtype:
             config = json.loads(content)
             keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
             content = (json.dumps({**config, **dict.fromkeys(keys, request.dtype)}, indent=2) + "\n").encode()
         write_file(folder / path.name, content)
+    if request.chat_template is not None:
+        write_file(folder / TEMPLATE_FILE, request.chat_template.encode())
 
 
 def _prove(request: ExportRequest, plan: MergePlan, folder: Path, tell: Tell) -> dict[str, Any]:
@@ -188,7 +196,9 @@ def _notes(request: ExportRequest) -> list[str]:
             "The adapter was trained on an NF4-quantised base and is merged into the unquantised weights here: "
             "answers may differ a little from those seen in training."
         )
-    missing = _lacking(request.base.folder)
+    if request.chat_template is not None:
+        notes.append(f"{TEMPLATE_FILE} is the version's own, and not the base's.")
+    missing = _lacking(request)
     if missing:
         notes.append(f"The base folder has no {', '.join(missing)}; the export has none either.")
     left = _left_out(request.base.folder)

@@ -211,6 +211,7 @@ class Exports:
             "base_digest": version.base_digest,
             "accepted_digests": [self.merge_base.digest, self.served_base.digest],
             "card": version.card,
+            "chat_template": version.chat_template,
             "nice": NICE,
         }
 

@@ -34,8 +34,9 @@ def serving_of(upload: Upload, base: BaseModel, card: Mapping[str, Any] | None, 
 
 
 def _text(raw: bytes) -> str:
+    """The template with the line ends that transformers reads it with, so that its digest is the card's."""
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         problem = Problem("template_invalid", TEMPLATE_FILE, f"is not UTF-8 (byte {error.start})")
         raise refused((problem,)) from None

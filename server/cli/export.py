@@ -82,6 +82,7 @@ def _from_server(source: str, base: str | None, out: Path, scratch: Path) -> Exp
         for name in ADAPTER_FILES:
             _download(client, f"{path}/files/{name}", scratch / name)
         card = client.get(f"{path}/card") if version["has_card"] else None
+        template = _template(client, path, scratch) if version["chat_template"] else None
         system = client.get("/v1/system")
     _check_digest(scratch, version)
     opened = _merge_base(system, version, base)
@@ -94,7 +95,19 @@ def _from_server(source: str, base: str | None, out: Path, scratch: Path) -> Exp
         base_digest=version["base_digest"],
         accepted_digests=family,
         card=card,
+        chat_template=template,
     )
+
+
+def _template(client: Client, path: str, scratch: Path) -> str:
+    """The version's own chat template; the file is gone again, as it is none of the adapter's."""
+    from adapters.serving import TEMPLATE_FILE
+
+    target = scratch / TEMPLATE_FILE
+    _download(client, f"{path}/files/{TEMPLATE_FILE}", target)
+    text = target.read_text("utf-8")
+    target.unlink()
+    return text
 
 
 def _find_version(client: Client, source: str) -> dict[str, Any]:

@@ -144,6 +144,13 @@ def test_what_the_base_lacks_and_what_is_left_out_are_listed(
     assert any("modeling_custom.py" in note for note in result.parity["notes"])
 
 
+def test_a_version_with_a_template_of_its_own_is_exported_with_it(request_for: Callable[..., ExportRequest]) -> None:
+    result = export(request_for(chat_template="{{ messages }}"))
+    assert (result.folder / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert "chat_template.jinja" in result.manifest["files"] and "chat_template.jinja" not in result.lacking
+    assert any("the version's own" in note for note in result.parity["notes"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_chosen_dtype_is_that_of_every_weight_and_of_the_config(
     request_for: Callable[..., ExportRequest], dtype: str

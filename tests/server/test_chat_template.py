@@ -44,6 +44,7 @@ def test_an_allowed_template_is_part_of_what_the_version_is_and_can_be_read(make
     row = push(server, "own", folder).json()
     assert (row["status"], row["chat_template"]) == ("ready", template_digest(TEMPLATE))
     assert push(server, "own", folder).json()["version"] == 1
+    assert push(server, "own", folder, TEMPLATE.replace("\n", "\r\n")).json()["version"] == 1
     assert push(server, "own", folder, TEMPLATE + " ").json()["version"] == 2
     assert server.push("own", folder).json()["version"] == 3
     path = "/v1/adapters/own/versions/{}/files/chat_template.jinja"
