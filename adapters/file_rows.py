@@ -251,6 +251,18 @@ class FileRows:
         with self.database.writing() as connection:
             connection.execute(delete(schema.upload_parts).where(schema.upload_parts.c.id == part.id))
 
+    def has_file(self, file_id: str) -> bool:
+        """There is a row of it, of whatever tenant."""
+        return self._has(schema.files, file_id)
+
+    def has_part(self, part_id: str) -> bool:
+        """There is a row of it, of whatever upload."""
+        return self._has(schema.upload_parts, part_id)
+
+    def _has(self, table: Table, row_id: str) -> bool:
+        with self.database.reading() as connection:
+            return connection.execute(select(table.c.id).where(table.c.id == row_id)).first() is not None
+
     def kept_files(self) -> list[FileRow]:
         """Every file that has a row, of all tenants."""
         with self.database.reading() as connection:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapters.errors import DigestInvalid, HotshoeError, InvalidRequest, LengthMismatch
+from adapters.errors import DigestInvalid, HotshoeError, InvalidRequest, LengthMismatch, StorageDamaged
 from adapters.file_rows import (
     PURPOSES,
     UPLOAD_SECONDS,
@@ -75,17 +76,23 @@ class Files:
             try:
                 return self.registry.add_file(file)
             except HotshoeError:
-                self.store.delete(file.id)
+                self._drop_without_row(file.id)
                 raise
 
     def open(self, owner: Owner, file_id: str, purpose: str | None = None) -> tuple[FileRow, Path]:
-        """A file and where its bytes are; raises NotFound, InvalidRequest when it was sent for another purpose."""
+        """A file and where its bytes are; raises NotFound, InvalidRequest when it was sent for another purpose,
+        StorageDamaged when its bytes are gone.
+        """
         file = self.registry.get_file(owner, file_id)
         if purpose is not None and file.purpose != purpose:
             raise InvalidRequest(
                 f"{file.id} was sent for {file.purpose}; this needs purpose {purpose}.", param="file_id"
             )
-        return file, self.store.path(file.id)
+        path = self.store.path(file.id)
+        if not path.is_file():
+            self.registry.get_file(owner, file_id)  # it may have been deleted in between
+            raise StorageDamaged(f"{file.id} is not on the disk: delete it and send it again.")
+        return file, path
 
     def remove(self, owner: Owner, file_id: str) -> FileRow:
         """Forget a file and remove its bytes; raises NotFound."""
@@ -130,7 +137,9 @@ class Files:
             try:
                 kept = self.registry.add_part(owner, part)
             except HotshoeError:
-                self.store.delete_part(upload_id, part.id)
+                with suppress(HotshoeError):  # as in _drop_without_row
+                    if not self.registry.has_part(part.id):
+                        self.store.delete_part(upload_id, part.id)
                 raise
             if kept.id != part.id:
                 self.store.delete_part(upload_id, part.id)
@@ -190,10 +199,19 @@ class Files:
             try:
                 ended = self.registry.complete_upload(owner, upload.id, file)
             except HotshoeError:
-                self.store.delete(file.id)
+                self._drop_without_row(file.id)
                 raise
             self.store.delete_parts(upload.id)
         return ended
+
+    def _drop_without_row(self, file_id: str) -> None:
+        """Remove bytes whose row could not be written. It may be there all the same: a commit can fail late.
+
+        Where the registry cannot say, the bytes stay for the next sweep.
+        """
+        with suppress(HotshoeError):
+            if not self.registry.has_file(file_id):
+                self.store.delete(file_id)
 
 
 def check_file(new: NewFile) -> None:

@@ -51,7 +51,8 @@ def push(
 
     Sends adapter_config.json, adapter_model.safetensors (or MLX-LM's adapters.safetensors), card.json,
     initial_adapter.safetensors, serving.json, and a chat_template.jinja that is not the base's own where the server
-    takes one; and says what else lies in DIR and was left out.
+    takes one; and says what else lies in DIR and was left out. Above 64 MB files go in parts: run it again after a
+    cut, and what is there already is not sent again.
     Leaves with 3 when the server refuses or rejects it, with 4 when no server answers.
     """
     from server.cli.client import open_client
@@ -164,10 +165,14 @@ def show_serving(row: dict[str, Any]) -> None:
 def upload(
     client: Client, parts: dict[str, tuple[Path, str]], name: str, base_is: str | None, *, dry_run: bool = False
 ) -> dict[str, Any]:
+    from server.cli.sending import is_large, send_adapter
+
+    params = {"dry_run": "true"} if dry_run else {}
+    data = {"name": name} | ({"base_is": base_is} if base_is else {})
+    if is_large(parts):
+        return send_adapter(client, parts, data, params)
     with ExitStack() as stack:
         files = {part: (file.name, stack.enter_context(file.open("rb")), kind) for part, (file, kind) in parts.items()}
-        params = {"dry_run": "true"} if dry_run else {}
-        data = {"name": name} | ({"base_is": base_is} if base_is else {})
         row: dict[str, Any] = client.post("/v1/adapters", data=data, files=files, params=params)
         return row
 

@@ -187,6 +187,14 @@ def test_f7_a_full_disk_is_507_and_what_is_there_can_still_be_read(server: Serve
     assert nothing_is_left(server)
 
 
+def test_f12_a_file_whose_bytes_are_gone_is_said_to_be_and_can_be_deleted(server: Server) -> None:
+    file_id = server.openai.files.create(file=("kept", b"kept"), purpose="evals").id
+    server.services.files.store.path(file_id).unlink()
+    answer = server.http.get(f"/v1/files/{file_id}/content")
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "storage_damaged")
+    assert server.http.delete(f"/v1/files/{file_id}").status_code == 200
+
+
 def test_files_are_readable_by_this_account_only(server: Server) -> None:
     file_id = server.openai.files.create(file=("kept", b"kept"), purpose="evals").id
     store = server.services.files.store
