@@ -173,8 +173,10 @@ async def detached(work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             outcome: tuple[Callable[[Any], None], Any] = (future.set_result, work())
-        except BaseException as error:  # noqa: BLE001  whoever awaits raises it
+        except Exception as error:  # noqa: BLE001  whoever awaits raises it
             outcome = (future.set_exception, error)
+        except BaseException as error:  # noqa: BLE001  a panic of obstore's, which must not end the loop's task
+            outcome = (future.set_exception, RuntimeError(f"{type(error).__name__}: {error}"))
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, *outcome)
 

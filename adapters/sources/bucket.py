@@ -56,7 +56,8 @@ class BucketPrefix:
         except ImportError as error:
             raise ConfigInvalid(f"{url} needs the package obstore, which is not installed.", param="sources") from error
         except Exception as error:  # obstore's own base class, and what its options' types raise
-            raise ConfigInvalid(f"{url} cannot be opened as a bucket: {error}", param="sources") from error
+            reason = str(error).partition("\n")[0]
+            raise ConfigInvalid(f"{url} cannot be opened as a bucket: {reason}", param="sources") from error
 
     def inner(self, text: str) -> str | None:
         if not text.startswith(f"{self.url}/"):

@@ -122,6 +122,15 @@ def test_a_place_is_inside_by_whole_segments_only(source: BucketPrefix) -> None:
         source.find("absent")
 
 
+def test_the_three_clouds_are_opened_by_their_urls() -> None:
+    for url, options in (
+        (URL, {"region": "us-east-1"}),
+        ("gs://team/adapters", {"skip_signature": "true"}),
+        ("az://team/adapters", {"account_name": "acme", "access_key": "eHg="}),
+    ):
+        assert BucketPrefix.open(url, options).inner(f"{url}/router") == "router"
+
+
 def test_options_that_the_store_does_not_know_are_refused_at_the_start() -> None:
     with pytest.raises(ConfigInvalid, match="cannot be opened"):
         BucketPrefix.open(URL, {"no_such_option": "x"})
