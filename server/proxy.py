@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 120.0
 FAREWELL_SECONDS = 0.5
 READ_BUFFER_BYTES = 1024 * 1024
+WHOLE_BYTES = 64 * 1024
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 
@@ -73,7 +75,9 @@ class EngineProxy:
 
         `result` is filled in as the answer passes, so that an answer that is cut short is still counted.
         """
-        body = request.for_engine(model)
+        body: Any = request.for_engine(model)
+        if len(body) > WHOLE_BYTES:
+            body = io.BytesIO(body)  # sent in pieces: aiohttp writes bytes at once, and the event loop waits for it
         headers = {"content-type": "application/json", "x-request-id": request_id}
         try:
             async with self._open().post(f"http://engine{request.path}", data=body, headers=headers) as response:

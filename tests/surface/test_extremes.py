@@ -80,30 +80,30 @@ def test_a5_extremes_never_reach_the_engine(server: Server) -> None:
     assert server.say("tiny").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"[]",
-        b"null",
-        b'"text"',
-        b"not json",
-        b"\xef\xbb\xbf{}",
-        json.dumps(CHAT).encode("utf-16"),
-        b'{"model": "tiny", "model": "tiny"}',
-        b'{"model": "tiny", "messages": [{"role": "user", "role": "system", "content": "x"}]}',
-        b'{"model": "tiny", "temperature": NaN, "messages": []}',
-        b'{"model": "tiny", "temperature": -Infinity, "messages": []}',
-        b'{"model": "tiny", "temperature": 1e999, "messages": []}',
-        b'{"model": ' + b"[" * 100_000,
-        b'{"model": "tiny", "messages": ' + b"[" * 500 + b"]" * 500 + b"}",
-        b'{"model": "tiny", "messages": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
-        b'{"model": "tiny", "n": ' + b"9" * 10_000 + b"}",
-        b'{"model": "\xff"}',
-        b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
-        b'{"model": "tiny"} {}',
-    ],
-)
+NOT_PLAIN: list[bytes] = [
+    b"",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"not json",
+    b"\xef\xbb\xbf{}",
+    json.dumps(CHAT).encode("utf-16"),
+    b'{"model": "tiny", "model": "tiny"}',
+    b'{"model": "tiny", "messages": [{"role": "user", "role": "system", "content": "x"}]}',
+    b'{"model": "tiny", "temperature": NaN, "messages": []}',
+    b'{"model": "tiny", "temperature": -Infinity, "messages": []}',
+    b'{"model": "tiny", "temperature": 1e999, "messages": []}',
+    b'{"model": ' + b"[" * 100_000,
+    b'{"model": "tiny", "messages": ' + b"[" * 500 + b"]" * 500 + b"}",
+    b'{"model": "tiny", "messages": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
+    b'{"model": "tiny", "n": ' + b"9" * 10_000 + b"}",
+    b'{"model": "\xff"}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"model": "tiny"} {}',
+]
+
+
+@pytest.mark.parametrize("body", NOT_PLAIN)
 def test_a7_a_body_that_is_not_one_plain_json_object_is_refused(server: Server, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"):
         answer = server.http.post(path, content=body)
@@ -115,6 +115,12 @@ def test_a7_64_mb_are_refused_by_their_length_alone(server: Server) -> None:
     answer = server.http.post("/v1/chat/completions", content=b" " * (64 << 20))
     assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
     assert server.say("tiny").status_code == 200
+
+
+def test_a7_a_large_body_within_the_limit_goes_through_in_pieces(server: Server) -> None:
+    answer = server.say("tiny", "w" * (7 << 20), max_tokens=2)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["prompt_tokens"] == 1
 
 
 def nested(depth: int) -> dict[str, Any]:
