@@ -44,10 +44,12 @@ class Fuzzer:
         self.report = Report()
         self.schema = schemathesis.openapi.from_dict(server.http.get("/openapi.json").json())
 
-    def run(self, examples: int, seed: int) -> Report:
-        """So many requests to each operation, half of them broken on purpose."""
+    def run(self, examples: int, seed: int, ends_at: float = float("inf")) -> Report:
+        """So many requests to each operation, half of them broken on purpose; no more after the (monotonic) end."""
         for found in self.schema.get_all_operations():
             operation: Any = found.ok()
+            if time.monotonic() > ends_at:
+                break
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of hypothesis, on schemas that rule much out
@@ -91,6 +93,7 @@ def main() -> int:
     """A long run on the scripted engine; exit status 1 where an answer was not declared."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000, help="how many requests, about")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time in any case")
     parser.add_argument("--seed", type=int, default=1)
     wanted = parser.parse_args()
     configure_logging("error")
@@ -101,9 +104,12 @@ def main() -> int:
             server.pushed("router")
             fuzzer = Fuzzer(server)
             seed = wanted.seed
+            ends_at = started_at + wanted.seconds
             while fuzzer.report.requests < wanted.requests and not fuzzer.report.failures:
-                fuzzer.run(100, seed)
+                fuzzer.run(100, seed, ends_at)
                 seed += 1
+                if time.monotonic() > ends_at:
+                    break
             alive = httpx.get(f"{server.url}/health").status_code == 200
     report = fuzzer.report
     print(f"{report.requests} requests in {time.monotonic() - started_at:.0f} s, seeds {wanted.seed} to {seed - 1}")
