@@ -6,6 +6,7 @@ handle without following any, so that a link that is put there in between leads 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -94,6 +95,8 @@ class WatchedFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # so no folder can have it
+                return None
             return Found(name, inner, location, (), problem=f"cannot be read: {error.strerror}")
         return Found(name, inner, location, tuple(files), unsafe=unsafe_of(names) if CONFIG_FILE in names else "")
 

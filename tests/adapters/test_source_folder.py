@@ -148,8 +148,9 @@ def test_a_path_inside_is_found_by_any_of_its_spellings(root: Path, tmp_path: Pa
     assert source.find("router").is_adapter
     with pytest.raises(InvalidRequest):
         source.inner(str(root))
-    with pytest.raises(NotFound):
-        source.find("absent")
+    for inner in ("absent", "router/adapter_config.json", "a" * 3000):
+        with pytest.raises(NotFound):
+            source.find(inner)
 
 
 def test_a_root_that_is_not_there_is_told_as_that(tmp_path: Path) -> None:
