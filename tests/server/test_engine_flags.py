@@ -51,6 +51,11 @@ def test_on_a_cpu_the_context_is_the_bases_but_at_most_4096(options: EngineOptio
     assert value_of(build_command(replace(options, context_length_tokens=777), SOCKET), "--max-model-len") == "777"
 
 
+def test_the_engine_takes_templates_only_where_the_operator_allows_them(options: EngineOptions) -> None:
+    assert "--trust-request-chat-template" not in build_command(options, SOCKET)
+    assert "--trust-request-chat-template" in build_command(replace(options, takes_templates=True), SOCKET)
+
+
 def test_a_users_flag_replaces_our_default_of_the_same_name(options: EngineOptions) -> None:
     extra = ("--tool-call-parser=qwen3_coder", "--max_model_len", "1024", "--enforce-eager")
     command = build_command(replace(options, extra_args=extra), SOCKET)

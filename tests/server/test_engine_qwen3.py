@@ -96,6 +96,12 @@ def test_a_version_is_rendered_with_its_own_template_and_thinks_as_its_card_says
         thinking = {"model": "own", "chat_template_kwargs": {"enable_thinking": True}, **body}
         tokens = server.http.post("/tokenize", json=thinking).json()["tokens"]
         said = server.http.post("/detokenize", json={"model": "own", "tokens": tokens}).json()["prompt"]
+        gate = {"rows": [{**body, "expected": "x"}] * 2, "margin": 0.0, "max_tokens": 2}
+        assert server.http.put("/v1/adapters/own/gate", json=gate).status_code == 200
+        assert server.pushed("own", rank=8, alpha=16, scale=0.2)["version"] == 2
+        figures = server.promote("own", 2).json()["gate"]
+        proof = server.http.get("/v1/adapters/own/versions/2").json()["proof"]["gate"]
+    assert (figures["score"], figures["stable_score"], proof["unanswered"]) == (0.0, 0.0, 0)
     assert prompts["own"] == "[user] Hello\n[assistant]" and said == "[user] Hello\n[assistant] True"
     assert prompts["plain"] == prompts[qwen3.base.id] + "<think>\n\n</think>\n\n"
 
