@@ -60,8 +60,8 @@ class VllmEngine:
 
     @property
     def flags(self) -> list[str]:
-        """vLLM's own flags, without the interpreter and the module: what a start prints."""
-        return self.command[3:]
+        """vLLM's own flags, without the interpreter, the module and the count of ours: what a start prints."""
+        return self.command[4:]
 
     async def start(self) -> None:
         await self._start_once()

@@ -14,7 +14,8 @@ from adapters.bases import PROJECTIONS, stored_dtype
 from adapters.errors import ConfigInvalid
 from server.engine.base import EngineOptions
 
-ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+ENTRY = "server.vllm_plugin.entry"  # which runs VLLM
+VLLM = "vllm.entrypoints.launchers.api_server.entry"
 WORKER_EXTENSION = "server.vllm_plugin.worker.HotshoeWorker"
 PLUGINS = "hotshoe_cpu_lora,hotshoe_routes"
 CPU_CONTEXT_LIMIT_TOKENS = 4096
@@ -56,6 +57,7 @@ OWN_FLAGS: dict[str, str] = {
     "enable-log-requests": "prompts are in no log",
     "disable-log-stats": "our metrics need vLLM's",
 }
+PASSED = {"reasoning-parser"}  # flags of vLLM's that read like the beginning of one of ours
 OWN_PREFIXES = {"data-parallel": "one engine is one process group; more engines are more servers"}
 OWN_SHORT_FLAGS = {"-asc": "api-server-count", "-dp": "data-parallel", "-dpn": "data-parallel", "-dpr": "data-parallel"}
 FORCED_ENV = {
@@ -92,7 +94,7 @@ def build_command(options: EngineOptions, socket_path: Path) -> list[str]:
     for flag, value in _defaults(options, config).items():
         if flag not in given:
             flags += [f"--{flag}", value] if value else [f"--{flag}"]
-    return [sys.executable, "-m", ENTRY, *flags, *options.extra_args]
+    return [sys.executable, "-m", ENTRY, str(len(flags)), *flags, *options.extra_args]
 
 
 def _defaults(options: EngineOptions, config: Mapping[str, Any]) -> dict[str, str]:
@@ -135,13 +137,18 @@ def flag_name(argument: str) -> str:
     return flag.lstrip("-").partition(".")[0].replace("_", "-").lower()
 
 
+def advice_for(name: str) -> str | None:
+    """What to do instead of setting the flag of this whole name; None for one that passes through."""
+    prefixed = (advice for prefix, advice in OWN_PREFIXES.items() if name.startswith(prefix))
+    return OWN_FLAGS.get(name) or next(prefixed, None)
+
+
 def _advice(name: str) -> str | None:
-    for prefix, advice in OWN_PREFIXES.items():
-        if name.startswith(prefix):
-            return advice
+    if name in PASSED:
+        return None
     # argparse takes a unique abbreviation for the flag itself.
     matches = [flag for flag in OWN_FLAGS if flag == name or (len(name) > 2 and flag.startswith(name))]
-    return OWN_FLAGS[min(matches, key=len)] if matches else None
+    return OWN_FLAGS[min(matches, key=len)] if matches else advice_for(name)
 
 
 def lora_rank(max_rank: int) -> int:
