@@ -7,6 +7,7 @@ is `caller_of(request)`: the gateway has put it there.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from server.usage import UsageMeter
 
 CALLER_KEY = "hotshoe.caller"
+BULK_AT_A_TIME = 2  # threads that read or write whole large files: the others are for everything else
 ALL_SCOPES = frozenset(SCOPES)
 
 
@@ -90,6 +92,7 @@ class Services:
     usage: UsageMeter
     files: Files
     sources: tuple[WatchedSource, ...] = ()
+    bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BULK_AT_A_TIME))
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
 
     async def publish_context(self, caller: Caller) -> PublishContext:

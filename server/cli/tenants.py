@@ -122,7 +122,7 @@ def list_tenants(home: Home = None, as_json: AsJson = False) -> None:
     for row in rows:
         typer.echo(
             f"{row['id']}  {row['adapters']} adapters  {row['versions']} versions  {row['stored_bytes']:,} bytes  "
-            f"{row['files']} files  {row['file_bytes']:,} bytes  {shown_limits(row['limits'])}"
+            f"{row['files']} files of {row['file_bytes']:,} bytes  {shown_limits(row['limits'])}"
         )
 
 

@@ -139,7 +139,8 @@ async def receive(services: Services, request: Request, folder: Path) -> Upload:
     pieces, content_type = pieces_of(request, settings.body_seconds), request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() == JSON_TYPE:
         owner, raw = owner_of(caller_of(request)), await whole(pieces, order_bytes(limits))
-        upload = await asyncio.to_thread(put_together, services.files, owner, raw, folder, limits)
+        async with services.bulk:
+            upload = await asyncio.to_thread(put_together, services.files, owner, raw, folder, limits)
     else:
         upload = await receive_upload(pieces, content_type, folder, limits)
     check_name(upload.name)

@@ -120,7 +120,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/{upload_id}/complete", summary="Join the named parts in their order into a file")
     async def complete(request: Request, upload_id: str, body: CompleteBody) -> FileUpload:
         owner = owner_of(caller_of(request))
-        async with services.lifecycle.one_at_a_time(f"upload {upload_id}"):
+        async with services.lifecycle.one_at_a_time(f"upload {upload_id}"), services.bulk:
             row = await asyncio.to_thread(files.complete, owner, upload_id, body.part_ids, body.md5)
         return upload_of(row, await asyncio.to_thread(file_behind, services, owner, row))
 
