@@ -168,12 +168,13 @@ class FileRows:
         with self.database.reading() as connection:
             return _upload(connection, owner, upload_id)
 
-    def uploads(self, owner: Owner, *, digest: str | None = None) -> list[UploadRow]:
-        """Uploads, newest first; of one declared digest when it is given."""
+    def uploads(self, owner: Owner, *, digest: str | None = None, limit: int = 100) -> list[UploadRow]:
+        """The newest uploads, newest first; of one declared digest when it is given."""
         where = _owned(schema.uploads, owner)
         if digest is not None:
             where.append(schema.uploads.c.digest == digest)
-        query = select(schema.uploads).where(*where).order_by(schema.uploads.c.created_at.desc(), schema.uploads.c.id)
+        order = (schema.uploads.c.created_at.desc(), schema.uploads.c.id)
+        query = select(schema.uploads).where(*where).order_by(*order).limit(limit)
         with self.database.reading() as connection:
             return [_to_upload(row) for row in connection.execute(query)]
 

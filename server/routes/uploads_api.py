@@ -86,10 +86,14 @@ def router(services: Services) -> APIRouter:
         return JSONResponse(answer, status_code=status)
 
     @routes.get("", summary="The uploads, newest first; ?sha256= finds one by the digest it was begun with")
-    async def list_uploads(request: Request, sha256: str | None = Query(None, pattern=HEX_DIGEST)) -> FileUploadList:
+    async def list_uploads(
+        request: Request,
+        sha256: str | None = Query(None, pattern=HEX_DIGEST),
+        limit: int = Query(100, ge=1, le=1000),
+    ) -> FileUploadList:
         owner = owner_of(caller_of(request))
         digest = None if sha256 is None else f"sha256:{sha256}"
-        rows = await asyncio.to_thread(lambda: registry.uploads(owner, digest=digest))
+        rows = await asyncio.to_thread(lambda: registry.uploads(owner, digest=digest, limit=limit))
         found = await asyncio.to_thread(lambda: [(row, file_behind(services, owner, row)) for row in rows])
         return FileUploadList(data=[upload_of(row, file) for row, file in found])
 

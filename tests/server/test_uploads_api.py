@@ -235,6 +235,13 @@ def test_a_sender_who_was_cut_off_finds_its_upload_and_what_is_here_after_a_rest
     assert found["status"] == "completed" and found["file"]["id"] == file["id"]
 
 
+def test_a_list_of_uploads_is_bounded_and_begins_with_the_newest(server: Server) -> None:
+    ids = [begin(server, 4)["id"] for _ in range(3)]
+    listed = server.http.get("/v1/uploads", params={"limit": 2}).json()["data"]
+    assert [row["id"] for row in listed] == ids[:0:-1]
+    assert server.http.get("/v1/uploads", params={"limit": 1001}).status_code == 422
+
+
 def test_a_whole_that_is_not_what_its_sha256_says_is_refused(server: Server) -> None:
     upload = begin(server, 8, sha256=hashlib.sha256(b"12345678").hexdigest())["id"]
     ids = [send(server, upload, data).json()["id"] for data in (b"1234", b"5678")]
