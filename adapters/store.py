@@ -145,7 +145,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_error(error: OSError, path: Path) -> HotshoeError:
-    """No space, or over a quota or `ulimit -f`, is StorageFull; anything else is StorageDamaged and says what it was."""
+    """No space, or over a quota or `ulimit -f`, is StorageFull; anything else is StorageDamaged and says what."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageFull(f"No space is left for {path}: free some and retry.", retry_after=30)
     return StorageDamaged(f"Writing {path} failed: {error.strerror or error}.")

@@ -132,9 +132,7 @@ def test_u30_multipart_that_is_no_upload_is_refused(server: Server, body: bytes)
     error_of(answer)
 
 
-@pytest.mark.parametrize(
-    "kind", ["text/plain", "multipart/form-data", "multipart/form-data; boundary=" + "x" * 500]
-)
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "multipart/form-data; boundary=" + "x" * 500])
 def test_an_upload_must_be_multipart_with_a_boundary(server: Server, kind: str) -> None:
     answer = post(server, b"{}", {"content-type": kind})
     assert (answer.status_code, error_of(answer)["param"]) == (400, "content-type")
