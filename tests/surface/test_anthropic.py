@@ -32,6 +32,35 @@ def ask(client: anthropic.Anthropic, **fields: Any) -> object:
     return client.messages.create(**{"model": "tiny", "max_tokens": 8, "messages": HELLO, **fields})
 
 
+def test_a13_messages_are_answered_streamed_and_counted(keyed: Server, sdk: anthropic.Anthropic) -> None:
+    keyed.pushed("router")
+    answer = sdk.messages.create(model="router", max_tokens=8, messages=HELLO, system="Be short.")
+    (block,) = answer.content
+    assert block.type == "text" and block.text == "router@1 heard: hi"
+    assert (answer.model, answer.stop_reason) == ("router@1", "end_turn")
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (1, 3)
+    with sdk.messages.stream(model="router", max_tokens=2, messages=HELLO) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == "router@1 heard:" and (final.stop_reason, final.usage.output_tokens) == ("max_tokens", 2)
+
+
+def test_a13_a_forced_tool_is_a_tool_use_block(sdk: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"place": {"type": "string"}}}
+    asked: Any = {
+        "model": "tiny",
+        "max_tokens": 8,
+        "messages": HELLO,
+        "tools": [{"name": "weather", "input_schema": schema}],
+        "tool_choice": {"type": "tool", "name": "weather"},
+    }
+    with sdk.messages.stream(**asked) as stream:
+        for answer in (sdk.messages.create(**asked), stream.get_final_message()):
+            (block,) = answer.content
+            assert block.type == "tool_use" and (block.name, block.input) == ("weather", {"place": "hi"})
+            assert answer.stop_reason == "tool_use"
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "said"),
     [
