@@ -53,6 +53,13 @@ def test_config_and_card_may_stand_in_the_order(server: Server) -> None:
     assert server.http.get("/v1/adapters/inline/versions/1/card").json() == {"note": "by hand"}
 
 
+def test_the_least_config_that_says_anything_is_enough(server: Server) -> None:
+    folder, spec = server.adapter(), AdapterSpec()
+    order = {"name": "least", "config": {"peft_type": "LORA", "r": spec.rank, "lora_alpha": spec.alpha}}
+    answer = post(server, order | {"weights": file_id(server, folder / "adapter_model.safetensors")})
+    assert answer.json()["status"] == "ready", answer.text
+
+
 def test_weights_are_linked_and_not_copied_and_the_file_stays_as_it_is(server: Server) -> None:
     folder = server.adapter()
     parts = sent(server, folder)
