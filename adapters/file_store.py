@@ -11,18 +11,15 @@ import hashlib
 import os
 import re
 import shutil
-import threading
-import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.durable import sync
 from adapters.errors import NotFound, StorageDamaged
-from adapters.store import disk_errors
+from adapters.store import STAGING, PrivateRoot, disk_errors
 
-STAGING, PARTS = ".staging", ".parts"
+PARTS = ".parts"
 CHUNK_BYTES = 1 << 20
 ID_PATTERN = re.compile(r"(file-|upload_|part_)[0-9a-f]{24}", re.ASCII)
 
@@ -36,27 +33,11 @@ class Joined:
     md5: str | None
 
 
-class FileStore:
-    """The files under `root`. One process writes at a time (the state folder's lock sees to it)."""
+class FileStore(PrivateRoot):
+    """The files under `root`."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._lock = threading.RLock()
-        for folder in (root, root / STAGING, root / PARTS):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Held while a file and the row that goes with it are made or removed together, by one thread at a time."""
-        with self._lock:
-            yield
-
-    def stage(self) -> Path:
-        """A new private folder on the same file system, for what is not whole yet; the caller removes it."""
-        folder = self.root / STAGING / uuid.uuid4().hex
-        with disk_errors(folder):
-            folder.mkdir(mode=0o700)
-        return folder
+        super().__init__(root, PARTS)
 
     def path(self, file_id: str) -> Path:
         """Where the file lies, or would lie."""

@@ -23,28 +23,35 @@ DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 STAGING, TRASH = ".staging", ".trash"
 
 
-class BlobStore:
-    """Content-addressed folders under `root`. One process writes at a time (the state folder's lock sees to it)."""
+class PrivateRoot:
+    """A folder with a place for what is not whole yet. One process writes (the state folder's lock sees to it)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *folders: str) -> None:
         self.root = root
         self._lock = threading.RLock()
-        for folder in (root, root / STAGING, root / TRASH):
+        for folder in (root, root / STAGING, *(root / name for name in folders)):
             with disk_errors(folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Held while a blob and the row that refers to it are made or removed together, by one thread at a time."""
+        """Held while bytes and the row that refers to them are made or removed together, by one thread at a time."""
         with self._lock:
             yield
 
     def stage(self) -> Path:
-        """A new private folder on the store's file system; `publish` moves it, `sweep` removes what was left."""
+        """A new private folder on the same file system, for what is not whole yet; the caller moves or removes it."""
         folder = self.root / STAGING / uuid.uuid4().hex
         with disk_errors(folder):
             folder.mkdir(mode=0o700)
         return folder
+
+
+class BlobStore(PrivateRoot):
+    """Content-addressed folders under `root`. `publish` moves a staged one, `sweep` removes what was left."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, TRASH)
 
     def publish(self, staged: Path, digest: str) -> Path:
         """Make the staged folder the blob of `digest`: fsync files and folder, one rename, fsync the parent.
