@@ -69,10 +69,7 @@ def push(
         version["left_out"] = left_out
         if not as_json:
             typer.echo(f"{version['id']}  {version['size_bytes']:,} bytes  {version['digest']}")
-            for item in left_out:
-                typer.echo(f"  left out: {item}")
-            for item in version["dropped"]:
-                typer.echo(f"  dropped: {item}")
+            show_without(version)
             show_serving(version)
         if not no_wait or promote:
             version |= wait_for(client, version, timeout)
@@ -148,10 +145,16 @@ def show_check(found: dict[str, Any], as_json: bool) -> None:
     for reason in found["reasons"]:
         advice = f"  -> {reason['advice']}" if reason["advice"] else ""
         typer.echo(f"  {reason['code']}  {reason['path']}: {reason['message']}{advice}")
-    for kind in ("left_out", "dropped"):
-        for item in found[kind]:
-            typer.echo(f"  {kind.replace('_', ' ')}: {item}")
+    show_without(found)
     show_serving(found)
+
+
+def show_without(row: dict[str, Any]) -> None:
+    """Files not sent and fields not kept: in one line what needs no words, each other in its own."""
+    for title, items in (("left out", row["left_out"]), ("dropped", row["dropped"])):
+        plain = [item for item in items if ": " not in item]
+        for line in (*([", ".join(plain)] if plain else []), *(item for item in items if ": " in item)):
+            typer.echo(f"  {title}: {line}")
 
 
 def show_serving(row: dict[str, Any]) -> None:
