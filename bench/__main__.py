@@ -1,4 +1,4 @@
-"""`python -m bench [startup] [gateway] [training] [--rounds N] [--out FILE]`: measure, print tables, write JSON."""
+"""`python -m bench [startup] [gateway] [training] [side_channel] [--rounds N] [--out FILE]`: measure, print, write."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import gateway, startup, training
+from bench import gateway, side_channel, startup, training
 from bench.report import Report, machine, write
 
-BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.run}
+BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.run, "side_channel": side_channel.run}
 
 
 def main() -> None:
