@@ -47,7 +47,7 @@ def test_push_sends_what_is_allowed_says_what_it_left_out_and_waits(
         (folder / name).write_text("x")
     done = served.run("push", str(folder), "--name", "mine")
     assert done.returncode == 0, done.stderr
-    assert "left out: training_args.bin" in done.stdout
+    assert "left out: README.md, tokenizer.json, training_args.bin\n" in done.stdout
     assert "mine@1 is ready and named by stable" in done.stdout
     again = json.loads(served.verb("push", str(folder), "--name", "mine", "--json").stdout)
     assert (again["id"], again["status"]) == ("mine@1", "ready")
