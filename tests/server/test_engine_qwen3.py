@@ -163,7 +163,7 @@ def test_an_engine_whose_core_is_killed_while_it_streams_is_soon_not_ready_and_c
             last = []
         assert "[DONE]" not in last or any('"error"' in line for line in last)
     eventually(engine.is_ready, 300)
-    assert engine.restarts == 1
+    eventually(lambda: engine.restarts == 1, 5)  # counted a moment after the engine is ready
     assert qwen3.loaded_names() == set()
     qwen3.call(engine.load(adapter))
     assert qwen3.complete(adapter.engine_name).json()["choices"][0]["text"] == before
