@@ -15,7 +15,7 @@ help: ## list the targets
 setup: ## make .venv from requirements/cpu.lock, install hotshoe into it, prepare the embedded base
 	@$(PYTHON) requirements/install.py
 
-demo: setup ## train, publish, serve, ask, swap and export on the embedded base; about 20 minutes on two AVX2 cores
+demo: setup ## train, publish, serve, ask, swap and export on the embedded base; about 18 minutes on two AVX2 cores
 	@$(BIN)/python -m examples.agent_routing.demo
 
 test: setup ## all tests that this machine can run, less the long ones
