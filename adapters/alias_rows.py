@@ -16,6 +16,7 @@ from adapters.database import Database
 from adapters.errors import Conflict, GenerationMismatch, InvalidRequest, ModelNotFound, NotServable
 from adapters.journal import add_event
 from adapters.types import STABLE, Alias, Candidate, VersionStatus, check_name
+from adapters.version_rows import adapter_row, find_version, version_row
 
 MAX_PREVIOUS = 50
 
@@ -78,7 +79,7 @@ class AliasRows:
                 self._servable(connection, tenant, name, candidate.number)
                 _check_other(found, candidate)
             changed = replace(found, candidate=candidate, generation=found.generation + 1)
-            self._save(connection, _adapter_id(connection, tenant, name), found, changed)
+            self._save(connection, adapter_row(connection, tenant, name).id, found, changed)
             detail = {"of": found.number, "share": candidate.share if candidate else 0.0, **_ended(found)}
             kind, about = "candidate_set" if candidate else "candidate_ended", candidate or found.candidate
             self._tell(connection, changed, kind, actor, about.number if about else None, detail)
@@ -89,7 +90,7 @@ class AliasRows:
         with self.database.writing() as connection:
             found = self._alias(connection, tenant, name, alias)
             for i, number in enumerate(found.previous):
-                row = _version(connection, tenant, name, number)
+                row = find_version(connection, tenant, name, number)
                 if row is not None and row.status == VersionStatus.READY:
                     rest = found.previous[i + 1 :]
                     return self._write_alias(connection, row, alias, found, rest, actor, "rolled_back")
@@ -102,23 +103,14 @@ class AliasRows:
         """Take the alias away; raises ModelNotFound. Without `stable` the bare name means nothing until a promote."""
         with self.database.writing() as connection:
             found = self._alias(connection, tenant, name, alias)
-            adapter = select(schema.adapters.c.id).where(
-                schema.adapters.c.tenant == tenant, schema.adapters.c.name == name
-            )
-            connection.execute(
-                delete(schema.aliases).where(
-                    schema.aliases.c.adapter_id == adapter.scalar_subquery(),
-                    schema.aliases.c.alias_key == alias.lower(),
-                )
-            )
+            adapter_id = adapter_row(connection, tenant, name).id
+            row = (schema.aliases.c.adapter_id == adapter_id, schema.aliases.c.alias_key == alias.lower())
+            connection.execute(delete(schema.aliases).where(*row))
             detail = _ended(found)
             add_event(connection, tenant, "alias_removed", actor, name, found.number, alias=found.alias, detail=detail)
 
     def _servable(self, connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
-        row = _version(connection, tenant, name, number)
-        if row is None:
-            check_adapter(connection, tenant, name)
-            raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
+        row = version_row(connection, tenant, name, number)
         if row.status != VersionStatus.READY:
             raise NotServable(
                 f"{name}@{number} is {row.status}; only a ready version can be promoted or tried.", param="version"
@@ -131,7 +123,7 @@ class AliasRows:
         )
         row = connection.execute(query).first()
         if row is None:
-            check_adapter(connection, tenant, name)
+            adapter_row(connection, tenant, name)
             shown = name if alias == STABLE else f"{name}@{alias}"
             raise ModelNotFound(f"There is no model {shown!r}.", param="model")
         return _to_alias(row)
@@ -217,18 +209,6 @@ def check_share(share: float) -> float:
     return share
 
 
-def no_adapter(name: str) -> ModelNotFound:
-    """What every call says of an adapter that is not the tenant's: nothing tells a foreign one from an absent one."""
-    return ModelNotFound(f"There is no adapter {name!r}.", param="model")
-
-
-def check_adapter(connection: Connection, tenant: str, name: str) -> None:
-    """Raises `no_adapter` unless the tenant has the adapter."""
-    where = (schema.adapters.c.tenant == tenant, schema.adapters.c.name == name)
-    if connection.execute(select(schema.adapters.c.id).where(*where)).first() is None:
-        raise no_adapter(name)
-
-
 def _check_generation(shown: str, found: Alias | None, expected: int | None) -> None:
     generation = found.generation if found else 0
     if expected is not None and expected != generation:
@@ -250,11 +230,6 @@ def _ended(found: Alias | None) -> dict[str, Any]:
     return {"ended": asdict(found.candidate)} if found and found.candidate else {}
 
 
-def _adapter_id(connection: Connection, tenant: str, name: str) -> int:
-    query = select(schema.adapters.c.id).where(schema.adapters.c.tenant == tenant, schema.adapters.c.name == name)
-    return int(connection.execute(query).scalar_one())
-
-
 def _history(found: Alias | None, number: int) -> tuple[int, ...]:
     if found is None:
         return ()
@@ -267,15 +242,6 @@ def _query() -> Select[Any]:
     return select(schema.aliases, schema.adapters.c.name).join_from(
         schema.aliases, schema.adapters, schema.aliases.c.adapter_id == schema.adapters.c.id
     )
-
-
-def _version(connection: Connection, tenant: str, name: str, number: int) -> Row[Any] | None:
-    query = (
-        select(schema.versions, schema.adapters.c.name)
-        .join_from(schema.versions, schema.adapters, schema.versions.c.adapter_id == schema.adapters.c.id)
-        .where(schema.versions.c.tenant == tenant, schema.adapters.c.name == name, schema.versions.c.number == number)
-    )
-    return connection.execute(query).first()
 
 
 def _to_alias(row: Row[Any]) -> Alias:

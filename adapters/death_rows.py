@@ -5,13 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
-
-from adapters import schema
 from adapters.alias_rows import AliasRows
-from adapters.errors import Conflict, ModelNotFound, Problem
+from adapters.errors import Conflict, Problem
 from adapters.journal import add_event
 from adapters.types import VersionStatus
+from adapters.version_rows import update_version, version_row
 
 ENGINE = "engine"  # who did it, in events
 AT_STAKE = (VersionStatus.READY, VersionStatus.QUARANTINED)
@@ -27,7 +25,7 @@ class DeathRows(AliasRows):
         version that is ready; without one it stays where it is. Raises ModelNotFound.
         """
         with self.database.writing() as connection:
-            row = _find(connection, tenant, name, number)
+            row = version_row(connection, tenant, name, number)
             deaths = int(row.engine_deaths) + 1
             values: dict[str, Any] = {"engine_deaths": deaths}
             add_event(connection, tenant, "engine_died", ENGINE, name, number, detail={"deaths": deaths})
@@ -36,7 +34,7 @@ class DeathRows(AliasRows):
                 values |= {"status": VersionStatus.QUARANTINED.value, "reasons": [reason.as_dict()], "is_warm": False}
                 detail = {"from": row.status, "to": values["status"], "reasons": values["reasons"]}
                 add_event(connection, tenant, "status_changed", ENGINE, name, number, detail=detail)
-            _write(connection, row, values)
+            update_version(connection, row, values)
         for alias in self.aliases(tenant, name) if is_over else ():
             if alias.number == number:
                 with suppress(Conflict):
@@ -46,20 +44,4 @@ class DeathRows(AliasRows):
     def forgive_engine_deaths(self, tenant: str, name: str, number: int) -> None:
         """The version was loaded and answers, and the engine lives. Raises ModelNotFound."""
         with self.database.writing() as connection:
-            _write(connection, _find(connection, tenant, name, number), {"engine_deaths": 0})
-
-
-def _find(connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
-    query = (
-        select(schema.versions)
-        .join_from(schema.versions, schema.adapters, schema.versions.c.adapter_id == schema.adapters.c.id)
-        .where(schema.versions.c.tenant == tenant, schema.adapters.c.name == name, schema.versions.c.number == number)
-    )
-    row = connection.execute(query).first()
-    if row is None:
-        raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
-    return row
-
-
-def _write(connection: Connection, row: Row[Any], values: dict[str, Any]) -> None:
-    connection.execute(update(schema.versions).where(schema.versions.c.id == row.id).values(values))
+            update_version(connection, version_row(connection, tenant, name, number), {"engine_deaths": 0})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import update
 
 from adapters import schema
-from adapters.alias_rows import no_adapter
 from adapters.database import Database
-from adapters.errors import ModelNotFound
 from adapters.journal import add_event
+from adapters.version_rows import adapter_row, update_version, version_row
 
 
 class GateRows:
@@ -21,7 +20,7 @@ class GateRows:
     def gate(self, tenant: str, name: str) -> dict[str, Any] | None:
         """What a promote has to show; None for nothing. Raises ModelNotFound without the adapter."""
         with self.database.reading() as connection:
-            found: dict[str, Any] | None = _adapter(connection, tenant, name).gate
+            found: dict[str, Any] | None = adapter_row(connection, tenant, name).gate
             return found
 
     def set_gate(
@@ -29,7 +28,7 @@ class GateRows:
     ) -> None:
         """Put the gate up, or take it away with None; `about` is what its event says of it. Raises ModelNotFound."""
         with self.database.writing() as connection:
-            row = _adapter(connection, tenant, name)
+            row = adapter_row(connection, tenant, name)
             connection.execute(update(schema.adapters).where(schema.adapters.c.id == row.id).values(gate=gate))
             kind = "gate_set" if gate else "gate_removed"
             add_event(connection, tenant, kind, actor, name, None, detail=about)
@@ -37,13 +36,8 @@ class GateRows:
     def note_score(self, tenant: str, name: str, number: int, score: dict[str, Any], *, actor: str) -> None:
         """Write what the version scored at the gate into its proof. Raises ModelNotFound."""
         with self.database.writing() as connection:
-            adapter = _adapter(connection, tenant, name)
-            of_version = (schema.versions.c.adapter_id == adapter.id, schema.versions.c.number == number)
-            row = connection.execute(select(schema.versions.c.proof).where(*of_version)).first()
-            if row is None:
-                raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
-            proof = {**(row.proof or {}), "gate": score}
-            connection.execute(update(schema.versions).where(*of_version).values(proof=proof))
+            row = version_row(connection, tenant, name, number)
+            update_version(connection, row, {"proof": {**(row.proof or {}), "gate": score}})
             add_event(connection, tenant, "gate_scored", actor, name, number, detail=score)
 
     def note_gate(
@@ -53,11 +47,3 @@ class GateRows:
         kind = "gate_passed" if is_passed else "gate_refused"
         with self.database.writing() as connection:
             add_event(connection, tenant, kind, actor, name, number, detail=figures)
-
-
-def _adapter(connection: Connection, tenant: str, name: str) -> Row[Any]:
-    of_adapter = (schema.adapters.c.tenant == tenant, schema.adapters.c.name == name)
-    row = connection.execute(select(schema.adapters).where(*of_adapter)).first()
-    if row is None:
-        raise no_adapter(name)
-    return row

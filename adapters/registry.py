@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select
 
 from adapters import schema
-from adapters.alias_rows import check_adapter, no_adapter
 from adapters.database import FILE, Database
 from adapters.death_rows import DeathRows
-from adapters.errors import Conflict, ModelNotFound, NotServable, Problem
+from adapters.errors import Conflict, NotServable, Problem
 from adapters.export_rows import ExportRows
 from adapters.file_rows import FileRows
 from adapters.gate_rows import GateRows
@@ -29,6 +28,7 @@ from adapters.store import disk_errors
 from adapters.tenants import TenantRows, check_quota
 from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, Split, VersionStatus, check_name
 from adapters.usage import UsageRows
+from adapters.version_rows import find_version, no_adapter, update_version, version_query, version_row
 
 NEXT = {
     VersionStatus.QUARANTINED: (VersionStatus.READY, VersionStatus.EXPORT_ONLY, VersionStatus.REJECTED),
@@ -129,7 +129,7 @@ class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, Tena
                 values["proof"] = proof
             if status is not VersionStatus.READY:
                 values["is_warm"] = False
-            _update_version(connection, row, values)
+            update_version(connection, row, values)
             detail = {"from": str(found), "to": str(status), "reasons": values.get("reasons", [])}
             add_event(connection, tenant, "status_changed", actor, row.name, number, detail=detail)
             if status is VersionStatus.READY:
@@ -154,13 +154,9 @@ class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, Tena
             own = to_version(version_row(connection, ref.tenant, ref.name, alias.number))
             if alias.candidate is None:
                 return Split(own, alias.alias)
-            query = version_query(ref.tenant).where(
-                schema.adapters.c.name == ref.name,
-                schema.versions.c.number == alias.candidate.number,
-                schema.versions.c.status == VersionStatus.READY,
-            )
-            row = connection.execute(query).first()
-            return Split(own, alias.alias, to_version(row) if row else None, alias.candidate.share)
+            row = find_version(connection, ref.tenant, ref.name, alias.candidate.number)
+            candidate = to_version(row) if row and row.status == VersionStatus.READY else None
+            return Split(own, alias.alias, candidate, alias.candidate.share)
 
     def adapters(self, tenant: str) -> list[str]:
         """Names of the tenant's adapters, sorted."""
@@ -204,7 +200,7 @@ class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, Tena
             found = VersionStatus(row.status)
             if found is not VersionStatus.RETIRED:
                 _check_step(row, found, VersionStatus.RETIRED)
-                _update_version(connection, row, {"status": str(VersionStatus.RETIRED), "is_warm": False})
+                update_version(connection, row, {"status": str(VersionStatus.RETIRED), "is_warm": False})
                 add_event(connection, tenant, "retired", actor, name, number)
             return to_version(version_row(connection, tenant, name, number))
 
@@ -220,7 +216,7 @@ class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, Tena
             if is_warm and row.status != VersionStatus.READY:
                 raise not_servable(to_version(row))
             if row.is_warm != is_warm:
-                _update_version(connection, row, {"is_warm": is_warm})
+                update_version(connection, row, {"is_warm": is_warm})
                 add_event(connection, tenant, "warmed" if is_warm else "cooled", actor, name, number)
             return to_version(version_row(connection, tenant, name, number))
 
@@ -248,7 +244,7 @@ class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, Tena
             values = {"tenant": tenant, "adapter_id": row.adapter_id, "number": number}
             inserted = connection.execute(insert(schema.engine_ids).values(values)).inserted_primary_key
             engine_id = int(inserted[0])  # type: ignore[index]
-            _update_version(connection, row, {"engine_id": engine_id})
+            update_version(connection, row, {"engine_id": engine_id})
             return engine_id
 
     def _first_ready(self, connection: Connection, row: Row[Any], actor: str) -> None:
@@ -261,23 +257,6 @@ def not_servable(version: AdapterVersion) -> NotServable:
     reason = version.reasons[0] if version.reasons else {}
     more = f": {reason['path']} {reason['message']}. {reason.get('advice', '')}".rstrip() if reason else ""
     return NotServable(f"{version.ref} is {version.status} and cannot be served{more}", param="model")
-
-
-def version_query(tenant: str | None = None) -> Select[Any]:
-    query = select(schema.versions, schema.adapters.c.name).join_from(
-        schema.versions, schema.adapters, schema.versions.c.adapter_id == schema.adapters.c.id
-    )
-    return query if tenant is None else query.where(schema.versions.c.tenant == tenant)
-
-
-def version_row(connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
-    """The row of one version; raises ModelNotFound. Names are compared exactly: a model id has one spelling."""
-    query = version_query(tenant).where(schema.adapters.c.name == name, schema.versions.c.number == number)
-    row = connection.execute(query).first()
-    if row is None:
-        check_adapter(connection, tenant, name)
-        raise ModelNotFound(f"There is no model {name}@{number}.", param="model")
-    return row
 
 
 def digests_in_use(connection: Connection) -> set[str]:
@@ -376,8 +355,4 @@ def _check_step(row: Row[Any], found: VersionStatus, status: VersionStatus) -> N
         )
 
 
-def _update_version(connection: Connection, row: Row[Any], values: dict[str, Any]) -> None:
-    connection.execute(update(schema.versions).where(schema.versions.c.id == row.id).values(values))
-
-
-__all__ = ["Alias", "NewVersion", "Registry", "no_adapter", "not_servable"]
+__all__ = ["Alias", "NewVersion", "Registry", "not_servable"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapters.errors import ModelNotFound, NameInvalid, NotFound, NotServable
-from adapters.registry import Registry, no_adapter, not_servable
+from adapters.registry import Registry, not_servable
 from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, Split, VersionStatus, check_name
+from adapters.version_rows import no_adapter
 from server.remembered import Remembered
 from server.services import Caller, Services
 from server.session import chosen
