@@ -82,6 +82,29 @@ class EngineClient:
         return dict(answer)
 
 
+class SpokenTo:
+    """The five control calls of an engine that listens on a socket: whoever starts the engine has the rest to do."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+        self._client = EngineClient(socket_path)
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        await self._client.load(adapter)
+
+    async def unload(self, engine_name: str) -> None:
+        await self._client.unload(engine_name)
+
+    async def loaded(self) -> list[LoadedAdapter]:
+        return await self._client.loaded()
+
+    async def usage(self) -> EngineUsage:
+        return await self._client.usage()
+
+    async def capacity(self) -> EngineCapacity:
+        return await self._client.capacity()
+
+
 def _as_error(answer: Any, status: int, path: str) -> HotshoeError:
     detail = answer.get("error", {}) if isinstance(answer, dict) else {}
     message = detail.get("message") or f"The engine answered {path} with status {status}."

@@ -20,10 +20,9 @@ from server.engine.base import (
     EngineCapacity,
     EngineOptions,
     EngineUsage,
-    LoadedAdapter,
     RestartCallback,
 )
-from server.engine.client import EngineClient
+from server.engine.client import SpokenTo
 from server.engine.control import Control
 from server.engine.rundir import check_socket_path, prepare_run_dir
 from server.engine.scripted_app import build_app
@@ -103,15 +102,14 @@ def make_app(options: EngineOptions, script: Script) -> Starlette:
     return build_app(models, Control(ScriptedWorker(options, models)))
 
 
-class ScriptedEngine:
+class ScriptedEngine(SpokenTo):
     """An Engine whose answers are arithmetic. `crash` is its way to die; it comes back as a supervised engine does."""
 
     def __init__(self, options: EngineOptions, script: Script | None = None) -> None:
         self.options = options
         self.script = script or Script()
-        self.socket_path = check_socket_path(options.run_dir)
+        super().__init__(check_socket_path(options.run_dir))
         self.phases: Mapping[str, float] = {}
-        self._client = EngineClient(self.socket_path)
         self._callbacks: list[RestartCallback] = []
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -138,21 +136,6 @@ class ScriptedEngine:
 
     def on_restart(self, callback: RestartCallback) -> None:
         self._callbacks.append(callback)
-
-    async def load(self, adapter: EngineAdapter) -> None:
-        await self._client.load(adapter)
-
-    async def unload(self, engine_name: str) -> None:
-        await self._client.unload(engine_name)
-
-    async def loaded(self) -> list[LoadedAdapter]:
-        return await self._client.loaded()
-
-    async def usage(self) -> EngineUsage:
-        return await self._client.usage()
-
-    async def capacity(self) -> EngineCapacity:
-        return await self._client.capacity()
 
     async def crash(self, down_seconds: float = RESTART_SECONDS) -> None:
         """Die as a killed process does: connections are cut, the socket is gone; back, empty, after `down_seconds`."""

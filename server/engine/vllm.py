@@ -14,14 +14,10 @@ import structlog
 
 from adapters.errors import EngineUnavailable
 from server.engine.base import (
-    EngineAdapter,
-    EngineCapacity,
     EngineOptions,
-    EngineUsage,
-    LoadedAdapter,
     RestartCallback,
 )
-from server.engine.client import EngineClient
+from server.engine.client import SpokenTo
 from server.engine.rundir import check_socket_path, prepare_run_dir
 from server.engine.vllm_flags import build_command, build_env
 from server.engine.vllm_log import StartLog
@@ -37,18 +33,17 @@ STABLE_SECONDS = 300.0  # after so long a run the next restart is quick again
 log = structlog.get_logger("hotshoe.engine")
 
 
-class VllmEngine:
+class VllmEngine(SpokenTo):
     """An Engine that is vLLM. `command` is what it is started with, `phases` where the last start's seconds went."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
-        self.socket_path = check_socket_path(options.run_dir)
+        super().__init__(check_socket_path(options.run_dir))
         self.command = build_command(options, self.socket_path)
         self.env = build_env(options, os.environ)
         self.log_path = options.log_path or options.run_dir / "engine.log"
         self.phases: Mapping[str, float] = {}
         self.restarts = 0
-        self._client = EngineClient(self.socket_path)
         self._callbacks: list[RestartCallback] = []
         self._process: asyncio.subprocess.Process | None = None
         self._supervising: asyncio.Task[None] | None = None
@@ -84,21 +79,6 @@ class VllmEngine:
 
     def on_restart(self, callback: RestartCallback) -> None:
         self._callbacks.append(callback)
-
-    async def load(self, adapter: EngineAdapter) -> None:
-        await self._client.load(adapter)
-
-    async def unload(self, engine_name: str) -> None:
-        await self._client.unload(engine_name)
-
-    async def loaded(self) -> list[LoadedAdapter]:
-        return await self._client.loaded()
-
-    async def usage(self) -> EngineUsage:
-        return await self._client.usage()
-
-    async def capacity(self) -> EngineCapacity:
-        return await self._client.capacity()
 
     async def _start_once(self) -> None:
         """Start a process and wait until it answers; leaves none behind when it does not."""
