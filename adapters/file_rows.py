@@ -233,18 +233,17 @@ class FileRows:
 
     def expire_files(self, now: float) -> Expired:
         """End what is open beyond its time, and forget files and ended uploads whose time is over."""
-        files, uploads = schema.files.c, schema.uploads.c
-        over = (uploads.status == UploadStatus.PENDING, uploads.expires_at <= now)
         if not self._has_expired(now):
             return Expired()
         with self.database.writing() as connection:
-            ended = [_to_upload(row) for row in connection.execute(select(schema.uploads).where(*over))]
+            over = select(schema.uploads).where(_is_over(now))
+            ended = [_to_upload(row) for row in connection.execute(over)]
             for upload in ended:
                 _end_upload(connection, upload, UploadStatus.EXPIRED, SERVER)
-            gone = connection.execute(select(schema.files).where(files.expires_at <= now)).all()
+            gone = connection.execute(select(schema.files).where(schema.files.c.expires_at <= now)).all()
             for row in gone:
                 _delete_file(connection, FileRow(**row._mapping), SERVER)
-            connection.execute(delete(schema.uploads).where(*_forgettable(now)))
+            connection.execute(delete(schema.uploads).where(_is_forgettable(now)))
         return Expired(tuple(row.id for row in gone), tuple(upload.id for upload in ended))
 
     def drop_part(self, part: PartRow) -> None:
@@ -275,10 +274,8 @@ class FileRows:
             return [PartRow(**row._mapping) for row in connection.execute(select(schema.upload_parts))]
 
     def _has_expired(self, now: float) -> bool:
-        uploads = schema.uploads.c
-        over = and_(uploads.status == UploadStatus.PENDING, uploads.expires_at <= now)
         queries = (
-            select(uploads.id).where(or_(over, and_(*_forgettable(now)))),
+            select(schema.uploads.c.id).where(or_(_is_over(now), _is_forgettable(now))),
             select(schema.files.c.id).where(schema.files.c.expires_at <= now),
         )
         with self.database.reading() as connection:
@@ -384,6 +381,13 @@ def _end_upload(
     add_event(connection, upload.tenant, f"upload_{status}", actor, detail=detail)
 
 
-def _forgettable(now: float) -> tuple[ColumnElement[bool], ...]:
+def _is_over(now: float) -> ColumnElement[bool]:
+    """An upload is open beyond its time."""
     uploads = schema.uploads.c
-    return uploads.status != UploadStatus.PENDING, uploads.expires_at <= now - ENDED_SECONDS
+    return and_(uploads.status == UploadStatus.PENDING, uploads.expires_at <= now)
+
+
+def _is_forgettable(now: float) -> ColumnElement[bool]:
+    """An upload ended so long ago that its row may go."""
+    uploads = schema.uploads.c
+    return and_(uploads.status != UploadStatus.PENDING, uploads.expires_at <= now - ENDED_SECONDS)

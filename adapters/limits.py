@@ -45,5 +45,15 @@ class UseLimits:
         """Something here limits what a tenant keeps."""
         return replace(self, requests_per_minute=None, tokens_per_minute=None, concurrent_requests=None) != UseLimits()
 
+    @property
+    def most_file_bytes(self) -> int | None:
+        """How many bytes files and open uploads may have together."""
+        return self.stored_bytes if self.file_bytes is None else self.file_bytes
+
     def as_dict(self) -> dict[str, int | None]:
         return asdict(self)
+
+
+def within(most: int, limit: int | None) -> int:
+    """What the operator's setting allows to all, and a limit to fewer."""
+    return most if limit is None else min(most, limit)

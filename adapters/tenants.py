@@ -32,12 +32,6 @@ class Tenant:
     file_bytes: int = 0  # of files, and what open uploads declare
     upload_parts: int = 0  # of open uploads
 
-    @property
-    def file_bytes_limit(self) -> int | None:
-        """How many bytes its files and open uploads may have together."""
-        limits = self.limits
-        return limits.stored_bytes if limits.file_bytes is None else limits.file_bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -152,7 +146,7 @@ def check_quota(connection: Connection, tenant: str, size_bytes: int) -> None:
 def check_file_quota(connection: Connection, tenant: str, size_bytes: int) -> None:
     """Room for one more file, or upload of one; raises PayloadTooLarge or QuotaExceeded. Call it in the transaction."""
     found = _tenant(connection, tenant)
-    limit = found.file_bytes_limit
+    limit = found.limits.most_file_bytes
     if limit is not None and found.file_bytes + size_bytes > limit:
         raise PayloadTooLarge(
             f"{tenant} has {found.file_bytes} bytes of files and open uploads of at most {limit}, and this one has "

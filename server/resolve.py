@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapters.errors import ModelNotFound, NameInvalid, NotFound, NotServable
+from adapters.errors import InvalidRequest, ModelNotFound, NameInvalid, NotFound, NotServable
 from adapters.registry import Registry, not_servable
 from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, Split, VersionStatus, check_name
 from adapters.version_rows import no_adapter
+from server.errors import Forbidden
 from server.remembered import Remembered
 from server.services import Caller, Services
 from server.session import chosen
@@ -85,6 +86,20 @@ def own_name(caller: Caller, name: str) -> str:
     if not caller.may_touch(name):
         raise no_adapter(name)
     return name
+
+
+def name_to_make(caller: Caller, name: str) -> str:
+    """The name, where the caller may make versions of it; raises NameInvalid, Forbidden."""
+    check_name(name)
+    if not caller.may_touch(name):
+        raise Forbidden("This key may not make an adapter of that name: it is limited to others.", param="name")
+    return name
+
+
+def refuse_base_name(services: Services, name: str) -> None:
+    """Raises InvalidRequest for the name under which the base itself answers."""
+    if name.lower() == services.base.id.lower():
+        raise InvalidRequest(f"{name} is the base's name: choose another.", param="name")
 
 
 class Resolver:

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from adapters.errors import HotshoeError
+from adapters.sources import HUB_ENDPOINT
 from adapters.types import DEFAULT_TENANT, check_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class SourceSettings(BaseModel):
     options: dict[str, str] = Field(
         default_factory=dict, description="For a bucket: obstore's own, such as `endpoint` and `region`; no secrets."
     )
-    endpoint: str = Field("https://huggingface.co", description="For the Hub: where it is.")
+    endpoint: str = Field(HUB_ENDPOINT, description="For the Hub: where it is.")
     token_env: str = Field("HF_TOKEN", description="For the Hub: the environment variable that holds the token.")
 
     @property

@@ -25,11 +25,13 @@ from adapters.errors import (
     PayloadTooLarge,
     SourceChanged,
 )
+from adapters.limits import within
 from adapters.publish import publish
 from adapters.sources.found import Found, Source, check_fetchable
 from adapters.sources.pulls import Origin, Pulled
 from adapters.types import AdapterVersion, VersionStatus
 from server.errors import Forbidden
+from server.resolve import refuse_base_name
 from server.source_settings import SourceSettings, open_source
 
 if TYPE_CHECKING:
@@ -128,11 +130,9 @@ async def pull(services: Services, wanted: Pull) -> AdapterVersion:
 async def with_files(services: Services, wanted: Pull, use: Callable[[Path], Awaitable[T]]) -> T:
     """Have its files in a folder of ours while `use` runs; they are gone afterwards."""
     settings = services.settings
-    if wanted.name.lower() == services.base.id.lower():
-        raise InvalidRequest(f"{wanted.name} is the base's name: choose another.", param="name")
+    refuse_base_name(services, wanted.name)
     quota = (await services.keyring.limits_of(wanted.caller.tenant)).stored_bytes
-    largest = settings.max_weights_bytes if quota is None else min(settings.max_weights_bytes, quota)
-    check_fetchable(wanted.found, largest, settings.max_config_bytes)
+    check_fetchable(wanted.found, within(settings.max_weights_bytes, quota), settings.max_config_bytes)
     async with wanted.watched.places:
         folder = await asyncio.to_thread(services.store.stage)
         stop = threading.Event()

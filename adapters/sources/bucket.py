@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "az")
 RANGE_BYTES = 8 << 20  # one request; what is held in memory
 CLIENT = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
 RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}

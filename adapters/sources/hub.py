@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import InvalidRequest, NotFound, SourceUnavailable
+from adapters.sources import HUB_ENDPOINT
 from adapters.sources.found import CHUNK_BYTES, FETCHED, Found, SourceFile, check_stop, unsafe_of
 from adapters.store import disk_errors
 from adapters.strict_json import JsonInvalid, parse_json
@@ -23,8 +24,6 @@ from adapters.strict_json import JsonInvalid, parse_json
 if TYPE_CHECKING:
     import httpx
 
-SCHEME = "hf"
-ENDPOINT = "https://huggingface.co"
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ORGANISATION = re.compile(rf"hf://(?P<org>{PART})(?:/(?P<repo>{PART})@(?P<commit>[0-9a-f]{{40}}))?", re.ASCII)
 MAX_LISTING_BYTES = 4 << 20
@@ -40,7 +39,7 @@ class HubOrganisation:
 
     settle_seconds = 0.0  # a commit does not change
 
-    def __init__(self, url: str, endpoint: str = ENDPOINT, token: str | None = None) -> None:
+    def __init__(self, url: str, endpoint: str = HUB_ENDPOINT, token: str | None = None) -> None:
         match = ORGANISATION.fullmatch(url)
         if match is None:
             raise InvalidRequest(f"{url} is neither hf://ORG nor hf://ORG/REPO@COMMIT. {MOVING}", param="url")

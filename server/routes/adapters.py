@@ -12,19 +12,20 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
-from adapters.errors import InvalidRequest, NotFound
+from adapters.errors import NotFound
 from adapters.inspect import read_card
+from adapters.limits import within
 from adapters.publish import PublishContext, preview, publish
 from adapters.serving import TEMPLATE_FILE
 from adapters.strict_json import JsonInvalid as StrictJsonInvalid
-from adapters.types import AdapterVersion, VersionStatus, check_name
+from adapters.types import AdapterVersion, VersionStatus
 from server.adapter_order import JSON_TYPE, order_bytes, put_together
 from server.catalogue import all_adapters, one_adapter
-from server.errors import Forbidden, JsonInvalid
+from server.errors import JsonInvalid
 from server.file_wire import owner_of
 from server.idempotency import idempotent
 from server.receiving import pieces_of, whole
-from server.resolve import own_name
+from server.resolve import name_to_make, own_name, refuse_base_name
 from server.services import Caller, Services, caller_of
 from server.uploaded import serving_of
 from server.uploads import Upload, UploadLimits, receive_upload
@@ -134,8 +135,7 @@ async def own_version(services: Services, request: Request, name: str, number: i
 async def receive(services: Services, request: Request, folder: Path) -> Upload:
     settings = services.settings
     quota = (await services.keyring.limits_of(caller_of(request).tenant)).stored_bytes
-    weights_bytes = settings.max_weights_bytes if quota is None else min(settings.max_weights_bytes, quota)
-    limits = UploadLimits(weights_bytes, settings.max_config_bytes)
+    limits = UploadLimits(within(settings.max_weights_bytes, quota), settings.max_config_bytes)
     pieces, content_type = pieces_of(request, settings.body_seconds), request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() == JSON_TYPE:
         owner, raw = owner_of(caller_of(request)), await whole(pieces, order_bytes(limits))
@@ -143,11 +143,8 @@ async def receive(services: Services, request: Request, folder: Path) -> Upload:
             upload = await asyncio.to_thread(put_together, services.files, owner, raw, folder, limits)
     else:
         upload = await receive_upload(pieces, content_type, folder, limits)
-    check_name(upload.name)
-    if upload.name.lower() == services.base.id.lower():
-        raise InvalidRequest(f"{upload.name} is the base's name: choose another.", param="name")
-    if not caller_of(request).may_touch(upload.name):
-        raise Forbidden("This key may not upload an adapter of that name: it is limited to others.", param="name")
+    refuse_base_name(services, upload.name)
+    name_to_make(caller_of(request), upload.name)
     return upload
 
 

@@ -14,6 +14,7 @@ from openai.types import FileDeleted
 from adapters.errors import InvalidRequest
 from adapters.file_rows import PURPOSES, FileQuery
 from adapters.files import Content, NewFile, check_file
+from adapters.limits import within
 from server.file_wire import File, FileList, file_of, owner_of
 from server.idempotency import idempotent
 from server.multipart import FormReader, FormSpec, fill
@@ -91,9 +92,7 @@ async def received(services: Services, request: Request, folder: Path) -> FormRe
     """The form of a file, its content in the folder."""
     settings = services.settings
     tenant = caller_of(request).tenant
-    limits = await services.keyring.limits_of(tenant)
-    quota = limits.stored_bytes if limits.file_bytes is None else limits.file_bytes
-    most = settings.max_file_bytes if quota is None else min(settings.max_file_bytes, quota)
+    most = within(settings.max_file_bytes, (await services.keyring.limits_of(tenant)).most_file_bytes)
     spec = FormSpec(TEXTS, {"file": (most, STAGED)}, REQUIRED)
     reader = FormReader(request.headers.get("content-type", ""), folder, spec)
     await fill(reader, pieces_of(request, settings.body_seconds))

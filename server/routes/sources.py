@@ -10,11 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.errors import HotshoeError
-from adapters.types import check_name
-from server.errors import Forbidden
 from server.idempotency import idempotent
+from server.resolve import name_to_make
 from server.routes.adapters import MAX_WAIT_SECONDS, shown
-from server.services import Caller, Services, caller_of
+from server.services import Services, caller_of
 from server.sources import Pull, Seen, WatchedSource, detached, locate, pull
 from server.wire import listing
 
@@ -58,14 +57,6 @@ def router(services: Services) -> APIRouter:
         return JSONResponse(row, status_code=status)
 
     return routes
-
-
-def name_to_make(caller: Caller, name: str) -> str:
-    """A name that this caller may make versions of; raises NameInvalid, Forbidden."""
-    check_name(name)
-    if not caller.may_touch(name):
-        raise Forbidden("This key may not make an adapter of that name: it is limited to others.", param="name")
-    return name
 
 
 def source_row(watched: WatchedSource) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from adapters.registry import not_servable
 from adapters.types import STABLE, AdapterRef, AdapterVersion, VersionStatus
 from server.errors import Forbidden, RouteNotFound
 from server.residency import Residency
-from server.resolve import own_name
-from server.routes.sources import MAX_URL, name_to_make
+from server.resolve import name_to_make, own_name
+from server.routes.sources import MAX_URL
 from server.routes.versions import move
 from server.services import Caller, Services, caller_of
 from server.sources import SETTING, Pull, detached, is_for_served_base, locate, pull, with_files
