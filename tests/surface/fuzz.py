@@ -20,7 +20,8 @@ import schemathesis
 from schemathesis import GenerationMode
 
 from server.running import configure_logging
-from tests.fixtures.adapters import shape_only_base
+from server.source_settings import SourceSettings
+from tests.fixtures.adapters import shape_only_base, write_adapter
 from tests.fixtures.service import Server, running
 
 KEY = "a-key-of-the-fuzzer"
@@ -100,7 +101,10 @@ def main() -> int:
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         base = shape_only_base(Path(scratch) / "base" / "tiny")
-        with running(base, Path(scratch), api_key=KEY) as server:
+        shared = Path(scratch) / "shared"
+        write_adapter(shared / "pulled", base, seed=1)
+        source = SourceSettings(name="shared", url=f"file://{shared}", every_seconds=None)
+        with running(base, Path(scratch), api_key=KEY, sources=(source,)) as server:
             server.pushed("router")
             fuzzer = Fuzzer(server)
             seed = wanted.seed
