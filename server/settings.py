@@ -1,7 +1,8 @@
 """Every setting of the service once: its name, default, unit and what it does.
 
 Each is an environment variable `HOTSHOE_<NAME>` and, for the ones that people type, a flag of `hotshoe serve`. A flag
-wins over the variable. `docs/operations.md` prints this table; a test holds the two equal.
+wins over the variable, and the variable over a file of settings (`--config`, `HOTSHOE_CONFIG`). `docs/operations.md`
+prints this table; a test holds the two equal.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from adapters.errors import ConfigInvalid
 from adapters.keys import home_has_keys, load_pepper
+from server.config_file import read_settings_file
 from server.source_settings import SourceSettings
 
 MEBIBYTE = 1024 * 1024
+CONFIG_VARIABLE = "HOTSHOE_CONFIG"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -111,7 +114,7 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="Private key file for HTTPS; with `tls_cert`.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     engine_args: tuple[str, ...] = Field(
-        (), description="Further vLLM flags, as a JSON list; on the command line after `--`."
+        (), description="Further vLLM flags, as a JSON list; on the command line after `--`, in a file under `engine`."
     )
 
     @property
@@ -137,21 +140,38 @@ def pepper_of(settings: Settings) -> bytes:
     return load_pepper(settings.home)
 
 
-def load_settings(**flags: object) -> Settings:
-    """Settings from flags (None means not given), then the environment, then defaults; raises ConfigInvalid."""
+def load_settings(config: Path | None = None, **flags: object) -> Settings:
+    """Settings from flags (None means not given), then the environment, then the file, then defaults.
+
+    vLLM's flags are the exception: those given stand behind the file's, and the later one of two wins at vLLM. Raises
+    ConfigInvalid.
+    """
     given = {name: value for name, value in flags.items() if value is not None}
+    path = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
+    in_file = _from_file(path, given) if path else {}
     try:
-        settings = Settings(**given)  # type: ignore[arg-type]
+        settings = Settings(**{**in_file, **given})  # type: ignore[arg-type]
     except SettingsError as error:
         raise ConfigInvalid(f"{error}: its value must be JSON (docs/operations.md).", param="settings") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
         setting = name.partition(".")[0]
-        raise ConfigInvalid(
-            f"{name}: {first['msg']} (set by --{setting.replace('_', '-')} or HOTSHOE_{setting.upper()}).", param=name
-        ) from error
+        ways = f"in {path}" if setting in in_file else f"by --{setting.replace('_', '-')} or HOTSHOE_{setting.upper()}"
+        raise ConfigInvalid(f"{name}: {first['msg']} (set {ways}).", param=name) from error
     return check_settings(settings)
+
+
+def _from_file(path: Path, given: dict[str, object]) -> dict[str, object]:
+    """What the file sets and neither a flag nor a variable does; its flags for vLLM go before the given ones."""
+    in_file = read_settings_file(path, Settings.model_fields)
+    if isinstance(flags := given.get("engine_args"), tuple):
+        given["engine_args"] = (*in_file.pop("engine_args", ()), *flags)
+    return {
+        name: value
+        for name, value in in_file.items()
+        if name not in given and not os.environ.get(f"HOTSHOE_{name.upper()}")
+    }
 
 
 def check_settings(settings: Settings) -> Settings:

@@ -21,6 +21,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def serve(
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings and vLLM's flags (HOTSHOE_CONFIG).")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="`embedded` (default), a folder, or OWNER/NAME@COMMIT.")] = None,
     merge_base: Annotated[str | None, typer.Option(help="The 16-bit base that exports merge into.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
@@ -42,7 +45,7 @@ def serve(
 ) -> None:
     """Serve one base and any number of adapters behind the OpenAI HTTP API.
 
-    Every other setting is an environment variable; docs/operations.md has the table.
+    Every other setting is an environment variable or a line of the file; docs/operations.md has the table.
     """
     from server.running import run_server
     from server.settings import load_settings

@@ -46,7 +46,7 @@ OWN_FLAGS: dict[str, str] = {
     "allowed-local-media-path": "clients send bytes, never paths",
     "trust-request-chat-template": "it follows HOTSHOE_ALLOW_CHAT_TEMPLATES",
     "plugins": "they are fixed",
-    "config": "write the flags out, or put them into the engine section of our settings",
+    "config": "write the flags out, or put them under `engine` in a file for --config of hotshoe serve",
     "api-server-count": "the control state is one process",
     "headless": "the control state is one process",
     "grpc": "the engine speaks HTTP on its socket",

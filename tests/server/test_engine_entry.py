@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.config_file import flags_of
 from server.engine.base import EngineOptions
 from server.engine.vllm_flags import OWN_FLAGS, advice_for, build_command, check_extra_args, flag_name
 from tests.fixtures.adapters import shape_only_base
@@ -39,6 +40,8 @@ PASSED = [
     ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3}'),
     ("--compilation-config.cudagraph_mode", "NONE", "--enforce-eager"),
     ("--chat-template", "x.jinja", "--reasoning-parser", "qwen3"),
+    tuple(flags_of({"tensor_parallel_size": 2, "enforce-eager": False, "lora-dtype": "auto"}, "engine")),
+    tuple(flags_of({"speculative-config": {"method": "ngram", "num_speculative_tokens": 3}}, "engine")),
 ]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from adapters.errors import ConfigInvalid
+from adapters.strict_yaml import MAX_BYTES
 from training.config import TrainingConfig
-from training.config_file import MAX_BYTES, read_config, settable
+from training.config_file import read_config, settable
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "data": ("rows.jsonl", Path("rows.jsonl")),
