@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
-from adapters.errors import HotshoeError, RegistryBusy, StorageDamaged, StorageFull
+from adapters.database_errors import BUSY_SECONDS, database_errors
+
+if TYPE_CHECKING:
+    from adapters.upgrade import Upgrade
 
 FILE = "registry.sqlite3"
-HEAD = "0004"  # the newest migration; a test compares it with the folder
-BUSY_SECONDS = 5
+HEAD = "0005"  # the newest migration; a test compares it with the folder
 # Rollback journal, not WAL: this SQLite is in the range of the WAL-reset bug (https://sqlite.org/wal.html#walresetbug).
 # EXTRA is FULL plus an fsync of the folder after the journal is gone, without which a power cut can undo a commit.
 PRAGMAS = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}")
@@ -41,27 +41,39 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One change, durable when the block ends, undone when it raises. Writers queue for at most the busy time."""
+        has_lock = False
         try:
             with (
                 database_errors(self.path),
                 self.engine.connect().execution_options(is_writer=True) as connection,
                 connection.begin(),
             ):
+                has_lock = True
                 yield connection
         finally:
-            self.changes += 1
+            self.changes += has_lock  # who waited for the lock in vain changed nothing: what was read before holds
 
-    def migrate(self) -> None:
-        """Bring the tables to HEAD, in one transaction; quick when they are there already."""
+    def migrate(self) -> Upgrade | None:
+        """Bring the tables to HEAD in one transaction, after a copy was put aside of those that were there.
+
+        Quick when they are at HEAD already. Raises StateNewer, with nothing changed.
+        """
         with self.writing() as connection:
             found = revision(connection)
             if found == HEAD:
-                return
-            if found is not None and found > HEAD:
-                raise StorageDamaged(
-                    f"{self.path} was written by a newer version (schema {found}; this one knows {HEAD})."
-                )
-            _upgrade(connection)
+                return None
+            if found is None:
+                _upgrade(connection)
+                return None
+            return self._from_older(connection, found)
+
+    def _from_older(self, connection: Connection, found: str) -> Upgrade:
+        from adapters.upgrade import Upgrade, check_schema, put_aside
+
+        check_schema(found, HEAD, self.path)
+        backup = put_aside(self.path, found)  # read by another connection: the lock is this one's
+        _upgrade(connection)
+        return Upgrade(found, HEAD, backup)
 
 
 def revision(connection: Connection) -> str | None:
@@ -103,33 +115,3 @@ def _engine(path: Path, busy_seconds: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
     return engine
-
-
-@contextmanager
-def database_errors(path: Path) -> Iterator[None]:
-    """Translate the driver's errors in one place; our own pass through."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise _translated(error, path) from error
-
-
-def _is_full(path: Path) -> bool:
-    """SQLite says only that it could not open or sync its journal; the file system says whether it has room."""
-    try:
-        left = os.statvfs(path.parent)
-    except OSError:
-        return False
-    return left.f_bavail == 0 or (left.f_files > 0 and left.f_favail == 0)
-
-
-def _translated(error: DBAPIError, path: Path) -> HotshoeError:
-    message = str(error.orig)
-    if isinstance(error, OperationalError) and ("locked" in message or "busy" in message):
-        return RegistryBusy(f"The registry was busy for {BUSY_SECONDS} s; retry.", retry_after=1)
-    is_vague = "unable to open" in message or "disk I/O error" in message
-    if "full" in message or (is_vague and _is_full(path)):
-        return StorageFull(f"No space is left for {path}: free some and retry.", retry_after=30)
-    if isinstance(error, DatabaseError):
-        return StorageDamaged(f"The registry {path} cannot be used: {message}. Run `hotshoe doctor`.")
-    raise error

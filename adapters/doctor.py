@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 
 from adapters import schema
 from adapters.database import FILE
-from adapters.errors import Conflict, HotshoeError, ModelNotFound, Problem, StorageDamaged
+from adapters.errors import Conflict, HotshoeError, ModelNotFound, Problem, StateNewer, StorageDamaged
 from adapters.file_rows import Owner
 from adapters.file_store import FileStore
 from adapters.registry import WITH_FILES, Registry
@@ -94,6 +94,9 @@ def run_doctor(home: Path, repair: bool = False) -> Report:
         return Report(str(home), 0, 0, (finding,))
     try:
         registry = Registry.open(home)
+    except StateNewer as error:
+        finding = Finding("registry_newer", str(home / FILE), error.message, "Use the release that wrote it.")
+        return Report(str(home), 0, 0, (finding,))
     except StorageDamaged as error:
         return Report(str(home), 0, 0, (_unreadable(home, error.message),))
     try:

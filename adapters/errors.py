@@ -29,6 +29,7 @@ HotshoeError
 ├── ParityFailed          parity_failed        merged weights or logits are not what base + adapter gives
 ├── StorageFull           storage_full
 ├── StorageDamaged        storage_damaged      bytes on disk do not have their digest
+├── StateNewer            state_newer          a newer release wrote the state folder; this one leaves it alone
 ├── RegistryBusy          registry_busy
 ├── SourceUnavailable     source_unavailable   where adapters are pulled from does not answer, or refuses us
 └── EngineUnavailable     engine_unavailable   the engine is starting, restarting or gone
@@ -196,6 +197,10 @@ class StorageFull(HotshoeError):
 
 class StorageDamaged(HotshoeError):
     code = "storage_damaged"
+
+
+class StateNewer(HotshoeError):
+    code = "state_newer"
 
 
 class RegistryBusy(HotshoeError):

@@ -27,6 +27,7 @@ from adapters.serving import Serving, is_same
 from adapters.store import disk_errors
 from adapters.tenants import TenantRows, check_quota
 from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, Alias, Split, VersionStatus, check_name
+from adapters.upgrade import Upgrade
 from adapters.usage import UsageRows
 from adapters.version_rows import find_version, no_adapter, update_version, version_query, version_row
 
@@ -66,17 +67,17 @@ class NewVersion:
 class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, TenantRows, UsageRows):
     """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, upgrade: Upgrade | None = None) -> None:
         self.database = database
+        self.upgrade = upgrade  # what opening it changed, where an older release had written it
 
     @classmethod
     def open(cls, home: Path) -> Registry:
-        """Open `home`/registry.sqlite3, made and migrated as needed."""
+        """Open `home`/registry.sqlite3, made and migrated as needed; raises StateNewer and then changes nothing."""
         with disk_errors(home):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(home / FILE)
-        database.migrate()
-        return cls(database)
+        return cls(database, database.migrate())
 
     def close(self) -> None:
         self.database.close()

@@ -235,3 +235,16 @@ usage_days = Table(
     Column("partial_requests", BigInteger, nullable=False),
     Column("partial_completion_tokens", BigInteger, nullable=False),
 )
+
+# The bases that the state was served with, each as it was last; of no tenant.
+bases = Table(
+    "bases",
+    metadata,
+    Column("digest", String(71), primary_key=True),
+    Column("name", String(255), nullable=False),  # as it is named on the wire
+    Column("is_served", Boolean, nullable=False),  # of one: the base of the last start
+    Column("max_rank", Integer, nullable=False),
+    Column("dtype", String(40)),  # None until its engine has answered
+    Column("engine_version", String(120)),
+    Column("served_at", Float, nullable=False),
+)

@@ -107,6 +107,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     base = open_base(settings.base, settings.base_names)
     merge_base = open_base(settings.merge_base) if settings.merge_base else None
     registry = Registry.open(settings.home)
+    if (upgrade := registry.upgrade) is not None:
+        log.warning("state upgraded", schema=upgrade.to_schema, before=upgrade.from_schema, copy=str(upgrade.backup))
     store = BlobStore(settings.home / "blobs")
     store.sweep(keep=registry.digests_in_use())
     files = Files(registry, FileStore(settings.home / "files"))

@@ -117,6 +117,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.MergeFailed: (500, SERVER),
     errors.ParityFailed: (500, SERVER),
     errors.StorageDamaged: (500, SERVER),
+    errors.StateNewer: (500, SERVER),
     errors.EngineFailed: (502, SERVER),
     errors.SourceUnavailable: (502, SERVER),
     errors.EngineUnavailable: (503, BUSY),

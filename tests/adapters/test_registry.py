@@ -28,6 +28,7 @@ from adapters.errors import (
     NotServable,
     Problem,
     RegistryBusy,
+    StateNewer,
     StorageDamaged,
 )
 from adapters.export_rows import ExportStatus
@@ -335,7 +336,7 @@ def test_the_database_is_opened_with_the_settings_that_make_it_durable(registry:
     with registry.database.reading() as connection:
         settings = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in
                     ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")]  # fmt: skip
-    assert settings == ["delete", 3, 1, 5000]
+    assert settings == ["delete", 3, 1, 4000]
 
 
 def test_migrations_give_the_schema_and_opening_again_changes_nothing(tmp_path: Path) -> None:
@@ -358,7 +359,7 @@ def test_a_registry_of_a_newer_version_or_of_garbage_is_not_touched(tmp_path: Pa
     with registry.database.writing() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     registry.close()
-    with pytest.raises(StorageDamaged, match="newer version"):
+    with pytest.raises(StateNewer, match="newer release"):
         Registry.open(tmp_path)
     (tmp_path / database.FILE).write_bytes(b"not a database at all" * 100)
     with pytest.raises(StorageDamaged, match="hotshoe doctor"):
