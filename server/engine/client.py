@@ -58,6 +58,15 @@ class EngineClient:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
 
+    async def core_answers(self) -> bool:
+        """Whether a question that goes through the engine core was answered. Waits without a limit; never raises."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=None)
+            async with self._open().get("http://engine/hotshoe/loaded", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()

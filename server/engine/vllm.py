@@ -19,18 +19,32 @@ from server.engine.base import (
 )
 from server.engine.client import SpokenTo
 from server.engine.rundir import check_socket_path, prepare_run_dir
+from server.engine.vitals import Processes, Watch
 from server.engine.vllm_flags import build_command, build_env
 from server.engine.vllm_log import StartLog
 
 POLL_SECONDS = 0.1
 HEALTH_SECONDS = 0.5
-HEALTH_TIMEOUT_SECONDS = 1.4  # a hung engine is not ready within two seconds
-HANG_SECONDS = 120.0  # one that answers nothing for so long is restarted
+HEALTH_TIMEOUT_SECONDS = 1.4  # with the pause a look takes less than two seconds, whatever hangs
+CORE_SECONDS = 10.0  # between two calls that the engine core must answer
 TERMINATE_SECONDS = 15.0
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
-STABLE_SECONDS = 300.0  # after so long a run the next restart is quick again
+STABLE_SECONDS = 60.0  # after so long a life, counted from ready, the next restart is quick again
 
 log = structlog.get_logger("hotshoe.engine")
+
+
+class Backoff:
+    """How long to wait before the next start: longer each time, until one has lived for a while."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_BACKOFF_SECONDS
+
+    def after(self, lived_seconds: float) -> float:
+        """The pause, in seconds, after an engine that was ready for so long; 0 for one that never was."""
+        pause = FIRST_BACKOFF_SECONDS if lived_seconds > STABLE_SECONDS else self._next
+        self._next = min(pause * 2, LONGEST_BACKOFF_SECONDS)
+        return pause
 
 
 class VllmEngine(SpokenTo):
@@ -145,32 +159,31 @@ class VllmEngine(SpokenTo):
 
     async def _supervise(self) -> None:
         """Watch the process for ever; bring it back when it dies or hangs."""
-        backoff = FIRST_BACKOFF_SECONDS
+        backoff = Backoff()
         while True:
-            started_at = time.monotonic()
+            ready_at = time.monotonic()
             process = self._process
             reason = "it is gone" if process is None else await self._until_dead(process)
             self._is_ready = False
-            if time.monotonic() - started_at > STABLE_SECONDS:
-                backoff = FIRST_BACKOFF_SECONDS
-            log.error("engine died", reason=reason, restart_in_seconds=backoff)
+            pause = backoff.after(time.monotonic() - ready_at)
+            log.error("engine died", reason=reason, restart_in_seconds=pause)
             await self._end_process(0.0)
             await self._client.close()
-            backoff = await self._bring_back(backoff)
+            await self._bring_back(backoff, pause)
 
-    async def _bring_back(self, backoff: float) -> float:
-        """Start until one start succeeds, then tell the callbacks; returns the back-off for the next death."""
+    async def _bring_back(self, backoff: Backoff, pause: float) -> None:
+        """Start until one start succeeds, then tell the callbacks."""
         while True:
-            await asyncio.sleep(backoff)
-            backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
+            await asyncio.sleep(pause)
             try:
                 await self._start_once()
             except EngineUnavailable as error:
-                log.error("engine did not come back", reason=error.message, retry_in_seconds=backoff)
+                pause = backoff.after(0.0)
+                log.error("engine did not come back", reason=error.message, retry_in_seconds=pause)
                 continue
             self.restarts += 1
             await self._tell_callbacks()
-            return backoff
+            return
 
     async def _tell_callbacks(self) -> None:
         for callback in self._callbacks:
@@ -180,21 +193,32 @@ class VllmEngine(SpokenTo):
                 log.error("restart callback failed", error=str(error), kind=type(error).__name__)
 
     async def _until_dead(self, process: asyncio.subprocess.Process) -> str:
-        """Keep `is_ready` true to what the health route says; returns why the process has to be replaced."""
-        answered_at = time.monotonic()
+        """Keep `is_ready` true to what two looks a second show; returns why the process has to be replaced."""
+        watch = Watch(time.monotonic())
+        processes = await asyncio.to_thread(Processes, process.pid)
+        asking = asyncio.create_task(self._ask_core(watch))
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(process.wait()), HEALTH_SECONDS)
+                if process.returncode is not None:
+                    return f"exit status {process.returncode}"
+                vitals = processes.look()
+                self._is_ready = self._is_ready and not vitals.stopped
+                status = None if vitals.gone else await self._client.health(HEALTH_TIMEOUT_SECONDS)
+                reason = watch.look(time.monotonic(), vitals, status)
+                self._is_ready = watch.is_ready
+                if reason is not None:
+                    return reason
+        finally:
+            asking.cancel()
+
+    async def _ask_core(self, watch: Watch) -> None:
+        """Have the core itself answer something now and then; one question at a time, for as long as it takes."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(process.wait()), HEALTH_SECONDS)
-            if process.returncode is not None:
-                return f"exit status {process.returncode}"
-            status = await self._client.health(HEALTH_TIMEOUT_SECONDS)
-            self._is_ready = status == 200
-            if status == 503:
-                return "its core is dead"
-            if status is not None:
-                answered_at = time.monotonic()
-            elif time.monotonic() - answered_at > HANG_SECONDS:
-                return f"no answer for {HANG_SECONDS:g} s"
+            if await self._client.core_answers():
+                watch.core_answered()
+            await asyncio.sleep(CORE_SECONDS)
 
     async def _drain(self, grace_seconds: float) -> None:
         deadline = time.monotonic() + grace_seconds
@@ -214,6 +238,8 @@ class VllmEngine(SpokenTo):
             return
         if process.returncode is None and grace_seconds > 0:
             process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)  # one that was stopped would not hear of it
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), grace_seconds)
         # The group may outlive its leader: its engine core and workers are in it.

@@ -17,7 +17,7 @@ import pytest
 from adapters.bases import BaseModel
 from adapters.errors import ConfigInvalid, EngineUnavailable
 from server.engine.base import EngineOptions
-from server.engine.vllm import VllmEngine
+from server.engine.vllm import Backoff, VllmEngine
 from tests.fixtures import stand_in
 from tests.fixtures.adapters import shape_only_base
 
@@ -115,16 +115,87 @@ async def test_a_killed_engine_is_not_ready_within_two_seconds_and_comes_back(ba
     await all_gone(tmp_path)
 
 
-async def test_a_stopped_engine_is_not_ready_until_it_goes_on(base: BaseModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["API process", "core"])
+async def test_a_stopped_process_is_not_ready_until_it_goes_on(base: BaseModel, tmp_path: Path, which: int) -> None:
     engine = make(base, tmp_path)
     await engine.start()
-    assert engine.pid is not None
-    os.kill(engine.pid, signal.SIGSTOP)
-    await within(3, lambda: not engine.is_ready())
-    os.kill(engine.pid, signal.SIGCONT)
+    pid = processes(tmp_path)[which]
+    os.kill(pid, signal.SIGSTOP)
+    await within(2, lambda: not engine.is_ready())
+    os.kill(pid, signal.SIGCONT)
     await within(5, engine.is_ready)
     assert engine.restarts == 0
     await engine.stop(0.0)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["API process", "core"])
+async def test_a_stopped_process_with_which_nobody_goes_on_is_replaced(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    monkeypatch.setattr("server.engine.vitals.STOPPED_SECONDS", 1.0)
+    engine = make(base, tmp_path)
+    await engine.start()
+    os.kill(processes(tmp_path)[which], signal.SIGSTOP)
+    await within(2, lambda: not engine.is_ready())
+    await within(30, lambda: engine.restarts == 1)
+    assert engine.is_ready() and not any(map(is_alive, processes(tmp_path)[:2]))
+    await engine.stop(0.0)
+    await all_gone(tmp_path)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["API process", "core"])
+async def test_a_killed_process_ends_the_other_and_the_engine_comes_back(
+    base: BaseModel, tmp_path: Path, which: int
+) -> None:
+    engine = make(base, tmp_path)
+    await engine.start()
+    os.kill(processes(tmp_path)[which], signal.SIGKILL)
+    await within(2, lambda: not engine.is_ready())
+    await within(30, lambda: engine.restarts == 1)
+    assert engine.is_ready() and not any(map(is_alive, processes(tmp_path)[:2]))
+    await engine.stop(0.0)
+
+
+async def test_a_core_that_hangs_behind_a_lively_api_process_is_replaced(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.vitals.HANG_SECONDS", 2.0)
+    monkeypatch.setattr("server.engine.vllm.TERMINATE_SECONDS", 0.5)
+    engine = make(base, tmp_path, "silent")
+    await engine.start()
+    await within(30, lambda: engine.restarts == 1)
+    await engine.stop(0.0)
+
+
+async def test_a_core_that_is_slow_to_answer_because_it_computes_is_left_alone(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.vitals.HANG_SECONDS", 2.0)
+    monkeypatch.setattr("server.engine.vllm.TERMINATE_SECONDS", 0.5)
+    engine = make(base, tmp_path, "busy")
+    await engine.start()
+    await asyncio.sleep(5)
+    assert engine.is_ready() and engine.restarts == 0 and len(processes(tmp_path)) == 2
+    await engine.stop(0.0)
+    await all_gone(tmp_path)
+
+
+async def test_an_engine_that_dies_at_every_start_does_not_spin(base: BaseModel, tmp_path: Path) -> None:
+    engine = make(base, tmp_path)
+    await engine.start()
+    engine.command[-2:] = ["fail", str(tmp_path / "pids")]
+    os.kill(processes(tmp_path)[0], signal.SIGKILL)
+    await asyncio.sleep(4)
+    assert len(processes(tmp_path)) <= 2 * 4, "pauses of 0.5, 1 and 2 seconds, then of 4"
+    assert not engine.is_ready() and engine.restarts == 0
+    await engine.stop(0.0)
+    await all_gone(tmp_path)
+
+
+def test_the_pause_before_a_start_grows_and_is_short_again_after_a_minute_of_life() -> None:
+    backoff = Backoff()
+    assert [backoff.after(0.0) for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert [backoff.after(59.0), backoff.after(61.0), backoff.after(0.0)] == [30, 0.5, 1]
 
 
 async def test_a_start_that_fails_gives_the_logs_root_error(base: BaseModel, tmp_path: Path) -> None:
