@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from urllib.parse import urlsplit
 
 from adapters.errors import InvalidRequest
-from server.errors import Forbidden, MethodNotAllowed, RouteNotFound, Unauthenticated
+from server.edge_settings import MAX_HEAD_BYTES
+from server.errors import Forbidden, HeadersTooLarge, MethodNotAllowed, RouteNotFound, Unauthenticated
+from server.forwarded import is_forwarded
 from server.keyring import Keyring
 from server.services import Caller
 from server.settings import LOOPBACK_NAMES, is_loopback
@@ -121,14 +123,16 @@ def find_route(method: str, path: str) -> Route:
 class Access:
     """Decides who a request is from, by the keys of one server."""
 
-    def __init__(self, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring, is_listed: Callable[[str], bool] = lambda _: False) -> None:
+        """`is_listed`: whether the operator lets pages of this origin in."""
         self.keyring = keyring
+        self.is_listed = is_listed
 
     async def caller(self, headers: Headers, path: str) -> Caller:
         """The caller, who may be nobody in particular on a public path; raises Unauthenticated or Forbidden."""
         found = list(headers)
         if await self.keyring.is_open():
-            check_local(found)
+            check_local(found, self.is_listed)
             return Caller()
         if path in PUBLIC:
             return Caller(actor="anonymous", scopes=frozenset())
@@ -154,11 +158,11 @@ def sent_key(headers: Headers, path: str) -> bytes:
     return key.strip()
 
 
-def check_local(headers: Headers) -> None:
+def check_local(headers: Headers, is_listed: Callable[[str], bool]) -> None:
     """Without keys only this machine's own programs are served: a web page that the user visits is not one.
 
     A page of a foreign site can post here, or have a name of its own resolve to this address; it cannot choose Host and
-    Origin.
+    Origin. And what a proxy of this machine passes on comes from loopback, whoever sent it.
     """
     found = list(headers)
     hosts = [value for name, value in found if name == b"host"]
@@ -167,8 +171,15 @@ def check_local(headers: Headers) -> None:
             f"Host must be one of {', '.join(LOOPBACK_NAMES)} while the server has no API key.", param="host"
         )
     for name, value in found:
-        if name == b"origin" and not _is_local_name(value.decode("latin-1")):
+        origin = value.decode("latin-1")
+        if name == b"origin" and not _is_local_name(origin) and not is_listed(origin):
             raise Forbidden("A foreign Origin is refused while the server has no API key.", param="origin")
+    if is_forwarded(found):
+        raise Forbidden(
+            "A request that came through a proxy is refused while the server has no API key: anybody may have sent it. "
+            "Make a key with `hotshoe keys create --scope admin`, and name the proxy in HOTSHOE_TRUSTED_PROXIES.",
+            param="x-forwarded-for",
+        )
 
 
 def check_scope(caller: Caller, route: Route) -> None:
@@ -178,8 +189,12 @@ def check_scope(caller: Caller, route: Route) -> None:
 
 
 def check_headers(headers: Headers) -> None:
-    """Refuse what would make two readers of the request disagree; raises InvalidRequest."""
-    lengths = {value for name, value in headers if name == b"content-length"}
+    """Refuse what would make two readers of the request disagree, and a head that is too large; raises."""
+    found = list(headers)
+    size = sum(len(name) + len(value) + 4 for name, value in found)
+    if size > MAX_HEAD_BYTES:
+        raise HeadersTooLarge(f"The headers have {size} bytes; at most {MAX_HEAD_BYTES} are taken.")
+    lengths = {value for name, value in found if name == b"content-length"}
     if len(lengths) > 1:
         raise InvalidRequest("The request has more than one Content-Length.")
 

@@ -21,6 +21,7 @@ from adapters.file_store import FileStore
 from adapters.files import Files
 from adapters.registry import Registry
 from adapters.store import BlobStore
+from server.access_log import AccessLog
 from server.admission import Admission, Limits
 from server.door import Door
 from server.engine.base import Engine, EngineOptions
@@ -83,6 +84,7 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
 def create_app(settings: Settings, services: Services | None = None) -> Gateway:
     """The ASGI app of one server. Its lifespan starts and stops the engine and all that goes with it."""
     parts = services or build_services(settings)
+    access_log = AccessLog(settings.access_log, parts.metrics.lost_lines.inc)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,6 +93,7 @@ def create_app(settings: Settings, services: Services | None = None) -> Gateway:
             yield
         finally:
             await parts.lifecycle.stop(parts)
+            access_log.close()
 
     app = FastAPI(title="Hotshoe", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for router in ROUTERS:
@@ -99,7 +102,7 @@ def create_app(settings: Settings, services: Services | None = None) -> Gateway:
     app.exception_handler(HotshoeError)(_on_ours)
     app.exception_handler(RequestValidationError)(_on_validation)
     app.exception_handler(HTTPException)(_on_http)
-    return Gateway(app, parts)
+    return Gateway(app, parts, access_log)
 
 
 def build_services(settings: Settings, engine: Engine | None = None) -> Services:

@@ -5,6 +5,7 @@ HotshoeError (the tree in adapters/errors.py), and of the service alone:
 ├── Forbidden           forbidden             the caller may not do this: scope, Host or Origin
 ├── RouteNotFound       route_not_found       no such path
 ├── MethodNotAllowed    method_not_allowed    the path exists, with other methods
+├── HeadersTooLarge     headers_too_large     the headers are over 64 KB
 ├── EncodingNotAllowed  encoding_not_allowed  a compressed request body
 ├── JsonInvalid         json_invalid          the body is not one JSON document
 ├── Unprocessable       unprocessable         the body is JSON, and not what the route takes
@@ -44,6 +45,10 @@ class MethodNotAllowed(HotshoeError):
 
 class EncodingNotAllowed(HotshoeError):
     code = "encoding_not_allowed"
+
+
+class HeadersTooLarge(HotshoeError):
+    code = "headers_too_large"
 
 
 class JsonInvalid(HotshoeError):
@@ -104,6 +109,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.GenerationMismatch: (412, CONFLICT),
     errors.PayloadTooLarge: (413, INVALID),
     EncodingNotAllowed: (415, INVALID),
+    HeadersTooLarge: (431, INVALID),
     errors.QuotaExceeded: (429, LIMIT),
     RateLimited: (429, LIMIT),
     errors.AdapterRefused: (422, INVALID),

@@ -8,104 +8,74 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import time
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Awaitable
+from dataclasses import replace
 
 import structlog
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.errors import EngineBusy, EngineUnavailable, HotshoeError, PayloadTooLarge
 from server.access import Access, Kind, Route, check_headers, check_scope, find_route
-from server.allowance import Allowance, allowance_of, bill, renaming
-from server.dialect import request_id_headers
-from server.errors import EncodingNotAllowed, PayloadTimeout, to_wire, unexpected
+from server.access_log import AccessLog
+from server.allowance import allowance_of, bill, renaming
+from server.cors import Cors
+from server.edge_settings import check_proxies
+from server.errors import EncodingNotAllowed, to_wire, unexpected
+from server.exchange import Exchange
 from server.inference import InferenceRequest, read_request
-from server.metrics import NO_MODEL, Sample
 from server.proxy import Forwarded, send_error
+from server.receiving import ClientGone, read_body, replaying, until_gone
 from server.resolve import resolve_model
-from server.services import CALLER_KEY, Caller, Services
+from server.root_path import at_root, under_root
+from server.services import CALLER_KEY, Services
 from server.serving import served_as
 from server.session import session_of
 from server.uploads import body_limit
 
-log = structlog.get_logger("hotshoe.access")
+log = structlog.get_logger("hotshoe.gateway")
 PARSE_IN_THREAD_BYTES = 256 * 1024
 PREFIX_FREE_PATHS = ("/tokenize", "/detokenize")
-
-
-@dataclass
-class Exchange:
-    """One request and its answer, as they are logged and counted. No content."""
-
-    method: str
-    path: str
-    request_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
-    started_at: float = field(default_factory=time.monotonic)
-    route: Route | None = None
-    caller: Caller = field(default_factory=Caller)
-    status: int | None = None
-    model: str = NO_MODEL
-    outcome: str | None = None
-    queue_seconds: float | None = None
-    result: Forwarded | None = None
-    allowance: Allowance | None = None
-    billed_as: str | None = None
-    session: str | None = None  # keeps a conversation on one version; in no log
-
-    def tracking(self, send: Send) -> Send:
-        """The same send, with the request id on the response and its status noted."""
-
-        async def tracked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.status = message["status"]
-                added = [
-                    *request_id_headers(self.path, self.request_id),
-                    *(self.allowance.headers() if self.allowance else ()),
-                ]
-                message["headers"] = [*message.get("headers", ()), *added]
-            await send(message)
-
-        return tracked
-
-
-class ClientGone(Exception):
-    """The client closed its connection before the answer was whole."""
+READING = "GET"
 
 
 class Gateway:
     """The ASGI app that the server runs; `app` holds our own routes."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, services: Services, access_log: AccessLog) -> None:
+        settings = services.settings
         self.app = app
         self.services = services
-        self.access = Access(services.keyring)
+        self.access_log = access_log
+        self.cors = Cors(settings.cors_origins)
+        self.access = Access(services.keyring, self.cors.is_listed)
+        self.proxies = check_proxies(settings.trusted_proxies)
+        self.root_path = settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await self._answer(at_root(self.proxies.see_through(scope), self.root_path), receive, send)
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope["method"], scope["path"])
-        tracked = exchange.tracking(send)
+        exchange = Exchange.of(scope)
+        receive, tracked = exchange.counting(receive), exchange.tracking(self.cors.sending(scope, send))
         try:
-            route = await self._let_in(scope, exchange)
-            if route.kind is Kind.PROXIED:
-                await self._infer(scope, receive, tracked, exchange)
-            else:
-                await self._serve(exchange, scope, receive, tracked)
+            if not await self.cors.answer_preflight(scope, receive, tracked):
+                route = await self._let_in(scope, exchange)
+                if route.kind is Kind.PROXIED:
+                    await self._infer(scope, receive, tracked, exchange)
+                else:
+                    await self._serve(exchange, scope, receive, tracked)
         except HotshoeError as error:
             await self._fail(exchange, tracked, error)
         except ClientGone:
-            pass
+            exchange.outcome = "aborted"
         except Exception:
-            log.exception("unexpected error", request_id=exchange.request_id, path=self._shown(exchange))
+            log.exception("unexpected error", request_id=exchange.request_id, route=exchange.shown_route)
             if exchange.status is None:
                 await send_error(tracked, exchange.path, unexpected())
         finally:
@@ -115,6 +85,7 @@ class Gateway:
         headers = scope["headers"]
         check_headers(headers)
         exchange.caller = await self.access.caller(headers, scope["path"])
+        exchange.is_known = True
         exchange.route = find_route(scope["method"], scope["path"])
         check_scope(exchange.caller, exchange.route)
         encodings = {value.strip().lower() for name, value in headers if name == b"content-encoding"}
@@ -135,12 +106,19 @@ class Gateway:
         return settings.max_body_bytes
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        """Our own routes. They find the caller in the scope, and a body that was already read within its limit."""
-        scope[CALLER_KEY] = exchange.caller
+        """Our own routes. They find the caller in the scope, and a body that was already read within its limit.
+
+        What only reads ends with its client: a long wait, or the file that nobody receives. What changes something goes
+        on to its end.
+        """
+        scope = {**under_root(scope, self.root_path), CALLER_KEY: exchange.caller}
         route = exchange.route
-        if route is not None and route.kind is Kind.PLAIN and route.method not in ("GET", "HEAD"):
-            receive = replaying(await self._read_body(receive), receive)
-        await self.app(scope, receive, send)
+        if route is None or route.kind is not Kind.PLAIN:
+            await self.app(scope, receive, send)
+            return
+        body = b"" if route.method == READING else await self._read_body(receive)
+        work = self.app(scope, replaying(body, receive), send)
+        await (while_there(work, receive) if route.method == READING else work)
 
     async def _read_body(self, receive: Receive) -> bytes:
         settings = self.services.settings
@@ -168,17 +146,7 @@ class Gateway:
     async def _run(self, receive: Receive, send: Send, exchange: Exchange) -> None:
         """Forward while the client is there; raises ClientGone."""
         raw = await self._read_body(receive)
-        work = asyncio.ensure_future(self._forward(raw, send, exchange))
-        gone = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGone
-            work.result()
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+        await while_there(self._forward(raw, send, exchange), receive)
 
     async def _forward(self, raw: bytes, send: Send, exchange: Exchange) -> None:
         services = self.services
@@ -229,41 +197,12 @@ class Gateway:
             log.error("error after the response began", request_id=exchange.request_id, code=error.code)
 
     def _count(self, exchange: Exchange) -> None:
-        result, now = exchange.result, time.monotonic()
-        sample: dict[str, Any] = {}
-        if result is not None:
-            is_estimated = result.usage is None
-            sample["is_estimated"] = is_estimated and result.events > 0
-            sample["prompt_tokens"] = result.usage.prompt_tokens if result.usage else 0
-            sample["completion_tokens"] = result.usage.completion_tokens if result.usage else result.events
-            if result.first_at is not None and result.last_at is not None:
-                sample["first_token_seconds"] = result.first_at - exchange.started_at
-                if sample["completion_tokens"] > 1:
-                    sample["token_seconds"] = (result.last_at - result.first_at) / (sample["completion_tokens"] - 1)
-        outcome = exchange.outcome or "failed"
-        bill(self.services, exchange.caller.tenant, exchange.allowance, exchange.billed_as, result)
-        seconds = now - exchange.started_at
-        self.services.metrics.record(Sample(exchange.model, outcome, seconds, exchange.queue_seconds, **sample))
+        bill(self.services, exchange.caller.tenant, exchange.allowance, exchange.billed_as, exchange.result)
+        self.services.metrics.record(exchange.sample())
 
     def _log(self, exchange: Exchange) -> None:
-        shown = self._shown(exchange)
-        self.services.metrics.http.labels(shown, str(exchange.status or 0)).inc()
-        log.info(
-            "request",
-            request_id=exchange.request_id,
-            method=exchange.method[:20],
-            route=shown,
-            status=exchange.status,
-            tenant=exchange.caller.tenant,
-            model=None if exchange.model == NO_MODEL else exchange.model,
-            outcome=exchange.outcome,
-            seconds=round(time.monotonic() - exchange.started_at, 4),
-        )
-
-    @staticmethod
-    def _shown(exchange: Exchange) -> str:
-        """The route's template: what a client wrote into a path is in no log."""
-        return "none" if exchange.route is None else exchange.route.path
+        self.services.metrics.http.labels(exchange.shown_route, str(exchange.status or 0)).inc()
+        self.access_log.write(exchange.record())
 
 
 def outcome_of(error: HotshoeError) -> str:
@@ -276,41 +215,16 @@ def outcome_of(error: HotshoeError) -> str:
     return "refused" if status < 500 else "failed"
 
 
-async def read_body(receive: Receive, limit: int, pause_seconds: float) -> bytes:
-    """The whole body; raises PayloadTooLarge, PayloadTimeout, or ClientGone."""
-    pieces: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), pause_seconds)
-        except TimeoutError:
-            raise PayloadTimeout(f"No piece of the body came for {pause_seconds:g} seconds.") from None
-        if message["type"] == "http.disconnect":
+async def while_there(work: Awaitable[None], receive: Receive) -> None:
+    """Do the work, ended early when the client closes its connection; raises ClientGone then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(until_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientGone
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
-            raise PayloadTooLarge(f"The body is larger than {limit} bytes, which is the limit here.")
-        pieces.append(piece)
-        if not message.get("more_body"):
-            return b"".join(pieces)
-
-
-def replaying(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body that was read, then whatever comes after it."""
-    is_given = False
-
-    async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
-
-
-async def until_gone(receive: Receive) -> None:
-    """Returns when the client has closed its connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)

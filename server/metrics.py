@@ -72,6 +72,8 @@ class Metrics:
         self.source_pulls = self._counter("source_pulls", "Pulls from a source by outcome.", "source", "outcome")
         self.engine_ready = self._gauge("engine_ready", "1 while the engine answers and the warm set is back.")
         self.engine_restarts = self._counter("engine_restarts", "Times that a dead engine was started again.")
+        self.cut = self._counter("connections_cut", "Connections that the server ended, by why.", "reason")
+        self.lost_lines = self._counter("lost_log_lines", "Lines of a log that could not be written in time.")
         self.http = self._counter("http_responses", "All responses by route and status.", "route", "status")
 
     def label(self, model: str) -> str:

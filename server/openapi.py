@@ -20,7 +20,7 @@ from server.routes.files import REQUIRED as FILE_REQUIRED
 from server.routes.files import TEXTS as FILE_TEXTS
 from server.uploads import FILE_PARTS, REQUIRED, TEXT_PARTS
 
-ALWAYS = (400, 401, 403, 413, 415, 422, 503)
+ALWAYS = (400, 401, 403, 413, 415, 422, 431, 503)
 WITH_BODY = (408, 409)
 INFERENCE = (404, 405, 408, 409, 429, 502)
 MORE: dict[str, tuple[int, ...]] = {

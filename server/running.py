@@ -3,71 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import resource
 import signal
 import socket
 import sys
 from contextlib import closing
-from typing import Any
 
-import structlog
 import uvicorn
 
 from adapters.errors import ConfigInvalid
 from adapters.keys import BOOTSTRAP_ID
 from server.app import build_services, create_app
 from server.cli.output import exit_code_of
-from server.gateway import Gateway
+from server.front import allow_many_connections, certificate_of, front_config
 from server.lifecycle import state_lock
+from server.logs import configure_logging
 from server.services import Services
 from server.settings import Settings
+from server.tls import Certificate
 
 EXIT_INTERRUPTED = 130
-BACKLOG = 2048
-MAX_OPEN_FILES = 65_536
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s for which common proxies keep a connection, so that they close first
 
 
 def run_server(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises AlreadyRunning and ConfigInvalid first."""
-    configure_logging(settings.log_level)
+    lines = configure_logging(settings.log_level)
     allow_many_connections()
+    certificate = certificate_of(settings)
     with state_lock(settings.home), closing(listen(settings)) as listener:
         services = build_services(settings)
+        lines.on_lost = services.metrics.lost_lines.inc
         app = create_app(settings, services)
-        return asyncio.run(_serve(settings, app, services, listener))
+        server = uvicorn.Server(front_config(settings, app, services.metrics, certificate))
+        return asyncio.run(_serve(server, services, listener, certificate))
 
 
-async def _serve(settings: Settings, app: Gateway, services: Services, listener: socket.socket) -> int:
+async def _serve(
+    server: uvicorn.Server, services: Services, listener: socket.socket, certificate: Certificate | None
+) -> int:
     received: list[int] = []
     # uvicorn puts its own handlers over these while it serves and raises the signal again afterwards, for us.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _frame: received.append(signum))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-            ws="none",
-            lifespan="on",
-        )
-    )
+    if certificate is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.renew)
 
     def give_up() -> None:
         server.should_exit = True
 
     services.lifecycle.on_failure = give_up
     services.lifecycle.on_ready = lambda: say(f"ready, with {len(services.residents.rows())} adapters loaded")
-    announce(settings, services, listener)
-    show_first_key(settings, services)
+    announce(services.settings, services, listener)
+    show_first_key(services.settings, services)
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -77,14 +63,6 @@ async def _serve(settings: Settings, app: Gateway, services: Services, listener:
         sys.stderr.write(f"{failure.code}: {failure.message}\n")
         return exit_code_of(failure)
     return EXIT_INTERRUPTED if signal.SIGINT in received else 0
-
-
-def allow_many_connections() -> None:
-    """Raise this process's soft limit of open files to MAX_OPEN_FILES, or as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -114,6 +92,7 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
         f"  state   {settings.home}",
         f"  key     {'none: this machine only' if is_open else 'required'}",
         f"  engine  {describe_engine(settings, services)}",
+        *services.memory.outlook.lines(),
         f"  log of the engine: {settings.home / 'engine.log'}",
     ]
     say(*lines)
@@ -141,27 +120,3 @@ def describe_engine(settings: Settings, services: Services) -> str:
     """The engine with every flag that it is started with."""
     flags = getattr(services.engine, "flags", settings.engine_args)
     return " ".join((settings.engine, *flags))
-
-
-def configure_logging(level: str) -> None:
-    """JSON lines on stderr, ours and the libraries', without any content of requests."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processor=structlog.processors.JSONRenderer(), foreign_pre_chain=shared)
-    )
-    logging.basicConfig(handlers=[handler], level=number, force=True)
-    for chatty in ("httpx", "asyncio", "uvicorn.error", "aiohttp.access", "alembic"):
-        logging.getLogger(chatty).setLevel(max(number, logging.WARNING))

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from adapters.errors import ConfigInvalid
 from adapters.keys import home_has_keys, load_pepper
 from server.config_file import read_settings_file
+from server.edge_settings import check_edge
 from server.source_settings import SourceSettings
 
 MEBIBYTE = 1024 * 1024
@@ -95,6 +96,15 @@ class Settings(BaseSettings):
     body_seconds: float = Field(
         60.0, gt=0, description="Longest pause, in seconds, between two pieces of a request body."
     )
+    header_seconds: float = Field(
+        20.0, gt=0, description="Longest time, in seconds, for the head of a request, and for a connection's first."
+    )
+    write_seconds: float = Field(
+        60.0, gt=0, description="How long, in seconds, a client may leave an answer unread before it is cut off."
+    )
+    max_connections: int = Field(
+        16_384, ge=1, description="Connections at the same time; the idle one that is oldest makes room for a new one."
+    )
     grace_seconds: float = Field(
         30.0, ge=0, description="After SIGTERM, how long running requests may go on, in seconds."
     )
@@ -112,6 +122,19 @@ class Settings(BaseSettings):
     )
     tls_cert: Path | None = Field(None, description="Certificate file for HTTPS; with `tls_key`.")
     tls_key: Path | None = Field(None, description="Private key file for HTTPS; with `tls_cert`.")
+    root_path: str | None = Field(
+        None, description="The prefix, as /llm, under which a proxy shows this server; a request may come without it."
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Addresses and networks of proxies whose X-Forwarded-* headers are believed, as a JSON list."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins of web pages that may call this server, as a JSON list; `*` is any, with a key only."
+    )
+    access_log: str = Field(
+        "stderr",
+        description="Where the line of each request goes: `stderr`, `none`, or a file, opened anew when moved.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     engine_args: tuple[str, ...] = Field(
         (), description="Further vLLM flags, as a JSON list; on the command line after `--`, in a file under `engine`."
@@ -185,6 +208,7 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 8:
         raise ConfigInvalid("api_key is shorter than 8 characters: choose a longer one.", param="api_key")
+    check_edge(settings, lambda: not settings.is_keyless or home_has_keys(settings.home))
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigInvalid("tls_cert and tls_key belong together: give both or neither.", param="tls_cert")
     twice = [name for name, count in Counter(source.name for source in settings.sources).items() if count > 1]

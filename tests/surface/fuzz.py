@@ -19,7 +19,7 @@ import hypothesis
 import schemathesis
 from schemathesis import GenerationMode
 
-from server.running import configure_logging
+from server.logs import configure_logging
 from server.source_settings import SourceSettings
 from tests.fixtures.adapters import shape_only_base, write_adapter
 from tests.fixtures.service import Server, running
