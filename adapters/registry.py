@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, func, insert, select
 from adapters import schema
 from adapters.database import FILE, Database
 from adapters.death_rows import DeathRows
-from adapters.errors import Conflict, NotServable, Problem
+from adapters.errors import Conflict, NotServable, Problem, StorageDamaged
 from adapters.export_rows import ExportRows
 from adapters.file_rows import FileRows
 from adapters.gate_rows import GateRows
@@ -40,6 +40,7 @@ NEXT = {
 }
 WITH_FILES = (VersionStatus.QUARANTINED, VersionStatus.READY, VersionStatus.EXPORT_ONLY)
 OPERATOR = "operator"
+RESTORING = ".restoring"  # in a folder into which a backup is being restored
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, Tena
         """Open `home`/registry.sqlite3, made and migrated as needed; raises StateNewer and then changes nothing."""
         with disk_errors(home):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (home / RESTORING).exists():
+            raise StorageDamaged(f"{home}: a restore into it was cut off. Run the same `hotshoe restore` again.")
         database = Database(home / FILE)
         return cls(database, database.migrate())
 

@@ -17,6 +17,7 @@ VERB_MODULES = (
     "server.cli.train",  # train
     "server.cli.evaluate",  # eval
     "server.cli.serve",  # serve, doctor
+    "server.cli.state",  # backup, restore, prune
     "server.cli.push",
     "server.cli.remote",  # ls, show, promote, rollback, retire
     "server.cli.gate",
