@@ -1,7 +1,8 @@
 """Names, versions and aliases as rows. Every change is one transaction that also writes its event.
 
 The state machine of a version: quarantined -> ready | export_only | rejected; ready -> quarantined | retired;
-export_only -> retired; rejected and retired are final. Numbers count per adapter from 1 and are never used again.
+export_only -> retired, or quarantined again once what kept it out no longer does (ProofRows); rejected and retired are
+final. Numbers count per adapter from 1 and are never used again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select
 
 from adapters import schema
+from adapters.base_rows import BaseRows
 from adapters.database import FILE, Database
 from adapters.death_rows import DeathRows
 from adapters.errors import Conflict, NotServable, Problem, StorageDamaged
@@ -23,6 +25,7 @@ from adapters.file_rows import FileRows
 from adapters.gate_rows import GateRows
 from adapters.journal import Journal, add_event, ensure_tenant
 from adapters.keys import KeyRows
+from adapters.proof_rows import ProofRows
 from adapters.serving import Serving, is_same
 from adapters.store import disk_errors
 from adapters.tenants import TenantRows, check_quota
@@ -65,7 +68,7 @@ class NewVersion:
     created_at: float = field(default_factory=time.time)
 
 
-class Registry(DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, TenantRows, UsageRows):
+class Registry(BaseRows, DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, ProofRows, TenantRows, UsageRows):
     """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
 
     def __init__(self, database: Database, upgrade: Upgrade | None = None) -> None:

@@ -20,6 +20,7 @@ from adapters.errors import ConfigInvalid, HotshoeError
 from adapters.file_store import FileStore
 from adapters.files import Files
 from adapters.registry import Registry
+from adapters.servable import Servable
 from adapters.store import BlobStore
 from server.access_log import AccessLog
 from server.admission import Admission, Limits
@@ -121,17 +122,19 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     proxy = EngineProxy(engine.socket_path)
     residents = Residents(engine, registry, store, metrics, settings.staged_limit, base.digest)
     limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
+    servable = Servable(base.digest, base.id, settings.max_rank, registry.bases())
     engaged = Engaged(
         engine=engine,
         registry=registry,
         residents=residents,
         complete=proxy.complete,
         metrics=metrics,
-        base_id=base.id,
-        base_digest=base.digest,
+        servable=servable,
         tolerance=settings.probe_tolerance,
         holding=Holding(store, base, settings.max_update_ratio),
     )
+    prover = Prover(engaged)
+    residents.vet = prover.vet
     served = ServedProbe(residents, proxy, base.digest)
     jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
     operator_key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -147,7 +150,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         door=Door(Admission(limits), metrics, settings.queue_seconds),
         resolver=Resolver(registry),
         residents=residents,
-        prover=Prover(engaged),
+        servable=servable,
+        prover=prover,
         metrics=metrics,
         lifecycle=Lifecycle(),
         exports=jobs,

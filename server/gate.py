@@ -160,7 +160,7 @@ async def _stable(services: Services, tenant: str, name: str) -> AdapterVersion 
         found = await asyncio.to_thread(services.registry.resolve, AdapterRef(name, alias=STABLE, tenant=tenant))
     except ModelNotFound:
         return None
-    return found if found.status == "ready" and found.base_digest == services.base.digest else None
+    return found if services.servable.may_answer(found) else None
 
 
 async def _answers(services: Services, version: AdapterVersion, gate: Gate) -> Sequence[str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapters.bases import BaseModel
+from adapters.errors import Problem
 from adapters.magnitude import CODE, largest_update
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion
@@ -18,9 +19,13 @@ class Holding:
     base: BaseModel
     max_update_ratio: float
 
+    def problem(self, version: AdapterVersion) -> Problem | None:
+        """What is said of a version whose update is above the limit; measures it."""
+        largest = largest_update(self.store.folder(version.digest), self.base) if version.digest else None
+        is_above = largest is not None and largest.ratio > self.max_update_ratio
+        return largest.problem(self.max_update_ratio) if largest is not None and is_above else None
+
     def holds(self, version: AdapterVersion) -> bool:
         """True while the version's update is above the limit. Measures only what was found too large before."""
-        if version.digest is None or not any(reason["code"] == CODE for reason in version.reasons):
-            return False
-        largest = largest_update(self.store.folder(version.digest), self.base)
-        return largest is not None and largest.ratio > self.max_update_ratio
+        is_suspect = any(reason["code"] == CODE for reason in version.reasons)
+        return is_suspect and self.problem(version) is not None

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import structlog
 
-from adapters.errors import EngineFailed, EngineUnavailable, HotshoeError, Problem
+from adapters.base_rows import ServedBase
+from adapters.errors import EngineFailed, EngineUnavailable, HotshoeError, Problem, RegistryBusy
+from adapters.proof_rows import ProofKey
 from adapters.registry import Registry
+from adapters.servable import Servable, unproven
 from adapters.types import AdapterVersion, VersionStatus
 from server.engine.base import Engine
 from server.holding import Holding
@@ -24,7 +27,8 @@ from server.probe import Completions, Proof, probe
 from server.residency import Key, Residents, death_problem, is_deadly, key_of
 
 log = structlog.get_logger("hotshoe.proving")
-ENGINE_POLL_SECONDS = 0.2
+ENGINE_POLL_SECONDS, REGISTRY_POLL_SECONDS = 0.2, 0.5
+RANK_TOO_LARGE = "rank_too_large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,7 @@ class Engaged:
     residents: Residents
     complete: Completions
     metrics: Metrics
-    base_id: str
-    base_digest: str
+    servable: Servable
     tolerance: float
     holding: Holding
 
@@ -52,11 +55,63 @@ class Prover:
     _task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin, with every version of this base that an earlier run left quarantined and that is not held."""
-        for version in await asyncio.to_thread(self.parts.registry.all_versions):
-            if version.status is VersionStatus.QUARANTINED and version.base_digest == self.parts.base_digest:
-                await self.take(version)
+        """Begin, with every version that an earlier run left quarantined, or out for a limit that is no longer one."""
+        while not await self._take_up():  # noqa: ASYNC110 - nothing says when another process lets go of the registry
+            await asyncio.sleep(REGISTRY_POLL_SECONDS)
         self._task = asyncio.create_task(self._run())
+
+    async def _take_up(self) -> bool:
+        """False while the registry is locked, or the engine went away: to be tried again."""
+        parts = self.parts
+        try:
+            key = await self.engine_key()
+            note = ServedBase(parts.servable.base_digest, parts.servable.base_name, parts.servable.max_rank)
+            await asyncio.to_thread(
+                parts.registry.note_base, replace(note, dtype=key.dtype, engine_version=key.engine_version)
+            )
+            for version in await asyncio.to_thread(parts.registry.all_versions):
+                if is_out_for_its_rank(version) and parts.servable.misfit(version) is None:
+                    version = await asyncio.to_thread(self._let_in, version)
+                if version.status is VersionStatus.QUARANTINED:
+                    await self.take(version)
+        except (RegistryBusy, EngineUnavailable) as error:
+            log.warning("proofs cannot begin yet", code=error.code, reason=error.message)
+            return False
+        return True
+
+    def _let_in(self, version: AdapterVersion) -> AdapterVersion:
+        """An export-only version whose rank is within the limit now, quarantined; held if its update is too large."""
+        problem = self.parts.holding.problem(version)
+        reasons = (problem,) if problem else ()
+        self.parts.registry.try_again(*key_of(version), reasons=reasons, actor="prover")
+        log.info("adapter tried again", model=version.ref, rank=version.rank)
+        return self.parts.registry.get(*key_of(version))
+
+    async def engine_key(self) -> ProofKey:
+        """What a proof made now holds for; raises EngineUnavailable."""
+        capacity = await self.parts.engine.capacity()
+        key = ProofKey(self.parts.servable.base_digest, capacity.dtype, capacity.engine_version)
+        self.parts.servable.engine = key
+        return key
+
+    async def vet(self, version: AdapterVersion, engine_name: str) -> None:
+        """Prove a ready version anew, in the engine that has just loaded it, where its proof is another engine's.
+
+        Its status and its aliases stay as they are. Raises NotServable where it fails, EngineUnavailable.
+        """
+        key = await self.engine_key()
+        if key.has_passed(version.proof):
+            return
+        started = time.monotonic()
+        proof = await probe(self.parts.complete, self.parts.servable.base_name, engine_name, self.parts.tolerance)
+        record = _record(proof, key, started)
+        await asyncio.to_thread(lambda: self.parts.registry.renew_proof(*key_of(version), record, actor="prover"))
+        self.parts.metrics.proofs.labels(proof.code).inc()
+        if proof.is_proven:
+            log.info("adapter proven anew", model=version.ref, engine=str(key), seconds=record["seconds"])
+            return
+        log.error("adapter not proven on this engine", model=version.ref, engine=str(key), code=proof.code)
+        raise unproven(await asyncio.to_thread(self.parts.registry.get, *key_of(version)), key)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -65,8 +120,11 @@ class Prover:
                 await self._task
 
     async def take(self, version: AdapterVersion) -> None:
-        """Have the version proven, unless it is held back for the size of its update, or the engine died of it."""
-        if is_deadly(version):
+        """Have the version proven, unless it does not fit, is held for the size of its update, or the engine died."""
+        misfit = self.parts.servable.misfit(version)
+        if misfit is not None:
+            log.info("adapter left quarantined", model=version.ref, reason=misfit.message)
+        elif is_deadly(version):
             log.warning("adapter not tried again", model=version.ref, code="engine_died")
         elif await asyncio.to_thread(self.parts.holding.holds, version):
             log.warning("adapter held", model=version.ref, code="update_too_large")
@@ -97,6 +155,9 @@ class Prover:
             is_done = True
             try:
                 is_done = await self._prove(version)
+            except RegistryBusy as error:
+                log.warning("proof put off", model=version.ref, code=error.code, reason=error.message)
+                is_done = False
             except HotshoeError as error:
                 log.error("proof failed", model=version.ref, code=error.code, reason=error.message)
             except Exception:
@@ -118,18 +179,21 @@ class Prover:
         started = time.monotonic()
         try:
             async with parts.residents.holding(version) as resident, parts.residents.blaming(version):
-                proof = await probe(parts.complete, parts.base_id, resident.engine_name, parts.tolerance)
+                proof = await probe(parts.complete, parts.servable.base_name, resident.engine_name, parts.tolerance)
+            key = await self.engine_key()
         except EngineFailed as error:
             await self._reject(version, Problem("load_failed", "adapter_model.safetensors", error.message))
             return True
         except EngineUnavailable:
             return await self._engine_went_away(version)
+        except RegistryBusy:
+            raise  # it says nothing of the version
         except HotshoeError as error:
             await self._reject(version, Problem(error.wire_code, "adapter_model.safetensors", error.message))
             return True
         if current.engine_deaths:
             await asyncio.to_thread(parts.registry.forgive_engine_deaths, *key_of(version))
-        await self._settle(version, proof, time.monotonic() - started)
+        await self._settle(version, proof, _record(proof, key, started))
         return True
 
     async def _engine_went_away(self, version: AdapterVersion) -> bool:
@@ -140,7 +204,7 @@ class Prover:
         await self._reject(version, death_problem(version))
         return True
 
-    async def _settle(self, version: AdapterVersion, proof: Proof, seconds: float) -> None:
+    async def _settle(self, version: AdapterVersion, proof: Proof, record: dict[str, Any]) -> None:
         if not proof.is_proven:
             advice = (
                 "Check that training changed the weights (lora_B is not zero) and that values fit the serving dtype."
@@ -148,9 +212,6 @@ class Prover:
             problem = Problem(proof.code, "adapter_model.safetensors", proof.message, advice)
             await self._reject(version, problem, proof.as_dict())
             return
-        record: dict[str, Any] = {**proof.as_dict(), "base_digest": self.parts.base_digest, "proved_at": time.time()}
-        capacity = await self.parts.engine.capacity()
-        record |= {"dtype": capacity.dtype, "engine_version": capacity.engine_version, "seconds": round(seconds, 3)}
         await asyncio.to_thread(
             lambda: self.parts.registry.set_status(*key_of(version), VersionStatus.READY, proof=record, actor="prover")
         )
@@ -167,3 +228,15 @@ class Prover:
         await self.parts.residents.drop(version)
         self.parts.metrics.proofs.labels(problem.code).inc()
         log.warning("adapter rejected", model=version.ref, code=problem.code)
+
+
+def _record(proof: Proof, key: ProofKey, started: float) -> dict[str, Any]:
+    """What a version's row keeps of a proof."""
+    seconds = round(time.monotonic() - started, 3)
+    return {**proof.as_dict(), **asdict(key), "proved_at": time.time(), "seconds": seconds}
+
+
+def is_out_for_its_rank(version: AdapterVersion) -> bool:
+    """It is export-only, and for no other reason than its rank."""
+    is_rank = all(reason["code"] == RANK_TOO_LARGE for reason in version.reasons)
+    return version.status is VersionStatus.EXPORT_ONLY and bool(version.reasons) and is_rank

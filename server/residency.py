@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,6 +37,7 @@ from server.metrics import Metrics
 
 log = structlog.get_logger("hotshoe.residency")
 Key = tuple[str, str, int]
+Vet = Callable[[AdapterVersion, str], Awaitable[None]]  # a version, and its name in the engine that just loaded it
 MOST_DEATHS = 2  # in a row, with one version in hand
 DEATH_SEEN_SECONDS, DEATH_POLL_SECONDS = 2.5, 0.02  # an engine that died is not ready within two seconds
 
@@ -107,6 +108,7 @@ class Residents:
         self.metrics = metrics
         self.staged_limit = staged_limit
         self.base_digest = base_digest
+        self.vet: Vet | None = None  # proves a ready version again where its proof is another engine's
         self.is_restored = False
         self.is_closed = False
         self._engines = 0  # that came and went
@@ -253,6 +255,7 @@ class Residents:
             row = Resident(version, engine_name(*key_of(version)))
             started = time.monotonic()
             await self._hand_over(version, row.engine_name, digest)
+            await self._vet(version, row.engine_name)
             row.load_seconds = time.monotonic() - started
             row.state, row.last_used = Residency.RESIDENT, time.monotonic()
             self._rows[key_of(version)] = row
@@ -278,6 +281,18 @@ class Residents:
             raise
         except EngineUnavailable:
             self.metrics.loads.labels("unavailable").inc()
+            raise
+
+    async def _vet(self, version: AdapterVersion, name: str) -> None:
+        """Raises NotServable for a ready version that this engine does not serve rightly; it is out again then."""
+        if self.vet is None or version.status is not VersionStatus.READY:
+            return
+        try:
+            async with self.blaming(version):
+                await self.vet(version, name)
+        except BaseException:
+            with contextlib.suppress(HotshoeError):
+                await self.engine.unload(name)
             raise
 
     async def _make_room(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapters.errors import InvalidRequest, ModelNotFound, NameInvalid, NotFound, NotServable
-from adapters.registry import Registry, not_servable
-from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, Split, VersionStatus, check_name
+from adapters.errors import InvalidRequest, ModelNotFound, NameInvalid, NotFound
+from adapters.registry import Registry
+from adapters.types import DEFAULT_TENANT, AdapterRef, AdapterVersion, Split, check_name
 from adapters.version_rows import no_adapter
 from server.errors import Forbidden
 from server.remembered import Remembered
@@ -41,9 +41,9 @@ async def resolve_model(services: Services, caller: Caller, model: str, session:
         return Target(model)
     split = await find_split(services, caller, model)
     version = split.version
-    if split.candidate is not None and split.candidate.base_digest == services.base.digest:
+    if split.candidate is not None and services.servable.may_answer(split.candidate):
         version = chosen(split, caller.tenant, session, services.keyring.pepper)
-    check_servable(version, services.base.digest)
+    services.servable.check(version)
     return Target(ref_for(caller, version), version)
 
 
@@ -118,14 +118,3 @@ class Resolver:
         grant = (owner, name, grantee)
         return await self._remembered.get(grant, lambda: self.registry.is_granted(*grant))
 
-
-def check_servable(version: AdapterVersion, base_digest: str) -> None:
-    """Raises NotServable, with the reason, for a version that may not answer on this base."""
-    if version.status is not VersionStatus.READY:
-        raise not_servable(version)
-    if version.base_digest != base_digest:
-        raise NotServable(
-            f"{version.ref} was made for another base ({version.base_digest}), and this server runs {base_digest}: "
-            "it can be exported with its own base.",
-            param="model",
-        )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapters.files import Files
     from adapters.publish import PublishContext
     from adapters.registry import Registry
+    from adapters.servable import Servable
     from adapters.store import BlobStore
     from server.door import Door
     from server.engine.base import Engine
@@ -83,6 +84,7 @@ class Services:
     door: Door
     resolver: Resolver
     residents: Residents
+    servable: Servable
     prover: Prover
     metrics: Metrics
     lifecycle: Lifecycle

@@ -32,6 +32,7 @@ def version_row(services: Services, version: AdapterVersion, aliases: Sequence[A
         "digest": version.digest,
         "base_digest": version.base_digest,
         "is_for_served_base": version.base_digest == services.base.digest,
+        "not_servable": why_not(services, version),
         "rank": version.rank,
         "size_bytes": version.size_bytes,
         "parent": version.parent,
@@ -45,6 +46,12 @@ def version_row(services: Services, version: AdapterVersion, aliases: Sequence[A
         "chat_template": template_digest(version.chat_template) if version.chat_template else None,
         "engine_deaths": version.engine_deaths,
     }
+
+
+def why_not(services: Services, version: AdapterVersion) -> str | None:
+    """Why the version may not answer on this server; None for one that may."""
+    trouble = services.servable.trouble(version)
+    return trouble.message if trouble else None
 
 
 def is_held(services: Services, version: AdapterVersion) -> bool:

@@ -44,13 +44,19 @@ def ls(as_json: AsJson = False) -> None:
     from rich.table import Table
 
     table = Table("model", "status", "residency", "rank", "bytes", "named by", box=None)
+    reasons: list[str] = []
     table.add_row(rows[0]["id"], "base", "", "", "", "")
     for adapter in rows[1:]:
         for one in adapter["versions"]:
-            cells = (one["id"], one["status"], one["residency"], str(one["rank"] or ""), f"{one['size_bytes']:,}")
+            is_out = one["status"] == "ready" and one["not_servable"]
+            status = "ready, not served" if is_out else one["status"]
+            cells = (one["id"], status, one["residency"], str(one["rank"] or ""), f"{one['size_bytes']:,}")
+            reasons += [one["not_servable"]] if is_out else []
             tried = [f"{alias} ({shown_share(share)})" for alias, share in one["candidate_of"].items()]
             table.add_row(*cells, ", ".join([*one["aliases"], *tried]))
     Console().print(table)
+    for reason in reasons:
+        typer.echo(f"not served: {reason}")
 
 
 def show(

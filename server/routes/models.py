@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 
 from adapters.errors import Conflict
-from adapters.types import AdapterVersion, VersionStatus
+from adapters.types import AdapterVersion
 from server.catalogue import Adapter, all_adapters, shared_adapters
 from server.resolve import find_version
 from server.routes.versions import retire_version
@@ -78,7 +78,7 @@ def full_row(services: Services, adapter: Adapter, context_length_tokens: int) -
 
 
 def can_answer(services: Services, version: AdapterVersion) -> bool:
-    return version.status is VersionStatus.READY and version.base_digest == services.base.digest
+    return services.servable.may_answer(version)
 
 
 def model_row(services: Services, model: str, version: AdapterVersion) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from adapters.errors import EngineUnavailable, InvalidRequest
 from adapters.types import STABLE, AdapterVersion, Candidate, check_name
 from server.gate import pass_gate
 from server.idempotency import idempotent
-from server.resolve import check_servable, own_name
+from server.resolve import own_name
 from server.routes.adapters import own_version, shown
 from server.services import Caller, Services, caller_of
 from server.wire import MAX_NUMBER, VersionNumber, alias_row
@@ -86,7 +86,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/versions/{number}/warm", summary="Load the version into the engine and keep it wanted there")
     async def warm(request: Request, name: str, number: VersionNumber) -> dict[str, Any]:
         version = await own_version(services, request, name, number)
-        check_servable(version, services.base.digest)
+        services.servable.check(version, is_tried_again=True)
         resident = await services.residents.warm(version)
         row = await shown(services, await refreshed(services, version))
         return {**row, "load_seconds": resident.load_seconds}
@@ -155,7 +155,7 @@ async def try_candidate(
 async def load_first(services: Services, caller: Caller, name: str, number: int) -> None:
     """Have a version in the engine that requests will soon be given; raises NotServable where they may not be."""
     version = await asyncio.to_thread(services.registry.get, caller.tenant, name, number)
-    check_servable(version, services.base.digest)
+    services.servable.check(version)
     with contextlib.suppress(EngineUnavailable, TimeoutError):  # the first request loads it then
         await asyncio.wait_for(services.residents.warm(version), LOAD_BEFORE_MOVE_SECONDS)
 
