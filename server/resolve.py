@@ -117,4 +117,3 @@ class Resolver:
         """Whether the adapter is shared with the tenant now."""
         grant = (owner, name, grantee)
         return await self._remembered.get(grant, lambda: self.registry.is_granted(*grant))
-
