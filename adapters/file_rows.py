@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, delete, func, insert, or_, select, update
 
 from adapters import schema
 from adapters.database import Database
@@ -105,6 +105,17 @@ class Expired:
 
     files: tuple[str, ...] = ()
     uploads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFiles:
+    """What is kept of one purpose, of all tenants: files, and open uploads with the parts that are here."""
+
+    purpose: str
+    files: int = 0
+    file_bytes: int = 0
+    open_uploads: int = 0
+    upload_bytes: int = 0
 
 
 def new_id(prefix: str) -> str:
@@ -272,6 +283,24 @@ class FileRows:
         """Every part that has a row, of all tenants."""
         with self.database.reading() as connection:
             return [PartRow(**row._mapping) for row in connection.execute(select(schema.upload_parts))]
+
+    def stored_files(self) -> list[StoredFiles]:
+        """What is kept, purpose by purpose."""
+        files, uploads, parts = schema.files.c, schema.uploads.c, schema.upload_parts.c
+        is_open = uploads.status == UploadStatus.PENDING
+        whole = select(files.purpose, func.count(), func.sum(files.size_bytes)).group_by(files.purpose)
+        waiting = select(uploads.purpose, func.count()).where(is_open).group_by(uploads.purpose)
+        joined = schema.uploads.join(schema.upload_parts, parts.upload_id == uploads.id)
+        here = select(uploads.purpose, func.sum(parts.size_bytes)).select_from(joined).where(is_open)
+        with self.database.reading() as connection:
+            kept = {purpose: (count, int(size)) for purpose, count, size in connection.execute(whole)}
+            opened = {purpose: int(count) for purpose, count in connection.execute(waiting)}
+            came = {purpose: int(size) for purpose, size in connection.execute(here.group_by(uploads.purpose))}
+        nothing = (0, 0)
+        return [
+            StoredFiles(purpose, *kept.get(purpose, nothing), opened.get(purpose, 0), came.get(purpose, 0))
+            for purpose in PURPOSES
+        ]
 
     def _has_expired(self, now: float) -> bool:
         queries = (

@@ -35,6 +35,7 @@ from server.holding import Holding
 from server.keyring import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
+from server.memory_watch import MemoryWatch, outlook_of
 from server.metrics import Metrics
 from server.openapi import openapi_of
 from server.proving import Engaged, Prover
@@ -110,6 +111,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     """Everything a server works with; opens the registry, starts nothing. An engine that is given is used as it is."""
     base = open_base(settings.base, settings.base_names)
     merge_base = open_base(settings.merge_base) if settings.merge_base else None
+    engine = engine or build_engine(settings, base)
+    outlook = outlook_of(engine, base)
     registry = Registry.open(settings.home)
     if (upgrade := registry.upgrade) is not None:
         log.warning("state upgraded", schema=upgrade.to_schema, before=upgrade.from_schema, copy=str(upgrade.backup))
@@ -118,7 +121,6 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     files = Files(registry, FileStore(settings.home / "files"))
     files.sweep()
     metrics = Metrics(settings.label_limit)
-    engine = engine or build_engine(settings, base)
     proxy = EngineProxy(engine.socket_path)
     residents = Residents(engine, registry, store, metrics, settings.staged_limit, base.digest)
     limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
@@ -159,6 +161,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         limiter=Limiter(),
         usage=meter,
         files=files,
+        memory=MemoryWatch(outlook, engine, residents),
         sources=open_sources(settings),
         workers=[jobs, meter, FileExpiry(files)],
     )

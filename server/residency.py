@@ -238,8 +238,14 @@ class Residents:
         if task is None:
             task = asyncio.create_task(self._load(version))
             self._loads[key] = task
-            task.add_done_callback(lambda done: self._loads.pop(key, None) if self._loads.get(key) is done else None)
+            task.add_done_callback(lambda done: self._load_ended(key, done))
+            self._count()
         return await asyncio.shield(task)
+
+    def _load_ended(self, key: Key, task: asyncio.Task[Resident]) -> None:
+        if self._loads.get(key) is task:
+            del self._loads[key]
+        self._count()
 
     async def _load(self, version: AdapterVersion) -> Resident:
         async with self._lock:
@@ -325,8 +331,8 @@ class Residents:
         self._count()
 
     def _count(self) -> None:
-        for state in Residency:
-            if state is not Residency.ABSENT:
-                count = sum(row.state is state for row in self._rows.values())
-                self.metrics.residents.labels(state).set(count)
+        staging = sum(key not in self._rows for key in self._loads)
+        self.metrics.residents.labels(Residency.STAGING).set(staging)
+        for state in (Residency.RESIDENT, Residency.DRAINING):
+            self.metrics.residents.labels(state).set(sum(row.state is state for row in self._rows.values()))
         self.metrics.resident_bytes.set(sum(row.version.size_bytes for row in self._rows.values()))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from server.keyring import Keyring
     from server.lifecycle import Lifecycle
     from server.limits import Limiter
+    from server.memory_watch import MemoryWatch
     from server.metrics import Metrics
     from server.proving import Prover
     from server.proxy import EngineProxy
@@ -93,6 +94,7 @@ class Services:
     limiter: Limiter
     usage: UsageMeter
     files: Files
+    memory: MemoryWatch
     sources: tuple[WatchedSource, ...] = ()
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BULK_AT_A_TIME))
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it

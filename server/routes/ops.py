@@ -15,6 +15,9 @@ from adapters.chat_template import base_template, template_digest
 from adapters.errors import EngineUnavailable
 from adapters.types import VersionStatus
 from server.errors import to_wire
+from server.metrics import CONTENT_TYPE, passed_on
+from server.resolve import Target
+from server.restoring import key_of
 from server.services import Caller, Services, caller_of
 from server.wire import version_row
 
@@ -38,9 +41,10 @@ def router(services: Services) -> APIRouter:
     @routes.get("/metrics", summary="Prometheus metrics: ours, then the engine's own")
     async def metrics() -> Response:
         services.metrics.engine_ready.set(services.lifecycle.is_ready(services))
-        await count_versions(services)
-        body = services.metrics.render() + await services.proxy.metrics()
-        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
+        services.metrics.show_memory(await services.memory.read())
+        await count_stored(services)
+        body = services.metrics.render() + passed_on(await services.proxy.metrics())
+        return Response(body, media_type=CONTENT_TYPE)
 
     @routes.get("/v1/system", summary="Engine, memory, slots, and every adapter's place in them")
     async def system(request: Request) -> dict[str, Any]:
@@ -102,16 +106,38 @@ async def engine_row(services: Services) -> dict[str, Any]:
 
 
 async def memory_row(services: Services) -> dict[str, Any]:
-    row: dict[str, Any] = {"server_rss_bytes": psutil.Process().memory_info().rss}
+    """What is computed beside what is measured, and what the engine itself says of its parts."""
+    plan = services.memory.outlook.plan
+    row: dict[str, Any] = {
+        "server_rss_bytes": psutil.Process().memory_info().rss,
+        "sequence_bytes": plan.sequence_bytes if plan else None,
+        "stage_most_bytes": plan.stage_most_bytes if plan else None,
+        "places": [
+            {
+                "place": found.place,
+                "computed": dict(found.parts),
+                "unknown": list(found.unknown),
+                "computed_bytes": found.computed_bytes,
+                "process_bytes": found.process_bytes,
+                "unaccounted_bytes": found.unaccounted_bytes,
+                "limit_bytes": found.limit_bytes,
+                "is_of_all_processes": found.is_of_all_processes,
+            }
+            for found in await services.memory.read()
+        ],
+    }
     try:
         usage = await services.engine.usage()
     except EngineUnavailable:
         return row
     return row | {
         "engine_rss_bytes": usage.rss_bytes,
+        "weights_bytes": usage.weights_bytes,
+        "slot_bytes": usage.slot_bytes,
+        "packed_bytes": usage.packed_bytes,
         "kv_cache_bytes": usage.kv_cache_bytes,
         "kv_cache_used_fraction": usage.kv_cache_used_fraction,
-        "slot_bytes": usage.slot_bytes,
+        "stage_bytes": usage.stage_bytes,
     }
 
 
@@ -126,11 +152,13 @@ async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]
         for row in services.residents.rows()
         if row.version.tenant == caller.tenant
     }
+    left_out = services.residents.left_out()
     rows = []
     for version in await asyncio.to_thread(services.registry.all_versions, caller.tenant):
         if not caller.may_touch(version.name):
             continue
         resident = residents.get((version.name, version.number))
+        trouble = left_out.get(key_of(version)) if version.is_warm else None
         place = "absent" if resident is None else "resident" if resident.engine_name in in_slot else "staged"
         short = {
             key: version_row(services, version)[key]
@@ -140,6 +168,7 @@ async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]
             {
                 **short,
                 "place": place,
+                "why_not_back": {"code": trouble.wire_code, "message": trouble.message} if trouble else None,
                 "references": resident.references if resident else 0,
                 "load_seconds": resident.load_seconds if resident else None,
             }
@@ -147,7 +176,18 @@ async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]
     return rows
 
 
-async def count_versions(services: Services) -> None:
-    found = await asyncio.to_thread(services.registry.all_versions)
+async def count_stored(services: Services) -> None:
+    """Set the gauges of what the registry holds, and let the labels of retired versions go."""
+    metrics, registry = services.metrics, services.registry
+    versions, stored = await asyncio.to_thread(lambda: (registry.all_versions(), registry.stored_files()))
     for status in VersionStatus:
-        services.metrics.versions.labels(status).set(sum(version.status is status for version in found))
+        sizes = [version.size_bytes for version in versions if version.status is status]
+        metrics.versions.labels(status).set(len(sizes))
+        metrics.version_bytes.labels(status).set(sum(sizes))
+    for row in stored:
+        metrics.files.labels(row.purpose).set(row.files)
+        metrics.file_bytes.labels(row.purpose).set(row.file_bytes)
+        metrics.open_uploads.labels(row.purpose).set(row.open_uploads)
+        metrics.upload_bytes.labels(row.purpose).set(row.upload_bytes)
+    gone = {Target(version.ref, version).label for version in versions if version.status is VersionStatus.RETIRED}
+    metrics.retired(gone, time.monotonic())

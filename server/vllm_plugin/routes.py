@@ -18,6 +18,8 @@ from adapters.errors import EngineUnavailable
 from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, wire_name
 from server.engine.control import Control, attach
 
+PARTS = ("kv_cache_bytes", "packed_bytes", "slot_bytes", "stage_bytes", "weights_bytes")  # each worker's, summed
+
 
 class ControlRoutes:
     """What `vllm.endpoint_plugins` names: attached to the app first, given the engine later."""
@@ -90,11 +92,10 @@ class VllmWorker:
         running, waiting, used = self._scheduler_stats()
         return EngineUsage(
             rss_bytes=rss_bytes(),
-            kv_cache_bytes=sum(answer["kv_cache_bytes"] for answer in answers),
             kv_cache_used_fraction=used,
-            slot_bytes=sum(answer["slot_bytes"] for answer in answers),
             running=running,
             waiting=waiting,
+            **{part: sum(answer[part] for answer in answers) for part in PARTS},
         )
 
     def capacity(self) -> EngineCapacity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -11,18 +12,43 @@ class HotshoeWorker:
     model_runner: Any
 
     def hotshoe_report(self) -> dict[str, Any]:
-        """Ids in slots, and the bytes that slots and the KV cache take in this worker."""
+        """Ids in slots, and the bytes that each part of this worker's memory takes."""
         manager = self.model_runner.lora_manager._adapter_manager
-        stacked = (
-            tensor
-            for module in manager.modules.values()
-            for name in ("lora_a_stacked", "lora_b_stacked")
-            for tensor in getattr(module, name, ())
-        )
-        packed = sum(getattr(wrapper, "packed_bytes", 0) for wrapper in manager.punica_wrapper_mapping.values())
-        caches = getattr(self.model_runner, "kv_caches", ())
+        wrappers = manager.punica_wrapper_mapping.values()
         return {
             "slots": [number for number in manager.lora_index_to_id if number is not None],
-            "slot_bytes": sum(tensor.nbytes for tensor in stacked) + packed,
-            "kv_cache_bytes": sum(cache.nbytes for cache in caches),
+            "weights_bytes": weights_bytes(self.model_runner.get_model()),
+            "slot_bytes": sum(tensor.nbytes for tensor in slot_tensors(manager)),
+            "packed_bytes": sum(getattr(wrapper, "packed_bytes", 0) for wrapper in wrappers),
+            "stage_bytes": sum(tensor.nbytes for tensor in staged_tensors(manager)),
+            "kv_cache_bytes": sum(cache.nbytes for cache in getattr(self.model_runner, "kv_caches", ())),
         }
+
+
+def weights_bytes(model: Any) -> int:
+    """The model's parameters, and on a CPU the matrices that vLLM has packed out of sight of torch.
+
+    `dispatch_cpu_unquantized_gemm` of vLLM 0.32 gives such a layer `cpu_linear`, and leaves a linear one no weight.
+    """
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    for layer in model.modules():
+        if hasattr(layer, "cpu_linear"):
+            numbers = layer.weight.numel() or layer.input_size_per_partition * layer.output_size_per_partition
+            total += numbers * layer.weight.element_size()
+    return total
+
+
+def slot_tensors(manager: Any) -> Iterator[Any]:
+    """What `create_lora_weights` made in every layer that takes adapters."""
+    for module in manager.modules.values():
+        yield from getattr(module, "lora_a_stacked", ())
+        yield from getattr(module, "lora_b_stacked", ())
+
+
+def staged_tensors(manager: Any) -> Iterator[Any]:
+    """The adapters in main memory from which slots are filled; a packed layer has a list of them, with gaps."""
+    for adapter in manager.list_adapters().values():
+        for layer in adapter.loras.values():
+            for side in (layer.lora_a, layer.lora_b):
+                found = side if isinstance(side, list) else [side]
+                yield from (tensor for tensor in found if tensor is not None)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adapters.file_rows import PURPOSES
+from adapters.types import VersionStatus
 from server.access import ROUTES
 from server.errors import STATUS
-from server.metrics import OUTCOMES, Metrics
+from server.memory_watch import GPU, MAIN, PARTS
+from server.metrics import NO_MODEL, OTHER, OUTCOMES, Metrics
+from server.residency import Residency
 from server.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,16 +37,22 @@ def test_every_error_code_is_in_the_docs_with_its_status_and_type() -> None:
     assert found == {(status, kind.code, name) for kind, (status, name) in STATUS.items()}
 
 
-def test_every_metric_is_in_the_docs_with_its_type_and_labels() -> None:
-    found = {
-        (row[0].removesuffix("_total"), row[1], tuple(re.findall(r"\w+", row[2]))) for row in rows("http.md", "Metrics")
-    }
+def test_every_metric_is_in_the_docs_with_its_type_labels_and_meaning() -> None:
+    found = [
+        (row[0].removesuffix("_total"), row[1], tuple(re.findall(r"\w+", row[2])), row[3])
+        for row in rows("http.md", "Metrics")
+    ]
     registry = Metrics(1).registry
-    families = {family.name: family.type for family in registry.collect()}
-    assert {(name, kind) for name, kind, _ in found} == set(families.items())
-    labels = {name: names for name, _, names in found}
-    for collector in registry._collector_to_names:
-        assert labels[collector._name] == tuple(collector._labelnames), collector._name  # type: ignore[attr-defined]
+    labels = {metric._name: tuple(metric._labelnames) for metric in registry._collector_to_names}  # type: ignore[attr-defined]
+    families = [(family.name, family.type, labels[family.name], family.documentation) for family in registry.collect()]
+    assert sorted(found) == sorted(families), "one row for each family, and one family for each row"
+
+
+def test_every_value_of_a_metrics_fixed_label_is_in_the_docs() -> None:
+    text = (DOCS / "http.md").read_text().split("\n## Metrics\n", 1)[1].split("\n## ", 1)[0]
+    residencies = [residency for residency in Residency if residency is not Residency.ABSENT]
+    for value in (*VersionStatus, *residencies, *PURPOSES, *PARTS, MAIN, GPU, "usage", "events", OTHER, NO_MODEL):
+        assert f"`{value}`" in text, value
 
 
 def test_every_outcome_is_explained() -> None:
