@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _send_at_once(transport)
         if len(self.connections) > self.bounds.limit and not self._make_room():
             self._refuse("no_room", 503)
             return
@@ -174,6 +176,16 @@ class TimedProtocol(HttpToolsProtocol):
         self.transport.write(REFUSALS[status])
         self.transport.close()
         self._cut_unless_read()
+
+
+def _send_at_once(transport: asyncio.Transport) -> None:
+    """No waiting for the acknowledgement of a response's head before its body goes: 40 ms on a kept connection.
+
+    asyncio only asks for it where a socket's protocol was spelled out, which that of a listener we hand over is not.
+    """
+    found = transport.get_extra_info("socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _refusal(status: int, code: str, kind: str, message: str, more: bytes = b"") -> bytes:
