@@ -19,7 +19,9 @@ from adapters.database import FILE
 from adapters.errors import Conflict, HotshoeError, ModelNotFound, Problem, StateNewer, StorageDamaged
 from adapters.file_rows import Owner
 from adapters.file_store import FileStore
+from adapters.proof_rows import ProofKey
 from adapters.registry import WITH_FILES, Registry
+from adapters.servable import Servable
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion, Alias, VersionStatus
 
@@ -50,6 +52,7 @@ class Report:
     versions: int
     blobs: int
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()  # sound, and yet not what one may expect: aliases that are answered 409
 
     @property
     def is_clean(self) -> bool:
@@ -69,6 +72,7 @@ class Report:
             "blobs": self.blobs,
             "is_sound": self.is_sound,
             "findings": findings,
+            "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
@@ -79,7 +83,8 @@ class Report:
             for finding in self.findings
         ]
         verdict = "sound" if self.is_sound else "DAMAGED"
-        return [*found, f"{self.home}: {verdict}; {self.versions} versions, {self.blobs} blobs looked at"]
+        noted = [f"note  {note}" for note in self.notes]
+        return [*found, *noted, f"{self.home}: {verdict}; {self.versions} versions, {self.blobs} blobs looked at"]
 
 
 def run_doctor(home: Path, repair: bool = False) -> Report:
@@ -119,7 +124,8 @@ class _Examination:
 
     def report(self) -> Report:
         findings = [*self._database(), *self._files(), *self._aliases(), *self._sent(), *self._litter()]
-        return Report(str(self.home), len(self.versions), len(self.store.digests()), tuple(findings))
+        notes = tuple(self._not_served())
+        return Report(str(self.home), len(self.versions), len(self.store.digests()), tuple(findings), notes)
 
     def _database(self) -> Iterator[Finding]:
         with self.registry.database.reading() as connection:
@@ -200,6 +206,26 @@ class _Examination:
         except ModelNotFound:
             return f"points at version {alias.number}, which is not there"
         return "" if status is VersionStatus.READY else f"points at version {alias.number}, which is {status}"
+
+    def _not_served(self) -> Iterator[str]:
+        """Aliases of ready versions that the server of the last start answers 409, each with the reason."""
+        bases, served = self.registry.bases(), self.registry.served_base()
+        if served is None:
+            return
+        rule = Servable(served.digest, served.name, served.max_rank, bases)
+        if served.dtype and served.engine_version:
+            rule.engine = ProofKey(served.digest, served.dtype, served.engine_version)
+        ready = {
+            (version.tenant, version.name, version.number): version
+            for version in self.versions
+            if version.status is VersionStatus.READY
+        }
+        for tenant in sorted({version.tenant for version in self.versions}):
+            for alias in self.registry.aliases(tenant):
+                version = ready.get((tenant, alias.name, alias.number))
+                trouble = rule.trouble(version) if version else None
+                if trouble is not None:
+                    yield f"{alias.name}@{alias.alias}: {trouble.message}"
 
     def _move_away(self, alias: Alias) -> None:
         try:

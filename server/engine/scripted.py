@@ -72,7 +72,7 @@ class ScriptedWorker:
             dtype="float32" if options.dtype == "auto" else options.dtype,
             context_length_tokens=options.context_length_tokens or DEFAULT_CONTEXT_TOKENS,
             base_id=options.base_id,
-            engine_version="scripted 1",
+            engine_version=self.models.script.engine_version,
         )
 
 

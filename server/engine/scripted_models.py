@@ -29,6 +29,8 @@ class Script:
     seconds_to_load: float = 0.0
     error_after_tokens: int | None = None  # a stream reports an engine error after so many tokens
     reports_cached_tokens: bool = False  # as vLLM's --enable-prompt-tokens-details
+    engine_version: str = "scripted 1"
+    is_inert: bool = False  # adapters load and change nothing, as under an engine that reads their names otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class ScriptedModels:
             words=words,
             is_cut=len(words) < len(said) or bool(body.get("ignore_eos")),
             prompt_tokens=prompt_tokens,
-            effect=self.effects[model],
+            effect=0 if self.script.is_inert else self.effects[model],
             top_logprobs=_top_logprobs(body),
             is_stream=bool(body.get("stream")),
             has_usage_chunk=bool((body.get("stream_options") or {}).get("include_usage")),

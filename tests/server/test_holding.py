@@ -39,3 +39,15 @@ def test_u19_a_huge_update_is_served_once_the_operator_allows_its_size(
     assert (again.exit_code, again.exception) == (0, None)
     row = server.http.get("/v1/adapters/huge/versions/1").json()
     assert (row["status"], row["is_held"]) == ("ready", False)
+
+
+def test_u19_what_was_out_for_its_rank_is_measured_before_it_is_proven(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    base = load_base(tiny_qwen2(tmp_path / "whole"))
+    server = make_server(base, max_rank=4)
+    assert server.push("huge", server.adapter(alpha=1e5, rank=8)).json()["status"] == "export_only"
+    server.stop()
+    server = make_server(base)
+    row = server.http.get("/v1/adapters/huge/versions/1?wait=5").json()
+    assert (row["status"], row["reasons"][0]["code"], row["is_held"]) == ("quarantined", "update_too_large", True)
