@@ -122,9 +122,9 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     files.sweep()
     metrics = Metrics(settings.label_limit)
     proxy = EngineProxy(engine.socket_path)
-    residents = Residents(engine, registry, store, metrics, settings.staged_limit, base.digest)
-    limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
     servable = Servable(base.digest, base.id, settings.max_rank, registry.bases())
+    residents = Residents(engine, registry, store, metrics, settings.staged_limit, servable)
+    limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
     engaged = Engaged(
         engine=engine,
         registry=registry,

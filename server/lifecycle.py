@@ -151,10 +151,17 @@ class Lifecycle:
         self._restoring = self.spawn(self._restore(services))
 
     async def _restore(self, services: Services) -> None:
+        """Until it is done: an engine that is gone comes back, and so does a registry that is locked."""
+        said = ""
         while not self.is_stopping:
-            with contextlib.suppress(EngineUnavailable):
+            try:
                 await services.residents.restore()
-                log.info("ready", warm=len(services.residents.rows()))
-                self.on_ready()
-                return
-            await asyncio.sleep(RESTORE_PAUSE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - a server that gave up here would never be ready
+                if not isinstance(error, EngineUnavailable) and said != str(error):
+                    said = str(error)
+                    log.error("the warm set is not back", error=type(error).__name__, reason=said[:500])
+                await asyncio.sleep(RESTORE_PAUSE_SECONDS)
+                continue
+            log.info("ready", warm=len(services.residents.rows()), left_out=len(services.residents.left_out()))
+            self.on_ready()
+            return

@@ -24,7 +24,8 @@ from server.engine.base import Engine
 from server.holding import Holding
 from server.metrics import Metrics
 from server.probe import Completions, Proof, probe
-from server.residency import Key, Residents, death_problem, is_deadly, key_of
+from server.residency import Residents, death_problem, is_deadly
+from server.restoring import Key, key_of
 
 log = structlog.get_logger("hotshoe.proving")
 ENGINE_POLL_SECONDS, REGISTRY_POLL_SECONDS = 0.2, 0.5

@@ -30,13 +30,14 @@ from adapters.errors import (
 )
 from adapters.publish import remove_files
 from adapters.registry import Registry
+from adapters.servable import Servable
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion, VersionStatus
 from server.engine.base import Engine, EngineAdapter, engine_name
 from server.metrics import Metrics
+from server.restoring import Key, Plan, key_of, plan_restore
 
 log = structlog.get_logger("hotshoe.residency")
-Key = tuple[str, str, int]
 Vet = Callable[[AdapterVersion, str], Awaitable[None]]  # a version, and its name in the engine that just loaded it
 MOST_DEATHS = 2  # in a row, with one version in hand
 DEATH_SEEN_SECONDS, DEATH_POLL_SECONDS = 2.5, 0.02  # an engine that died is not ready within two seconds
@@ -75,10 +76,6 @@ class Resident:
             self.idle.set()
 
 
-def key_of(version: AdapterVersion) -> Key:
-    return (version.tenant, version.name, version.number)
-
-
 def is_deadly(version: AdapterVersion) -> bool:
     """The engine died with it as often as is borne: it is not loaded again."""
     return version.engine_deaths >= MOST_DEATHS
@@ -100,20 +97,21 @@ class Residents:
         store: BlobStore,
         metrics: Metrics,
         staged_limit: int,
-        base_digest: str,
+        servable: Servable,
     ) -> None:
         self.engine = engine
         self.registry = registry
         self.store = store
         self.metrics = metrics
         self.staged_limit = staged_limit
-        self.base_digest = base_digest
+        self.servable = servable
         self.vet: Vet | None = None  # proves a ready version again where its proof is another engine's
         self.is_restored = False
         self.is_closed = False
         self._engines = 0  # that came and went
         self._rows: dict[Key, Resident] = {}
         self._loads: dict[Key, asyncio.Task[Resident]] = {}
+        self._left_out: dict[Key, HotshoeError] = {}
         self._lock = asyncio.Lock()
 
     def state_of(self, version: AdapterVersion) -> Residency:
@@ -197,26 +195,57 @@ class Residents:
         self.is_restored = False
         self._engines += 1
         self._rows.clear()
+        self._left_out.clear()
         self._count()
 
     async def restore(self) -> None:
-        """Load the warm set into an engine that holds nothing; a version that fails is logged and stays wanted."""
+        """Load the warm set into an engine that holds nothing. What cannot be loaded stays wanted, and `left_out` says
+        why; raises EngineUnavailable only for an engine that is gone, RegistryBusy for a registry that is."""
         self.forget_all()
         try:
-            warm = await asyncio.to_thread(self.registry.warm_set)
-            wanted = [version for version in warm if version.base_digest == self.base_digest]
-            for version in wanted[: self.staged_limit]:
-                try:
-                    await self.warm(version)
-                except EngineUnavailable:
-                    if not self.engine.is_ready():
-                        raise
-                    log.warning("warm version did not load", model=version.ref)
-                except HotshoeError as error:
-                    log.warning("warm version did not load", model=version.ref, code=error.code, reason=error.message)
+            plan = await self._plan()
+            for version in plan.wanted:
+                await self._bring_back(version)
         finally:
             self._count()
         self.is_restored = True
+
+    def left_out(self) -> dict[Key, HotshoeError]:
+        """Warm versions that could not be brought back at the last start of the engine, and were not loaded since."""
+        return dict(self._left_out)
+
+    async def _plan(self) -> Plan:
+        warm = await asyncio.to_thread(self.registry.warm_set)
+        named = await asyncio.to_thread(self._named_by_aliases, {version.tenant for version in warm})
+        plan = plan_restore(warm, named, self.staged_limit, self.servable.misfit)
+        for version in warm:
+            if (error := plan.left_out.get(key_of(version))) is not None:
+                self._leave_out(version, error)
+        return plan
+
+    async def _bring_back(self, version: AdapterVersion) -> None:
+        try:
+            await self.warm(version)
+        except EngineUnavailable as error:
+            if not self.engine.is_ready():
+                raise
+            self._leave_out(version, error)
+        except HotshoeError as error:
+            self._leave_out(version, error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one version must not keep the others out
+            self._leave_out(version, HotshoeError(f"{version.ref} did not load: {type(error).__name__}."))
+
+    def _leave_out(self, version: AdapterVersion, error: HotshoeError) -> None:
+        self._left_out[key_of(version)] = error
+        log.warning("warm version not brought back", model=version.ref, code=error.code, reason=error.message)
+
+    def _named_by_aliases(self, tenants: set[str]) -> set[Key]:
+        """Versions that answer under an alias, as the one it means or as its candidate."""
+        found: set[Key] = set()
+        for alias in (alias for tenant in tenants for alias in self.registry.aliases(tenant)):
+            numbers = {alias.number, *([alias.candidate.number] if alias.candidate else ())}
+            found |= {(alias.tenant, alias.name, number) for number in numbers}
+        return found
 
     async def _hold(self, version: AdapterVersion) -> Resident:
         key = key_of(version)
@@ -265,6 +294,7 @@ class Residents:
             row.load_seconds = time.monotonic() - started
             row.state, row.last_used = Residency.RESIDENT, time.monotonic()
             self._rows[key_of(version)] = row
+            self._left_out.pop(key_of(version), None)
             self.metrics.loads.labels("loaded").inc()
             self.metrics.load_seconds.observe(row.load_seconds)
             log.info("adapter loaded", model=version.ref, seconds=round(row.load_seconds, 3))

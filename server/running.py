@@ -14,6 +14,7 @@ from adapters.errors import ConfigInvalid
 from adapters.keys import BOOTSTRAP_ID
 from server.app import build_services, create_app
 from server.cli.output import exit_code_of
+from server.engine.base import Engine, engine_name
 from server.front import allow_many_connections, certificate_of, front_config
 from server.lifecycle import state_lock
 from server.logs import configure_logging
@@ -24,13 +25,16 @@ from server.tls import Certificate
 EXIT_INTERRUPTED = 130
 
 
-def run_server(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code. Raises AlreadyRunning and ConfigInvalid first."""
+def run_server(settings: Settings, engine: Engine | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises AlreadyRunning and ConfigInvalid first.
+
+    An engine that is given is used in place of the one that the settings name.
+    """
     lines = configure_logging(settings.log_level)
     allow_many_connections()
     certificate = certificate_of(settings)
     with state_lock(settings.home), closing(listen(settings)) as listener:
-        services = build_services(settings)
+        services = build_services(settings, engine)
         lines.on_lost = services.metrics.lost_lines.inc
         app = create_app(settings, services)
         server = uvicorn.Server(front_config(settings, app, services.metrics, certificate))
@@ -51,7 +55,7 @@ async def _serve(
         server.should_exit = True
 
     services.lifecycle.on_failure = give_up
-    services.lifecycle.on_ready = lambda: say(f"ready, with {len(services.residents.rows())} adapters loaded")
+    services.lifecycle.on_ready = lambda: say(*ready_lines(services))
     announce(services.settings, services, listener)
     show_first_key(services.settings, services)
     try:
@@ -96,6 +100,15 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
         f"  log of the engine: {settings.home / 'engine.log'}",
     ]
     say(*lines)
+
+
+def ready_lines(services: Services) -> list[str]:
+    """That requests are answered from now on, and which warm versions are not back, each with its reason."""
+    left_out = services.residents.left_out()
+    lines = [f"ready, with {len(services.residents.rows())} adapters loaded"]
+    for (tenant, name, number), error in sorted(left_out.items()):
+        lines.append(f"  not loaded: {engine_name(tenant, name, number)} ({error.code}): {error.message}")
+    return lines
 
 
 def show_first_key(settings: Settings, services: Services) -> None:
