@@ -116,8 +116,8 @@ def plan_memory(layout: Layout, base: BaseModel) -> MemoryPlan:
 def weights_bytes(base: BaseModel, layout: Layout) -> int | None:
     """The checkpoint's numbers in the dtype that is served; None for a quantised base and one without weights.
 
-    On a CPU vLLM packs every matrix for its products and drops the original, but for embeddings and output layer, of
-    which it keeps both.
+    On a CPU vLLM packs every matrix for its products and drops the original, but for embeddings and output layer: of
+    each it keeps both, and packs the output layer on its own also where it is the embeddings.
     """
     files = weight_files(base.folder)
     if layout.dtype_bytes is None or not layout.has_plain_weights or not files:
@@ -125,9 +125,12 @@ def weights_bytes(base: BaseModel, layout: Layout) -> int | None:
     tensors = [tensor for file in files for tensor in read_header(file)]
     if any(tensor.dtype not in FLOATS for tensor in tensors):
         return None
-    loaded = [tensor for tensor in tensors if not (base.is_tied and tensor.name == OUTPUT_LAYER)]
-    twice = [tensor for tensor in loaded if layout.is_cpu and tensor.name in (EMBEDDINGS, OUTPUT_LAYER)]
-    return sum(tensor.elements for tensor in (*loaded, *twice)) * layout.dtype_bytes
+    loaded = {tensor.name: tensor.elements for tensor in tensors}
+    if base.is_tied:
+        loaded.pop(OUTPUT_LAYER, None)
+    embedded = loaded.get(EMBEDDINGS, 0)
+    packed = embedded + loaded.get(OUTPUT_LAYER, embedded) if layout.is_cpu else 0
+    return (sum(loaded.values()) + packed) * layout.dtype_bytes
 
 
 def slot_elements(config: Mapping[str, Any], layout: Layout) -> int | None:

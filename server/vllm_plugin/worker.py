@@ -32,7 +32,7 @@ def weights_bytes(model: Any) -> int:
     """
     total = sum(parameter.nbytes for parameter in model.parameters())
     for layer in model.modules():
-        if hasattr(layer, "cpu_linear"):
+        if "cpu_linear" in vars(layer):  # hasattr is also true of the layer that vLLM wraps around it for LoRA
             numbers = layer.weight.numel() or layer.input_size_per_partition * layer.output_size_per_partition
             total += numbers * layer.weight.element_size()
     return total

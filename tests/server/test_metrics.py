@@ -225,7 +225,7 @@ def test_the_real_engine_has_allocated_what_is_computed_and_its_metrics_pass(
         for part, told in (("stage", "stage_bytes"), ("packed", "packed_bytes")):
             assert exact < memory[told] <= computed[part] <= exact + 2 * narrow["size_bytes"], part
         found = scraped(server)
-        assert values(found, "hotshoe_memory_bytes") == {("main", part): size for part, size in computed.items()}
+        assert values(found, "hotshoe_memory_bytes") == {(part, "main"): size for part, size in computed.items()}
         assert 0 < place["unaccounted_bytes"] < 8e9, "interpreters and libraries of all processes"
         names = {family.name for family in found}
         assert {"vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens"} <= names
