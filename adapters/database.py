@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
-from adapters.database_errors import BUSY_SECONDS, database_errors
+from adapters.database_errors import BUSY_SECONDS, RETRY_SECONDS, database_errors
+from adapters.errors import RegistryBusy
 
 if TYPE_CHECKING:
     from adapters.upgrade import Upgrade
@@ -18,7 +20,8 @@ FILE = "registry.sqlite3"
 HEAD = "0005"  # the newest migration; a test compares it with the folder
 # Rollback journal, not WAL: this SQLite is in the range of the WAL-reset bug (https://sqlite.org/wal.html#walresetbug).
 # EXTRA is FULL plus an fsync of the folder after the journal is gone, without which a power cut can undo a commit.
-PRAGMAS = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}")
+PRAGMAS = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON")
+IMPATIENT_SECONDS = 0.05  # how long to wait for a lock that somebody has just waited for in vain
 
 
 class Database:
@@ -26,7 +29,9 @@ class Database:
 
     def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         self.path = path
-        self.engine = _engine(path, busy_seconds)
+        self.busy_seconds = busy_seconds
+        self.engine = _engine(path, self._patience_seconds)
+        self._impatient_until = 0.0  # on the monotonic clock
         self.changes = 0  # grows with every change made here, so that what was read before it can be told from after
 
     def close(self) -> None:
@@ -35,7 +40,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One consistent view."""
-        with database_errors(self.path), self.engine.begin() as connection:
+        with self._errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -44,7 +49,7 @@ class Database:
         has_lock = False
         try:
             with (
-                database_errors(self.path),
+                self._errors(),
                 self.engine.connect().execution_options(is_writer=True) as connection,
                 connection.begin(),
             ):
@@ -52,6 +57,23 @@ class Database:
                 yield connection
         finally:
             self.changes += has_lock  # who waited for the lock in vain changed nothing: what was read before holds
+
+    def _patience_seconds(self) -> float:
+        """How long a transaction that begins now waits for the lock.
+
+        One that waited in vain says that another program holds it. Who comes after is told so at once, instead of
+        waiting in line behind each other, one wait after the other.
+        """
+        return IMPATIENT_SECONDS if time.monotonic() < self._impatient_until else self.busy_seconds
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with database_errors(self.path):
+                yield
+        except RegistryBusy:
+            self._impatient_until = time.monotonic() + RETRY_SECONDS
+            raise
 
     def migrate(self) -> Upgrade | None:
         """Bring the tables to HEAD in one transaction, after a copy was put aside of those that were there.
@@ -94,24 +116,24 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _engine(path: Path, busy_seconds: float) -> Engine:
+def _engine(path: Path, patience_seconds: Callable[[], float]) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
-        connect_args={"timeout": busy_seconds, "check_same_thread": False, "isolation_level": None},
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None},
         pool_size=8,
         max_overflow=56,
     )
 
     @event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, _record: Any) -> None:
-        for pragma in PRAGMAS[:3]:
+        for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
-        connection.execute(f"PRAGMA busy_timeout={int(busy_seconds * 1000)}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A writer takes its lock at once: upgrading a reader's lock can fail without waiting.
         is_writer = connection.get_execution_options().get("is_writer", False)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={int(patience_seconds() * 1000)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
     return engine

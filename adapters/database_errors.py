@@ -13,6 +13,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from adapters.errors import HotshoeError, RegistryBusy, StorageDamaged, StorageFull
 
 BUSY_SECONDS = 4  # so that whoever waits for the lock is told within five
+RETRY_SECONDS = 1
 
 
 @contextmanager
@@ -45,7 +46,9 @@ def _is_full(path: Path) -> bool:
 def _translated(error: DBAPIError | sqlite3.Error, message: str, path: Path) -> HotshoeError:
     is_operational = isinstance(error, OperationalError | sqlite3.OperationalError)
     if is_operational and ("locked" in message or "busy" in message):
-        return RegistryBusy(f"The registry was busy for {BUSY_SECONDS} s; retry.", retry_after=1)
+        return RegistryBusy(
+            "The registry is locked by another program, and was not free in time: try again.", retry_after=RETRY_SECONDS
+        )
     is_vague = "unable to open" in message or "disk I/O error" in message
     if "full" in message or (is_vague and _is_full(path)):
         return StorageFull(f"No space is left for {path}: free some and retry.", retry_after=30)

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("hotshoe.lifecycle")
 RESTORE_PAUSE_SECONDS = 0.5
+THREADS = 64  # as many as the registry has connections
 
 
 @contextmanager
@@ -60,6 +62,8 @@ class Lifecycle:
 
     async def start(self, services: Services) -> None:
         """Begin to start the engine; returns at once, so that /health and /ready answer meanwhile."""
+        # asyncio's own pool has six threads on two cores: as many writes that wait for a lock would keep every read out
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "hotshoe"))
         services.engine.on_restart(lambda: self._restarted(services))
         for worker in services.workers:
             await worker.start()
