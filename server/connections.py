@@ -69,7 +69,8 @@ class TimedProtocol(HttpToolsProtocol):
         if len(self.connections) > self.bounds.limit and not self._make_room():
             self._refuse("no_room", 503)
             return
-        self._await_head()
+        self.bounds.idle[self] = None
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.bounds.idle.pop(self, None)
@@ -80,8 +81,8 @@ class TimedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._is_waiting() and self._head_timer is None:
-            self._await_head()
+        if self._is_waiting():
+            self._start_head_timer()  # also for line ends, which are no head yet
         before = self._heads if self._is_in_head and self._heads else 1
         super().data_received(data)
         if self._is_in_head and self._heads == before and not self.transport.is_closing():
@@ -93,6 +94,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._is_in_head = True
         self._heads += 1
         self._head_bytes = 0
+        self._start_head_timer()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -111,6 +113,10 @@ class TimedProtocol(HttpToolsProtocol):
             self._cut_unless_read()
         elif self._is_waiting():
             self.bounds.idle[self] = None
+            if (
+                self._is_in_head or self.cycle.more_body
+            ):  # half of the next head, or a body that was refused, still comes
+                self._start_head_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -128,9 +134,9 @@ class TimedProtocol(HttpToolsProtocol):
     def _is_waiting(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _await_head(self) -> None:
-        self.bounds.idle[self] = None
-        self._head_timer = self.loop.call_later(self.bounds.header_seconds, self._head_is_late)
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.bounds.header_seconds, self._head_is_late)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -139,7 +145,7 @@ class TimedProtocol(HttpToolsProtocol):
         if self._is_waiting():
             self._refuse("slow_head", 408)
         else:  # the next request's head, while this one is still being answered
-            self._head_timer = self.loop.call_later(self.bounds.header_seconds, self._head_is_late)
+            self._start_head_timer()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -163,6 +163,8 @@ def to_wire(error: HotshoeError) -> WireError:
         retry_after = DEFAULT_RETRY_AFTER_SECONDS
     if retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))
+    if isinstance(error, PayloadTimeout):
+        headers["connection"] = "close"  # the rest of the body may still come, and is no request
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return WireError(status, {"error": body}, headers)
