@@ -13,10 +13,7 @@ from collections.abc import Mapping
 import structlog
 
 from adapters.errors import EngineUnavailable
-from server.engine.base import (
-    EngineOptions,
-    RestartCallback,
-)
+from server.engine.base import EngineCapacity, EngineOptions, EngineUsage, LoadedAdapter, RestartCallback
 from server.engine.client import SpokenTo
 from server.engine.rundir import check_socket_path, prepare_run_dir
 from server.engine.vitals import Processes, Watch
@@ -93,6 +90,23 @@ class VllmEngine(SpokenTo):
 
     def on_restart(self, callback: RestartCallback) -> None:
         self._callbacks.append(callback)
+
+    async def loaded(self) -> list[LoadedAdapter]:
+        self._check_ready()
+        return await super().loaded()
+
+    async def usage(self) -> EngineUsage:
+        self._check_ready()
+        return await super().usage()
+
+    async def capacity(self) -> EngineCapacity:
+        self._check_ready()
+        return await super().capacity()
+
+    def _check_ready(self) -> None:
+        """Nothing is asked of an engine that is stopped: nobody would see the server's state meanwhile."""
+        if not self.is_ready():
+            raise EngineUnavailable("The engine is starting, or its process is stopped or gone; try again shortly.")
 
     async def _start_once(self) -> None:
         """Start a process and wait until it answers; leaves none behind when it does not."""

@@ -93,6 +93,8 @@ def test_f15_a_stopped_process_makes_it_unready_and_a_stream_goes_on_with_it(sta
             eventually(lambda: not is_ready(standing), 2)
             refused = standing.ask("two")
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+            system = httpx.get(f"{standing.url}/v1/system", timeout=10).json()
+            assert (system["status"], system["engine"]["is_ready"]) == ("not_ready", False)
         finally:
             os.kill(before[which], signal.SIGCONT)
         rest = list(events)
