@@ -25,6 +25,7 @@ PROBE_SECONDS = 120.0
 FAREWELL_SECONDS = 0.5
 READ_BUFFER_BYTES = 1024 * 1024
 WHOLE_BYTES = 64 * 1024
+CORE_DEAD = b"EngineCore encountered an issue. See stack trace (above)"  # vLLM's words for a core that is no more
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 
@@ -126,6 +127,8 @@ async def _send_error(response: aiohttp.ClientResponse, path: str, send: Send, r
     raw = await response.read()
     if response.status == 404 and b"does not exist" in raw:
         raise EngineUnavailable("The engine lost the adapter: it was restarted and is being filled again.")
+    if response.status >= 500 and CORE_DEAD in raw:
+        raise EngineUnavailable("The engine stopped before it answered; it is being restarted.")
     error = from_engine(response.status, raw)
     await send_error(send, path, error)
     result.status = error.status
