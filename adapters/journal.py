@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select
 
 from adapters import schema
 from adapters.database import Database
@@ -54,11 +54,8 @@ class Journal:
 
     def recall(self, tenant: str, key: str, request_hash: str) -> dict[str, Any] | None:
         """The answer kept for this key, or None; raises IdempotencyReused when it was another request's."""
-        query = select(schema.idempotency_keys).where(
-            schema.idempotency_keys.c.tenant == tenant,
-            schema.idempotency_keys.c.key == key,
-            schema.idempotency_keys.c.created_at > time.time() - KEEP_KEYS_SECONDS,
-        )
+        keys = schema.idempotency_keys
+        query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key, ~_is_over(time.time()))
         with self.database.reading() as connection:
             row = connection.execute(query).first()
         if row is None:
@@ -75,11 +72,17 @@ class Journal:
         keys = schema.idempotency_keys
         with self.database.writing() as connection:
             ensure_tenant(connection, tenant, now)
-            connection.execute(delete(keys).where(keys.c.created_at <= now - KEEP_KEYS_SECONDS))
+            connection.execute(delete(keys).where(_is_over(now)))
             kept = connection.execute(select(keys.c.key).where(keys.c.tenant == tenant, keys.c.key == key)).first()
             if kept is None:
                 values = {"tenant": tenant, "key": key, "request_hash": request_hash, "created_at": now}
                 connection.execute(insert(keys).values({**values, "response": dict(response)}))
+
+
+def _is_over(now: float) -> ColumnElement[bool]:
+    """Of more than a day ago; or of more than a day ahead, made by a clock that was wrong and has been set since."""
+    at = schema.idempotency_keys.c.created_at
+    return or_(at <= now - KEEP_KEYS_SECONDS, at > now + KEEP_KEYS_SECONDS)
 
 
 def add_event(
