@@ -37,7 +37,7 @@ OTHER_CACHE = ANOTHER_MODEL | {"num-gpu-blocks-override", "kv-cache-dtype-skip-l
 OTHER_CACHE |= {"decode-context-parallel-size", "prefill-context-parallel-size", "kv-transfer-config"}
 RELEVANT = READ | OTHER_WEIGHTS | OTHER_CACHE
 UNREADABLE = "?"
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER, FRACTION = re.compile(r"-?\d*\.?\d+"), re.compile(r"0?\.\d+|1(\.0*)?")
 READABLE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)")
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -64,7 +64,7 @@ def read_layout(flags: Sequence[str], config: Mapping[str, Any], *, is_cpu: bool
         is_fully_sharded="fully-sharded-loras" in given,
         has_plain_weights=not config.get("quantization_config") and not OTHER_WEIGHTS & given.keys(),
         kv_cache_bytes=_count(given.get("kv-cache-memory-bytes", "")),
-        memory_fraction=float(fraction) if NUMBER.fullmatch(fraction) else None,
+        memory_fraction=float(fraction) if FRACTION.fullmatch(fraction) else None,
     )
 
 
@@ -81,7 +81,7 @@ def given_flags(words: Sequence[str]) -> dict[str, str]:
         if name in RELEVANT:
             found[name] = value
         elif word.startswith("--") and name not in OWN_FLAGS:  # argparse takes the beginning of a name for the name
-            found |= {whole: UNREADABLE for whole in RELEVANT if whole.startswith(name)}
+            found |= {whole: UNREADABLE for whole in RELEVANT - OWN_FLAGS.keys() if whole.startswith(name)}
     return found
 
 

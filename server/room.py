@@ -11,6 +11,7 @@ from adapters.errors import ConfigInvalid
 from server.machine import Machine
 from server.memory import MemoryPlan
 
+CONTEXT = "HOTSHOE_CONTEXT_LENGTH_TOKENS (or your --max-model-len)"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -77,7 +78,7 @@ def _check_cache(plan: MemoryPlan) -> None:
     if given is None or needed is None or given >= needed:
         return
     most = _longest(plan, given)
-    shorter = f", or lower HOTSHOE_CONTEXT_LENGTH_TOKENS to at most {most}" if most else ""
+    shorter = f", or lower {CONTEXT} to at most {most}" if most else ""
     raise ConfigInvalid(
         f"The KV cache has {given} bytes ({size(given)}), and one sequence of {layout.context_tokens} tokens needs "
         f"{needed} ({size(needed)}): raise HOTSHOE_KV_CACHE_BYTES to {needed}{shorter}.",
@@ -112,7 +113,7 @@ def _check_gpu(plan: MemoryPlan, machine: Machine) -> None:
         f"One sequence of {layout.context_tokens} tokens needs {size(needed)} of KV cache on each GPU, and at most "
         f"{size(max(0, left))} is left: {size(allowed)} of {size(machine.gpu_bytes)} may be used "
         f"(--gpu-memory-utilization {layout.memory_fraction:g}), weights take {weights} and {each} {slots}. "
-        f"Lower the context (HOTSHOE_CONTEXT_LENGTH_TOKENS){shorter}, HOTSHOE_SLOTS or HOTSHOE_MAX_RANK, or take a "
+        f"Lower {CONTEXT}{shorter}, HOTSHOE_SLOTS or HOTSHOE_MAX_RANK, or take a "
         "smaller or a quantised base or more GPUs (--tensor-parallel-size).",
         param="context_length_tokens",
     )

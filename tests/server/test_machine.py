@@ -28,7 +28,7 @@ def tree(root: Path, own: str, files: dict[str, str]) -> Path:
     return root
 
 
-V1 = "11:cpu,cpuacct:/\n4:hugetlb,memory:/docker/abc\n0::/\n"
+V1 = "11:cpu,cpuacct:/quick\n4:hugetlb,memory:/docker/abc\n0::/\n"
 NO_LIMIT_V1 = "9223372036854771712\n"
 
 
@@ -42,7 +42,7 @@ NO_LIMIT_V1 = "9223372036854771712\n"
         ("0::/../other\n", {"sys/fs/cgroup/memory.max": "700\n"}, 700),
         (V1, {"sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes": "800\n"}, 800),
         (V1, {"sys/fs/cgroup/memory/memory.limit_in_bytes": "900\n"}, 900),  # the container's own mount
-        (V1, {"sys/fs/cgroup/cpu/memory.limit_in_bytes": "1"}, None),
+        (V1, {"sys/fs/cgroup/memory/quick/memory.limit_in_bytes": "1"}, None),  # another controller's path
         ("garbage\n", {}, None),
         ("", {}, None),
     ],

@@ -86,9 +86,9 @@ def test_the_cache_of_a_token_is_keys_and_values_of_its_layers(qwen: BaseModel, 
 
 
 def weighted(folder: Path, dtype: str = "BF16", **config: Any) -> BaseModel:
-    """A base with weights of 100, 20 and 50 numbers: embeddings, something else, the output layer."""
+    """A base with weights of 100, 20 and 70 numbers: embeddings, something else, the output layer."""
     base = shape_only_base(folder, **config)
-    sizes = {"model.embed_tokens.weight": 100, "model.norm.weight": 20, "lm_head.weight": 50}
+    sizes = {"model.embed_tokens.weight": 100, "model.norm.weight": 20, "lm_head.weight": 70}
     tensors = {name: np.zeros((10, count // 10)) for name, count in sizes.items()}
     write_safetensors(base.folder / "model.safetensors", tensors, dtype)
     return load_base(base.folder)
@@ -96,9 +96,9 @@ def weighted(folder: Path, dtype: str = "BF16", **config: Any) -> BaseModel:
 
 def test_weights_are_the_checkpoints_in_the_dtype_that_is_served(tmp_path: Path, qwen: BaseModel) -> None:
     untied = weighted(tmp_path / "untied", tie_word_embeddings=False)
-    assert plan_memory(replace(CPU, is_cpu=False), untied).weights_bytes == 170 * 4
-    assert plan_memory(replace(CPU, is_cpu=False, dtype_bytes=2), untied).weights_bytes == 170 * 2
-    assert plan_memory(CPU, untied).weights_bytes == (170 + 150) * 4, "with packed copies of both"
+    assert plan_memory(replace(CPU, is_cpu=False), untied).weights_bytes == 190 * 4
+    assert plan_memory(replace(CPU, is_cpu=False, dtype_bytes=2), untied).weights_bytes == 190 * 2
+    assert plan_memory(CPU, untied).weights_bytes == (190 + 170) * 4, "with packed copies of both"
     tied = weighted(tmp_path / "tied", tie_word_embeddings=True)
     assert plan_memory(CPU, tied).weights_bytes == (120 + 2 * 100) * 4, "not as stored, but packed"
     assert plan_memory(CPU, qwen).weights_bytes is None, "there are none"
@@ -145,7 +145,9 @@ def test_staged_adapters_take_at_most_their_rank_or_their_file(tiny_base: BaseMo
         (("-q", "bitsandbytes"), {"has_plain_weights": False}),
         (("--cpu-offload-gb", "4"), {"has_plain_weights": False}),
         (("--speculative-config.method", "ngram"), {"has_plain_weights": False, "kv_bytes": None}),
-        (("--gpu-memory-utilization", "0.5"), {"memory_fraction": 0.5}),
+        (("--gpu-memory-utilization", ".5"), {"memory_fraction": 0.5}),
+        (("--gpu-memory-utilization", "high"), {"memory_fraction": None}),
+        (("--ma", "4"), {"max_loras": 9, "context_tokens": None}),
         (("--block-size", "32", "--enforce-eager", "-tp", "2"), {"block_tokens": 32, "tensor_parallel": 2}),
         (("--chat-template", "quantization", "--model-impl", "vllm"), {"context_tokens": None}),
         (("--model", "/models/x"), {"context_tokens": 32768, "has_plain_weights": True}),
@@ -211,7 +213,7 @@ def test_what_is_allocated_must_fit_the_machine(tmp_path: Path) -> None:
     assert plan.weights_bytes is not None and plan.slots_bytes is not None and plan.kv_cache_bytes is not None
     total = plan.weights_bytes + plan.slots_bytes + plan.kv_cache_bytes
     check_room(plan, Machine(total))
-    with pytest.raises(ConfigInvalid, match=r"weights 1.28 kB, slots .* KV cache 1.05 MB.*HOTSHOE_SLOTS"):
+    with pytest.raises(ConfigInvalid, match=r"weights 1.44 kB, slots .* KV cache 1.05 MB.*HOTSHOE_SLOTS"):
         check_room(plan, Machine(total - 1))
 
 
@@ -254,7 +256,7 @@ def test_a_start_prints_the_parts(tmp_path: Path, qwen: BaseModel) -> None:
     base = weighted(tmp_path / "base", tie_word_embeddings=False)
     first, second = memory_lines(cpu_plan(base), Machine(2 * GB))
     cache = "KV cache 1.05 MB (21.3 sequences of 256 tokens); together 1.09 MB"
-    assert first == f"  memory  weights 1.28 kB, 3 slots x 14.8 kB (rank 8), {cache}"
+    assert first == f"  memory  weights 1.44 kB, 3 slots x 14.8 kB (rank 8), {cache}"
     assert second.strip() == "staged adapters: at most 4 x 14.8 kB = 59.4 kB more, of 2.00 GB main memory"
     first, _ = memory_lines(gpu_plan(qwen, "--quantization", "fp8"), Machine(GB, 24 * GB))
     assert first.startswith("  memory  weights unknown, 9 slots x 323 MB (rank 64), KV cache at most unknown")
