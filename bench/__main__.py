@@ -1,4 +1,4 @@
-"""`python -m bench [startup] [gateway] [training] [side_channel] [--rounds N] [--out FILE]`: measure, print, write."""
+"""`python -m bench [startup] [gateway] [training] [side_channel] [restarts] [--rounds N] [--kills N] [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import gateway, side_channel, startup, training
+from bench import gateway, restarts, side_channel, startup, training
 from bench.report import Report, machine, write
 
 BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.run, "side_channel": side_channel.run}
@@ -14,14 +14,17 @@ BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which to run; all without a name")
+    names = [*BENCHES, "restarts"]
+    parser.add_argument("names", nargs="*", choices=[*names, []], help="which; without a name all but the restarts")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement (default 5)")
+    parser.add_argument("--kills", type=int, default=20, help="of the engine, by `restarts` (default 20)")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="where the figures go as JSON")
     given = parser.parse_args()
     print(json.dumps(machine(), indent=2))
     reports: list[Report] = []
     for name in given.names or BENCHES:
-        for report in BENCHES[name](given.rounds):
+        found = restarts.run(given.kills) if name == "restarts" else BENCHES[name](given.rounds)
+        for report in found:
             report.print()
             reports.append(report)
     write(reports, given.out)

@@ -26,6 +26,7 @@ class Served:
     gateway: Target
     engine: Target
     ready_seconds: float
+    log: Path  # what the server writes, both of its streams
 
     def system(self) -> dict[str, object]:
         body: dict[str, object] = httpx.get(f"{self.gateway.url}/v1/system", timeout=10).json()
@@ -64,7 +65,12 @@ def serve(*flags: str, timeout_seconds: float = 300) -> Iterator[Served]:
                 wait_ready(server, url, started + timeout_seconds, Path(log.name))
                 ready_seconds = time.monotonic() - started
                 engine_socket = next(path for path in Path(folder).rglob("engine.sock"))
-                yield Served(Target("gateway", url), Target("engine", "http://engine", engine_socket), ready_seconds)
+                yield Served(
+                    Target("gateway", url),
+                    Target("engine", "http://engine", engine_socket),
+                    ready_seconds,
+                    Path(log.name),
+                )
             finally:
                 server.send_signal(signal.SIGTERM)
                 try:

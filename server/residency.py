@@ -195,19 +195,17 @@ class Residents:
         self.is_restored = False
         self._engines += 1
         self._rows.clear()
-        self._left_out.clear()
         self._count()
 
     async def restore(self) -> None:
-        """Load the warm set into an engine that holds nothing. What cannot be loaded stays wanted, and `left_out` says
-        why; raises EngineUnavailable only for an engine that is gone, RegistryBusy for a registry that is."""
-        self.forget_all()
-        try:
-            plan = await self._plan()
-            for version in plan.wanted:
-                await self._bring_back(version)
-        finally:
-            self._count()
+        """Load the warm set into a new engine, whose old one was forgotten. What cannot be loaded stays wanted, and
+        `left_out` says why; raises EngineUnavailable only for an engine that is gone, RegistryBusy for such a registry.
+        May be called again after either."""
+        self._left_out.clear()
+        plan = await self._plan()
+        for version in plan.wanted:
+            await self._bring_back(version)
+        self._count()
         self.is_restored = True
 
     def left_out(self) -> dict[Key, HotshoeError]:
