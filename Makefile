@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 REQUESTS ?= 100000
 
-.PHONY: help setup demo test test-long fuzz check fix bench serve lock clean
+.PHONY: help setup demo test test-long fuzz check fix bench serve compat lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ bench: setup ## measure start-up and the gateway's overhead over bare vLLM; prin
 
 serve: setup ## serve the embedded base on http://127.0.0.1:8000
 	@$(BIN)/hotshoe serve
+
+compat: setup ## whether the newest vLLM for GPUs (340 MB, downloaded, not installed) has what our plugins use
+	@$(BIN)/python -m deploy.compat
 
 lock: setup ## resolve requirements/*.in into the locks again, that of the GPU image too
 	@$(BIN)/python requirements/lock.py

@@ -125,11 +125,11 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     environment = ROOT / ".venv"
     stamp = environment / ".hotshoe-setup"
-    wanted = wanted_stamp(ROOT, sys.version)
     try:
         if "--packages" in arguments:
             install_packages(ROOT, environment)
             return 0
+        wanted = wanted_stamp(ROOT, sys.version)
         if not stamp.is_file() or stamp.read_text() != wanted:
             make_environment(ROOT, environment)
             stamp.write_text(wanted)

@@ -36,7 +36,10 @@ def taken_over(flags: Sequence[str], count: int) -> list[str]:
 
 def vllm_parser() -> ArgumentParser:
     """The parser that vLLM reads its command line with."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    try:
+        from vllm.entrypoints.common.cli_args import make_arg_parser
+    except ImportError:  # before 0.33
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser: ArgumentParser = make_arg_parser(FlexibleArgumentParser(prog=VLLM))
