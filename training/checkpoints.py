@@ -74,9 +74,8 @@ def choose_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Checkpoi
 
     What is passed over is said, and removed with everything newer than the choice.
     """
-    candidates = complete(checkpoints)
-    by_step = {one.step: one for one in candidates}
-    chosen = next((one for one in candidates if _is_sound(one, by_step)), None)
+    chosen = last_sound(checkpoints)
+    by_step = {one.step: one for one in complete(checkpoints)}
     for folder in _folders(checkpoints):
         if chosen is None or _step(folder) > chosen.step:
             if chosen is not None:
@@ -84,6 +83,18 @@ def choose_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Checkpoi
                 say(f"{folder.name} {what}: going on from {chosen.folder.name}, the last whole one")
             _remove(folder)
     return chosen
+
+
+def last_sound(checkpoints: Path) -> Checkpoint | None:
+    """The one that `choose_checkpoint` would choose; nothing is said or removed."""
+    candidates = complete(checkpoints)
+    by_step = {one.step: one for one in candidates}
+    return next((one for one in candidates if _is_sound(one, by_step)), None)
+
+
+def checkpoint_folders(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Every checkpoint that is here, whole or not, with its step, oldest first."""
+    return sorted((_step(folder), folder) for folder in _folders(checkpoints))
 
 
 def prune(checkpoints: Path, keep: int) -> None:

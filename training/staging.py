@@ -56,9 +56,7 @@ def staged(out: Path, *, resume: bool = False) -> Iterator[Staging]:
     out = out.absolute()
     staging = Staging(staging_folder(out))
     _check_place(out, resume)
-    lock_path = staging.root.with_suffix(".lock")
-    lock = _locked(lock_path, out)
-    try:
+    with lock_run(out):
         _check_left(staging, out, resume)
         if not resume:
             shutil.rmtree(staging.root, ignore_errors=True)
@@ -73,8 +71,17 @@ def staged(out: Path, *, resume: bool = False) -> Iterator[Staging]:
             raise
         else:
             shutil.rmtree(staging.root, ignore_errors=True)
+
+
+@contextmanager
+def lock_run(out: Path) -> Iterator[None]:
+    """Hold the run that writes `out`; raises AlreadyRunning when somebody else does, ConfigInvalid for no place."""
+    path = staging_folder(out).with_suffix(".lock")
+    lock = _locked(path, out)
+    try:
+        yield
     finally:
-        lock_path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         os.close(lock)
 
 

@@ -158,6 +158,11 @@ def open_admin(home: Path | None) -> Iterator[Admin]:
 
 
 def seconds_of(text: str) -> int:
+    """The life of a key: `90s`, `15m`, `12h` or `30d` as seconds; raises InvalidRequest."""
+    return duration_seconds(text, "expires", "the life of a key")
+
+
+def duration_seconds(text: str, param: str, what: str) -> int:
     """`90s`, `15m`, `12h` or `30d` as seconds; raises InvalidRequest."""
     from adapters.errors import InvalidRequest
     from adapters.keys import MAX_LIFE_SECONDS
@@ -168,7 +173,7 @@ def seconds_of(text: str) -> int:
     seconds = int(number) * units[unit] if is_time else 0
     if not 0 < seconds <= MAX_LIFE_SECONDS:
         raise InvalidRequest(
-            f"{text[:40]!r} is not the life of a key: write 90s, 15m, 12h or 30d, 100 years at most.", param="expires"
+            f"{text[:40]!r} is not {what}: write 90s, 15m, 12h or 30d, 100 years at most.", param=param
         )
     return seconds
 
