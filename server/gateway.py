@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
 from dataclasses import replace
 
 import structlog
@@ -24,7 +23,7 @@ from server.errors import EncodingNotAllowed, to_wire, unexpected
 from server.exchange import Exchange
 from server.inference import InferenceRequest, read_request
 from server.proxy import Forwarded, send_error
-from server.receiving import ClientGone, read_body, replaying, until_gone
+from server.receiving import ClientGone, read_body, replaying, while_there
 from server.resolve import resolve_model
 from server.root_path import at_root, under_root
 from server.services import CALLER_KEY, Services
@@ -73,7 +72,7 @@ class Gateway:
         except HotshoeError as error:
             await self._fail(exchange, tracked, error)
         except ClientGone:
-            exchange.outcome = "aborted"
+            exchange.outcome = exchange.outcome or "aborted"
         except Exception:
             log.exception("unexpected error", request_id=exchange.request_id, route=exchange.shown_route)
             if exchange.status is None:
@@ -131,8 +130,9 @@ class Gateway:
             exchange.session = session_of(scope["headers"])
             with exchange.allowance.place():
                 await self._run(receive, send, exchange)
-        except ClientGone:
-            exchange.outcome = "aborted"
+        except ClientGone:  # who has the last event may leave before the engine closes its side
+            is_whole = exchange.result is not None and exchange.result.is_complete
+            exchange.outcome = "completed" if is_whole else "aborted"
             raise
         except HotshoeError as error:
             exchange.outcome = outcome_of(error)
@@ -213,18 +213,3 @@ def outcome_of(error: HotshoeError) -> str:
     if isinstance(error, EngineUnavailable):
         return "unavailable" if status == 503 else "failed"
     return "refused" if status < 500 else "failed"
-
-
-async def while_there(work: Awaitable[None], receive: Receive) -> None:
-    """Do the work, ended early when the client closes its connection; raises ClientGone then."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(until_gone(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        task.result()
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)

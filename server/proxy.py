@@ -150,6 +150,7 @@ async def _send_stream(
             result.events, result.usage = reader.events, reader.usage
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                result.is_complete = reader.is_ended and reader.error is None
     except (
         asyncio.CancelledError
     ):  # the grace of a stopping server is over, or the client is gone and nobody reads this

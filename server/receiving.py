@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 from fastapi import Request
 from starlette.types import Message, Receive
@@ -12,6 +13,7 @@ from starlette.types import Message, Receive
 from adapters.errors import PayloadTooLarge
 from server.errors import PayloadTimeout
 
+T = TypeVar("T")
 LEAST_BYTES_PER_SECOND = 1024
 
 
@@ -80,6 +82,21 @@ def replaying(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+async def while_there(work: Awaitable[T], receive: Receive) -> T:
+    """What the work comes to; it is ended early when the client closes its connection. Raises ClientGone then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(until_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def until_gone(receive: Receive) -> None:

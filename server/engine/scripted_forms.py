@@ -12,8 +12,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from server.engine.scripted_models import Asked, Call, EngineError, RequestRefused, ScriptedModels, Tool
+from server.receiving import ClientGone, while_there
 
 DONE = "data: [DONE]\n\n"
+
+
+async def _joined(models: ScriptedModels, call: Call) -> str:
+    return "".join([word async for _, word in models.speak(call)])
 
 
 class Form:
@@ -31,9 +36,11 @@ class Form:
         if call.is_stream:
             return StreamingResponse(form.stream(models, call), media_type="text/event-stream")
         try:
-            text = "".join([word async for _, word in models.speak(call)])
+            text = await while_there(_joined(models, call), request.receive)
         except EngineError as error:
             return JSONResponse(form.failed(error), status_code=500)
+        except ClientGone:  # as vLLM aborts a request that nobody waits for
+            return Response(status_code=499)
         return JSONResponse(form.whole(call, text))
 
     def asked(self, body: dict[str, Any]) -> Asked:
