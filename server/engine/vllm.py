@@ -23,7 +23,7 @@ from server.engine.vllm_log import StartLog
 POLL_SECONDS = 0.1
 HEALTH_SECONDS = 0.5
 HEALTH_TIMEOUT_SECONDS = 1.4  # with the pause a look takes less than two seconds, whatever hangs
-CORE_SECONDS = 30.0  # between two calls that the core must answer: after each, an idle worker of vLLM spins for a second
+CORE_SECONDS = 30.0  # between two calls that the core must answer; after each, an idle worker of vLLM spins for 1 s
 TERMINATE_SECONDS = 15.0
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 STABLE_SECONDS = 60.0  # after so long a life, counted from ready, the next restart is quick again
