@@ -138,9 +138,12 @@ class Lifecycle:
     async def _bring_up(self, services: Services) -> None:
         try:
             await services.engine.start()
-        except HotshoeError as error:
-            self.failure = error
-            log.error("the engine did not start", code=error.code, reason=error.message)
+        except (HotshoeError, OSError) as error:
+            ours = (
+                error if isinstance(error, HotshoeError) else EngineUnavailable(f"The engine was not started: {error}.")
+            )
+            self.failure = ours
+            log.error("the engine did not start", code=ours.code, reason=ours.message)
             self.on_failure()
             return
         self._restoring = self.spawn(self._restore(services))

@@ -31,7 +31,7 @@ class Processes:
 
     def __init__(self, leader_pid: int) -> None:
         self._all: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):  # it died just now, which its parent is told in another way
+        with contextlib.suppress(psutil.Error, OSError):  # it died just now, which its parent is told in another way
             leader = psutil.Process(leader_pid)
             self._all = [leader, *leader.children(recursive=True)]
         self._cores = {process.pid for process in self._all[1:] if is_core(process)}
@@ -45,6 +45,8 @@ class Processes:
                     status, times = process.status(), process.cpu_times()
             except psutil.NoSuchProcess:
                 status, times = psutil.STATUS_DEAD, None
+            except (psutil.Error, OSError):  # nothing is known of it, as when no file can be opened
+                continue
             if status in DEAD and process.pid in self._cores:
                 gone = f"process {process.pid}"
             if status == psutil.STATUS_STOPPED:

@@ -191,9 +191,9 @@ class VllmEngine(SpokenTo):
             await asyncio.sleep(pause)
             try:
                 await self._start_once()
-            except EngineUnavailable as error:
+            except (EngineUnavailable, OSError) as error:  # a full disk or no memory for a process may pass, too
                 pause = backoff.after(0.0)
-                log.error("engine did not come back", reason=error.message, retry_in_seconds=pause)
+                log.error("engine did not come back", reason=str(error), retry_in_seconds=pause)
                 continue
             self.restarts += 1
             await self._tell_callbacks()

@@ -192,6 +192,21 @@ async def test_an_engine_that_dies_at_every_start_does_not_spin(base: BaseModel,
     await all_gone(tmp_path)
 
 
+async def test_a_start_that_the_machine_does_not_allow_is_tried_again(base: BaseModel, tmp_path: Path) -> None:
+    engine = make(base, tmp_path)
+    await engine.start()
+    log_path, blocked = engine.log_path, tmp_path / "blocked"
+    engine.log_path = blocked / "engine.log"
+    blocked.write_text("a file, where a folder is needed")
+    os.kill(processes(tmp_path)[0], signal.SIGKILL)
+    await within(2, lambda: not engine.is_ready())
+    await asyncio.sleep(1)
+    assert engine.restarts == 0
+    engine.log_path = log_path
+    await within(30, lambda: engine.restarts == 1)
+    await engine.stop(0.0)
+
+
 def test_the_pause_before_a_start_grows_and_is_short_again_after_a_minute_of_life() -> None:
     backoff = Backoff()
     assert [backoff.after(0.0) for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
