@@ -6,15 +6,14 @@ import inspect
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pynvml
 import pytest
 
 from server.machine import Gpus, GpuUse, cgroup_limit_bytes, open_gpus, process_tree, read_machine, rss_of
+from tests.fixtures.nvml import Nvml
 
 MB = 1 << 20
 
@@ -61,31 +60,6 @@ def test_main_memory_is_the_machines_or_its_cgroups_where_that_is_lower(tmp_path
     generous = tree(tmp_path / "b", V1, {"sys/fs/cgroup/memory/memory.limit_in_bytes": NO_LIMIT_V1})
     assert read_machine(None, generous).main_bytes == total
     assert 0 < read_machine(None).main_bytes <= total
-
-
-@dataclass
-class Nvml:
-    """What pynvml answers on a machine with these GPUs: (total, used, {pid: bytes}); None: not told."""
-
-    gpus: list[tuple[int, int, dict[int, int | None]]]
-    fails: bool = False
-    NVMLError: type[Exception] = field(default=pynvml.NVMLError)
-
-    def nvmlDeviceGetCount(self) -> int:
-        if self.fails:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
-        return len(self.gpus)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int, version: object = None) -> SimpleNamespace:
-        total, used, _ = self.gpus[handle]
-        return SimpleNamespace(total=total, used=used, free=total - used)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
-        found = self.gpus[handle][2]
-        return [SimpleNamespace(pid=pid, usedGpuMemory=size, gpuInstanceId=None) for pid, size in found.items()]
 
 
 def test_the_stand_in_for_nvml_has_the_librarys_names_and_arguments() -> None:
