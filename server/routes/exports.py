@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from adapters.errors import NotFound
@@ -17,7 +17,7 @@ from server.exports import ExportOrder
 from server.idempotency import idempotent
 from server.resolve import own_name
 from server.services import Caller, Services, caller_of
-from server.tar import tar_size, tar_stream
+from server.tar import TarResponse
 from server.wire import listing
 
 
@@ -72,11 +72,10 @@ def router(services: Services) -> APIRouter:
                 raise NotFound(f"{row.id} has no such file; it has {', '.join(names)}.", param="file")
             return FileResponse(folder / file, filename=file, media_type="application/octet-stream")
         headers = {
-            "content-length": str(tar_size(folder)),
             "content-disposition": f'attachment; filename="{row.ref.replace("@", "-")}.tar"',
             "etag": f'"{await asyncio.to_thread(sha256, folder / MANIFEST)}"',
         }
-        return StreamingResponse(tar_stream(folder), media_type="application/x-tar", headers=headers)
+        return TarResponse(folder, headers)
 
     @routes.post("/{export_id}/cancel", summary="End it; one that ended already stays as it is")
     async def cancel(request: Request, export_id: str) -> dict[str, Any]:
