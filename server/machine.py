@@ -24,9 +24,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """Bytes on the GPUs. In a container NVML may show foreign process ids: then it is all that is used on them."""
+    """Bytes used on GPUs, of what these GPUs have. In a container NVML may show foreign process ids: then it is all
+    that is used, on every GPU there is."""
 
     used_bytes: int
+    limit_bytes: int
     is_of_all_processes: bool = False
 
 
@@ -45,21 +47,21 @@ class Gpus:
             return None
 
     def used_by(self, pids: Collection[int]) -> GpuUse | None:
-        """What these processes use on all GPUs together."""
+        """What these processes use, on the GPUs that they are on."""
         try:
-            devices = list(self._devices())
-            found = [
-                process.usedGpuMemory
-                for device in devices
-                for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(device)
-                if process.pid in pids and process.usedGpuMemory is not None
-            ]
-            if found:
-                return GpuUse(sum(found))
-            return GpuUse(sum(self._memory(device).used for device in devices), is_of_all_processes=True)
+            found = [(self._memory(device), self._used_on(device, pids)) for device in self._devices()]
+            ours = [(memory.total, used) for memory, used in found if used]
+            if ours:
+                return GpuUse(sum(used for _, used in ours), sum(total for total, _ in ours))
+            used, total = sum(memory.used for memory, _ in found), sum(memory.total for memory, _ in found)
+            return GpuUse(used, total, is_of_all_processes=True)
         except self._nvml.NVMLError as error:
             log.warning("NVML does not say what is used on the GPUs", reason=str(error))
             return None
+
+    def _used_on(self, device: Any, pids: Collection[int]) -> int:
+        processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(device)
+        return sum(process.usedGpuMemory or 0 for process in processes if process.pid in pids)
 
     def _devices(self) -> Iterator[Any]:
         return (self._nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self._nvml.nvmlDeviceGetCount()))

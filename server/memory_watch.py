@@ -111,8 +111,9 @@ class MemoryWatch:
         stage = {"stage": parts.pop("stage")}
         found = _place(MAIN, stage, rss, self.outlook.machine.main_bytes, is_up)
         use = self.outlook.gpus.used_by({process.pid for process in engine}) if self.outlook.gpus else None
-        used, is_all = (use.used_bytes, use.is_of_all_processes) if use else (None, False)
-        return [found, _place(GPU, parts, used, self.outlook.machine.gpu_bytes, is_up, is_all)]
+        used, limit = (use.used_bytes, use.limit_bytes) if use else (None, self.outlook.machine.gpu_bytes)
+        is_all = use is not None and use.is_of_all_processes
+        return [found, _place(GPU, parts, used, limit, is_up, is_all)]
 
 
 def computed_parts(plan: MemoryPlan, staged: Staged, cache_bytes: int | None) -> dict[str, int | None]:

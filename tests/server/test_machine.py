@@ -77,8 +77,9 @@ def test_the_stand_in_for_nvml_has_the_librarys_names_and_arguments() -> None:
 def test_gpus_say_what_the_largest_has_and_what_our_processes_use() -> None:
     gpus = Gpus(Nvml([(24_000, 9_000, {11: 5_000, 12: 3_000}), (80_000, 700, {12: 400, 13: None})]))
     assert gpus.largest_bytes() == 80_000
-    assert gpus.used_by({11, 12, 99}) == GpuUse(5_000 + 3_000 + 400)
-    assert gpus.used_by({13, 99}) == GpuUse(9_700, is_of_all_processes=True), "foreign process ids: all that is used"
+    assert gpus.used_by({11, 12, 99}) == GpuUse(5_000 + 3_000 + 400, 24_000 + 80_000)
+    assert gpus.used_by({11}) == GpuUse(5_000, 24_000), "of the GPUs that it is on"
+    assert gpus.used_by({13, 99}) == GpuUse(9_700, 104_000, is_of_all_processes=True), "foreign process ids"
     assert read_machine(gpus).gpu_bytes == 80_000
     assert Gpus(Nvml([])).largest_bytes() is None
 

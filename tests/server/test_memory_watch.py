@@ -84,4 +84,10 @@ def test_without_nvml_nothing_is_said_of_what_the_gpus_processes_take(gpus: Gpus
 
 def test_where_nvml_shows_foreign_process_ids_everything_on_the_gpus_is_counted(tiny_base: BaseModel) -> None:
     _, gpu = read(watch(tiny_base, OnGpus(), Gpus(Nvml([(24_000, 20_000, {1: 3_000})]))))
-    assert (gpu.process_bytes, gpu.is_of_all_processes) == (20_000, True)
+    assert (gpu.process_bytes, gpu.limit_bytes, gpu.is_of_all_processes) == (20_000, 24_000, True)
+
+
+def test_an_engine_on_two_gpus_is_measured_against_both(tiny_base: BaseModel) -> None:
+    mine = {os.getpid(): 20_000}
+    _, gpu = read(watch(tiny_base, OnGpus(), Gpus(Nvml([(24_000, 20_000, mine)] * 2 + [(24_000, 0, {})]))))
+    assert (gpu.process_bytes, gpu.limit_bytes) == (40_000, 48_000)
