@@ -26,7 +26,7 @@ from adapters.store import BlobStore, disk_errors
 
 LOCK = "lock"  # whoever holds the folder has it there
 PARTIAL = f".{FILE}.partial"
-OURS = {RESTORING, BLOBS, FILES, PEPPER_FILE, PARTIAL}
+OURS = {RESTORING, BLOBS, FILES, PEPPER_FILE, PARTIAL, FILE}
 
 
 @dataclass(frozen=True, slots=True)

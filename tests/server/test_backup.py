@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sqlite3
@@ -35,7 +36,7 @@ from adapters.types import DEFAULT_TENANT, STABLE, VersionStatus
 from server.lifecycle import state_lock
 from server.residency import key_of
 from tests.fixtures.adapters import write_adapter
-from tests.fixtures.killing import run_and_kill, why_not_here
+from tests.fixtures.killing import Fault, run_and_fail, run_and_kill, why_not_here
 from tests.fixtures.old_state import KEY, old_state
 from tests.fixtures.processes import HOTSHOE, environment
 from tests.fixtures.service import Server, eventually, running
@@ -414,6 +415,32 @@ def test_a_kill_at_sampled_calls_of_backup_and_restore_leaves_what_can_be_gone_o
 ) -> None:
     kill_backup(state, old_copy, tmp_path, SAMPLE_EVERY)
     kill_restore(state, tmp_path, SAMPLE_EVERY)
+
+
+@needs_ptrace
+def test_f7_a_disk_that_is_full_keeps_the_backup_before_and_leaves_nothing_half_restored(
+    state: Path, old_copy: Path, tmp_path: Path
+) -> None:
+    def fresh() -> Path:
+        shutil.rmtree(tmp_path / "killed", ignore_errors=True)
+        shutil.copytree(old_copy, tmp_path / "killed")
+        return tmp_path / "killed"
+
+    calls = len(run_and_kill(lambda: back_up(state, fresh()), None).calls)
+    for at in range(0, calls, SAMPLE_EVERY):
+        fresh()
+        run = run_and_fail(lambda: back_up(state, tmp_path / "killed"), Fault(at, errno.ENOSPC, is_lasting=True))
+        assert run.error in ("StorageFull", ""), run
+        holds(state, tmp_path)
+    new = tmp_path / "full"
+    calls = len(run_and_kill(lambda: restore(tmp_path / "killed", made(new)), None).calls)
+    for at in range(1, calls, SAMPLE_EVERY):
+        shutil.rmtree(new)
+        new.mkdir()
+        run = run_and_fail(lambda: restore(tmp_path / "killed", new), Fault(at, errno.ENOSPC, is_lasting=True))
+        assert run.error in ("StorageFull", ""), run
+        if run.error and not (new / FILE).exists():
+            assert list(new.iterdir()) == []
 
 
 @needs_ptrace
