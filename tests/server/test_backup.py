@@ -403,7 +403,7 @@ def everywhere(act: Callable[[], object], fresh: Callable[[], Path], check: Call
     whole = run_and_kill(act, None)
     check()
     assert len(whole.calls) > 20
-    for kill_at in sorted({*range(0, len(whole.calls), step), len(whole.calls) - 1}):
+    for kill_at in sorted({*range(0, len(whole.calls), step), *range(len(whole.calls) - 4, len(whole.calls))}):
         fresh()
         assert run_and_kill(act, kill_at).was_killed
         check()
