@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.fixtures.service import Server
+from adapters.bases import BaseModel
+from tests.fixtures.service import Server, running
 from tests.surface.conftest import KEY
 
+PAGE = "https://chat.example.org"
 PATHS = (
     "/v1/models",
     "//v1/models",
@@ -73,6 +77,42 @@ def test_a3_no_path_and_no_host_gets_past_a_missing_key(keyed: Server, method: s
     for path, host in itertools.product(PATHS, HOSTS):
         text = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         assert not [one for one in statuses(keyed, text) if one < 400 or one >= 500], (path, host)
+
+
+@pytest.fixture(scope="module")
+def edged(tiny_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Behind a prefix and a named proxy, with an origin listed."""
+    edge: dict[str, Any] = {"root_path": "/llm", "trusted_proxies": ("127.0.0.1",), "cors_origins": (PAGE,)}
+    with running(tiny_base, tmp_path_factory.mktemp("edged"), api_key=KEY, **edge) as one:
+        yield one
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE"])
+def test_a3_no_prefix_no_origin_and_no_proxys_word_stands_for_a_key(edged: Server, method: str) -> None:
+    asked = "Access-Control-Request-Method: POST\r\n"
+    heads = (
+        "",
+        f"Origin: https://evil.example\r\n{asked}",
+        f"Origin: {PAGE}.evil.example\r\n{asked}",
+        f"Origin: {PAGE}\r\n",
+        "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: localhost\r\nX-Forwarded-Proto: https\r\n",
+        "X-Forwarded-For: ::1, 127.0.0.1\r\nForwarded: for=127.0.0.1\r\nVia: 1.1 x\r\nX-Original-URL: /health\r\n",
+    )
+    tricks = (
+        "/llm",
+        "/llm/",
+        "/llmx/v1/models",
+        "/llm/llm/v1/models",
+        "//llm/v1/models",
+        "/llm%2Fv1%2Fmodels",
+        "/llm/health/..",
+    )
+    paths = [*(f"/llm{path}" for path in PATHS if path.startswith("/")), *tricks]
+    for path, head in itertools.product(paths, heads):
+        text = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        assert not [one for one in statuses(edged, text) if one < 400 or one >= 500], (path, head)
+    preflight = f"OPTIONS /llm/v1/models HTTP/1.1\r\nHost: x\r\nOrigin: {PAGE}\r\n{asked}Connection: close\r\n\r\n"
+    assert statuses(edged, preflight) == [200], "a listed page's preflight alone needs none"
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
