@@ -29,9 +29,11 @@ fuzz: setup ## atheris over the readers of adapters, where installed; schemathes
 	else echo 'atheris is not installed, so the readers of adapters are not fuzzed here (pip install atheris)'; fi
 	@$(BIN)/python -m tests.surface.fuzz --requests $(REQUESTS)
 
-check: setup ## lint, format check and strict types
+check: setup ## lint, format check and strict types; the Dockerfile and the compose files too
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.gpu.yaml
 	@$(BIN)/mypy
 
 fix: setup ## format and apply the safe lint fixes

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from adapters.errors import HotshoeError
+from adapters.errors import ConfigInvalid, HotshoeError
 from adapters.sources import HUB_ENDPOINT
 from adapters.types import DEFAULT_TENANT, check_name
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BUCKETS = ("s3", "gs", "az")
 HUB = "hf"
+TOKEN_FILE_VARIABLE = "HF_TOKEN_PATH"  # noqa: S105 - a name
 
 
 class SourceSettings(BaseModel):
@@ -38,7 +39,10 @@ class SourceSettings(BaseModel):
         default_factory=dict, description="For a bucket: obstore's own, such as `endpoint` and `region`; no secrets."
     )
     endpoint: str = Field(HUB_ENDPOINT, description="For the Hub: where it is.")
-    token_env: str = Field("HF_TOKEN", description="For the Hub: the environment variable that holds the token.")
+    token_env: str = Field(
+        "HF_TOKEN",
+        description="For the Hub: the variable that holds the token; without it `HF_TOKEN_PATH` may name its file.",
+    )
 
     @property
     def scheme(self) -> str:
@@ -81,7 +85,25 @@ def open_source(settings: SourceSettings) -> Source:
     if settings.scheme == HUB:
         from adapters.sources.hub import HubOrganisation
 
-        return HubOrganisation(settings.url, settings.endpoint, os.environ.get(settings.token_env) or None)
+        return HubOrganisation(settings.url, settings.endpoint, hub_token(settings))
     from adapters.sources.bucket import BucketPrefix
 
     return BucketPrefix.open(settings.url, settings.options)
+
+
+def hub_token(settings: SourceSettings) -> str | None:
+    """The Hub's token: what the variable holds that the entry names, else the file that HF_TOKEN_PATH names.
+
+    The Hub's own library reads the same file for a base. Raises ConfigInvalid when it cannot be read.
+    """
+    if token := os.environ.get(settings.token_env):
+        return token
+    named = os.environ.get(TOKEN_FILE_VARIABLE)
+    if not named:
+        return None
+    try:
+        return Path(named).read_text("utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(
+            f"{TOKEN_FILE_VARIABLE} names {named}, which cannot be read ({type(error).__name__}).", param="sources"
+        ) from error
