@@ -6,8 +6,9 @@ endif
 BIN := .venv/bin
 
 REQUESTS ?= 100000
+GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test test-long fuzz check fix bench serve compat lock clean
+.PHONY: help setup demo test test-long fuzz check fix bench serve gpu-smoke compat lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,6 +45,9 @@ bench: setup ## measure start-up and the gateway's overhead over bare vLLM; prin
 
 serve: setup ## serve the embedded base on http://127.0.0.1:8000
 	@$(BIN)/hotshoe serve
+
+gpu-smoke: ## on a GPU machine, with vLLM and hotshoe installed for GPU_PYTHON: the whole run, a report to paste; BASE=OWNER/NAME@COMMIT
+	@$(GPU_PYTHON) -m deploy.gpu_smoke $(if $(BASE),--base $(BASE))
 
 compat: setup ## whether the newest vLLM for GPUs (340 MB, downloaded, not installed) has what our plugins use
 	@$(BIN)/python -m deploy.compat

@@ -85,7 +85,17 @@ def test_it_serves_as_process_1_without_rights_or_network_on_a_read_only_root(co
     assert not [line for line in inside.stdout.splitlines() if line.startswith("Cap") and not line.endswith("0" * 16)]
     assert inside.stderr.count("Read-only file system") == 2
 
-    push = ["env", f"HOTSHOE_API_KEY={admin}", "hotshoe", "push", "/state/adapter", "--name", "router"]
+    push = [
+        "env",
+        f"HOTSHOE_API_KEY={admin}",
+        "hotshoe",
+        "push",
+        "/state/adapter",
+        "--name",
+        "router",
+        "--base-is",
+        "served",
+    ]
     pushed = container.execute(push, 300)
     assert pushed.returncode == 0, pushed.stdout + pushed.stderr
     for model, answers in (("router", "router@1"), ("smollm2-135m-instruct", "smollm2-135m-instruct")):
