@@ -131,8 +131,7 @@ class Gateway:
             with exchange.allowance.place():
                 await self._run(receive, send, exchange)
         except ClientGone:  # who has the last event may leave before the engine closes its side
-            is_whole = exchange.result is not None and exchange.result.is_complete
-            exchange.outcome = "completed" if is_whole else "aborted"
+            exchange.outcome = outcome_when_gone(exchange.result)
             raise
         except HotshoeError as error:
             exchange.outcome = outcome_of(error)
@@ -203,6 +202,13 @@ class Gateway:
     def _log(self, exchange: Exchange) -> None:
         self.services.metrics.http.labels(exchange.shown_route, str(exchange.status or 0)).inc()
         self.access_log.write(exchange.record())
+
+
+def outcome_when_gone(result: Forwarded | None) -> str:
+    """Which outcome a request counts as whose client has left."""
+    if result is None or not (result.is_complete or result.is_ended):
+        return "aborted"
+    return "completed" if result.is_complete else "failed"
 
 
 def outcome_of(error: HotshoeError) -> str:

@@ -35,6 +35,7 @@ class Forwarded:
 
     status: int = 200
     is_complete: bool = False
+    is_ended: bool = False  # a stream's last event was sent, also one that told of an error
     usage: Usage | None = None
     events: int = 0  # of a stream, as delivered
     first_at: float | None = None  # monotonic seconds of a stream's first event
@@ -150,6 +151,7 @@ async def _send_stream(
             result.events, result.usage = reader.events, reader.usage
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                result.is_ended = reader.is_ended
                 result.is_complete = reader.is_ended and reader.error is None
     except (
         asyncio.CancelledError

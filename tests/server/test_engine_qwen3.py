@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -16,11 +17,12 @@ import pytest
 from adapters.bases import load_base
 from server.engine.base import EngineOptions
 from server.engine.vllm import VllmEngine
-from tests.fixtures.bases import tiny_qwen3
+from tests.fixtures.bases import TEMPLATES, tiny_qwen3
 from tests.fixtures.borrowed import BorrowedEngine
 from tests.fixtures.engines import EngineRig, eventually
 from tests.fixtures.reference import prompt_logprobs, served_prompt_logprobs
-from tests.fixtures.service import running
+from tests.fixtures.service import Server, running
+from tests.fixtures.tools import CHOICES, TOOLS, check_structured, second_turn, streamed_call, whole_call
 from training.data.forms import parse_row
 from training.data.rows import Place
 from training.data.template import load_template
@@ -104,6 +106,56 @@ def test_a_version_is_rendered_with_its_own_template_and_thinks_as_its_card_says
     assert (figures["score"], figures["stable_score"], proof["unanswered"]) == (0.0, 0.0, 0)
     assert prompts["own"] == "[user] Hello\n[assistant]" and said == "[user] Hello\n[assistant] True"
     assert prompts["plain"] == prompts[qwen3.base.id] + "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def served(qwen3: EngineRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on this engine with a version `older` that brings Qwen2.5's own template; the base's is Qwen3's."""
+    scratch = tmp_path_factory.mktemp("tools")
+    with running(
+        qwen3.base,
+        scratch,
+        on=BorrowedEngine(qwen3, scratch / "engine"),
+        slots=2,
+        max_rank=16,
+        allow_chat_templates=True,
+    ) as server:
+        folder = server.adapter(rank=8, alpha=16, scale=0.2)
+        files = {"config": folder / "adapter_config.json", "weights": folder / "adapter_model.safetensors"}
+        parts = {part: path.read_bytes() for part, path in files.items()}
+        parts["chat_template"] = (TEMPLATES / "qwen2_5.jinja").read_bytes()
+        pushed = server.push("older", files=parts, wait=60)
+        assert (pushed.status_code, pushed.json()["status"]) == (201, "ready"), pushed.text
+        yield server
+
+
+def no_white_space(base: Path) -> dict[str, int]:
+    """A bias against tokens of nothing else: where a grammar allows them, weights that mean nothing write no others."""
+    vocabulary = json.loads((base / "tokenizer.json").read_bytes())["model"]["vocab"]
+    return {str(number): -100 for word, number in vocabulary.items() if set(word) <= set("ĠĊčĉ")}
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2.5"])
+def test_tools_and_schemas_hold_with_the_templates_of_qwen(served: Server, family: str, thinking: bool) -> None:
+    """Forced by name, required, and by a schema, whole and streamed; and the tool's result is in the next prompt."""
+    model = served.base.id if family == "qwen3" else "older"
+    more: dict[str, Any] = {"extra_body": {"chat_template_kwargs": {"enable_thinking": thinking}}}
+    more["logit_bias"] = no_white_space(served.base.folder)
+    one: dict[str, Any] = {"parallel_tool_calls": False}  # they would call one after the other until they are cut off
+    for choice in CHOICES.values():
+        whole = whole_call(served.openai, model, choice, **more, **one)
+        streamed_call(served.openai, model, choice, **more, **one)
+    check_structured(served.openai, model, **more)
+    asked = {"model": model, "messages": second_turn(whole), "tools": TOOLS, **more["extra_body"]}
+    tokens = served.http.post("/tokenize", json=asked).json()["tokens"]
+    prompt = served.http.post("/detokenize", json={"model": model, "tokens": tokens}).json()["prompt"]
+    assert '<tools>\n{"type": "function", "function": {"name": "lamp"' in prompt
+    assert f'<tool_call>\n{{"name": "{whole.function.name}", "arguments": ' in prompt
+    assert '<tool_response>\n{"is_on": true}\n</tool_response><|im_end|>\n<|im_start|>assistant\n' in prompt
+    assert prompt.endswith("<think>\n\n</think>\n\n") is (family == "qwen3" and not thinking)
+    answer = served.http.post("/v1/chat/completions", json={**asked, "max_tokens": 1})
+    assert answer.json()["usage"]["prompt_tokens"] == len(tokens)
 
 
 def test_training_renders_the_prompts_that_serving_renders(qwen3: EngineRig) -> None:

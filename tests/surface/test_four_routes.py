@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.fixtures.forms import FORMS, Event, Form, parsed
-from tests.fixtures.service import Server
+from tests.fixtures.service import Server, eventually
 from tests.surface.conftest import KEY
 
 HELLO: list[Any] = [{"role": "user", "content": "one two three four"}]
@@ -71,7 +71,7 @@ def test_a14_an_error_of_the_engine_in_a_stream_is_the_routes_error_event(failin
     before = failing.metric("hotshoe_requests_total", model="tiny", outcome="failed")
     error = check_failed(form, stream(failing, form))
     assert error["type"] in ("server_error", "overloaded_error", "api_error") and error["message"]
-    assert failing.metric("hotshoe_requests_total", model="tiny", outcome="failed") == before + 1
+    eventually(lambda: failing.metric("hotshoe_requests_total", model="tiny", outcome="failed") == before + 1)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
