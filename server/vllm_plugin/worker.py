@@ -30,7 +30,7 @@ def weights_bytes(model: Any) -> int:
 
     `dispatch_cpu_unquantized_gemm` of vLLM 0.32 gives such a layer `cpu_linear`, and leaves a linear one no weight.
     """
-    total = sum(parameter.nbytes for parameter in model.parameters())
+    total: int = sum(parameter.nbytes for parameter in model.parameters())
     for layer in model.modules():
         if "cpu_linear" in vars(layer):  # hasattr is also true of the layer that vLLM wraps around it for LoRA
             numbers = layer.weight.numel() or layer.input_size_per_partition * layer.output_size_per_partition

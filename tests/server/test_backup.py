@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -33,6 +36,7 @@ from adapters.registry import RESTORING, Registry
 from adapters.restore import restore
 from adapters.store import BlobStore
 from adapters.types import DEFAULT_TENANT, STABLE, VersionStatus
+from server.cli.main import run
 from server.lifecycle import state_lock
 from server.residency import key_of
 from tests.fixtures.adapters import write_adapter
@@ -57,11 +61,14 @@ def state(tiny_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*HOTSHOE, *words], capture_output=True, text=True, timeout=120, env=environment())
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The `hotshoe` command, in this process: a second quicker than one of its own."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with patch.object(sys, "argv", ["hotshoe", *words]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            run()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    return subprocess.CompletedProcess(list(words), code, out.getvalue(), err.getvalue())
 
 
 def test_a_backup_under_a_load_of_pushes_promotes_and_retires_restores_to_a_server_that_answers(
@@ -79,8 +86,8 @@ def test_a_backup_under_a_load_of_pushes_promotes_and_retires_restores_to_a_serv
             for number in range(5):
                 assert back_up(tmp_path / "home", tmp_path / "copy").backup.damaged == []
                 assert restore(tmp_path / "copy", tmp_path / f"restored{number}").report.is_clean
-            last = command("backup", "--home", str(tmp_path / "home"), "--out", str(tmp_path / "copy"), "--json")
-            assert last.returncode == 0, last.stderr  # from a process of its own, as operators do
+            words = [*HOTSHOE, "backup", "--home", str(tmp_path / "home"), "--out", str(tmp_path / "copy")]
+            subprocess.run(words, check=True, timeout=120, env=environment())  # from a process of its own
         finally:
             stop.set()
             for thread in threads:
