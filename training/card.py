@@ -72,6 +72,7 @@ def make_card(run: Run, folder: Path) -> dict[str, Any]:
         "base": {"id": material.base.id, "digest": material.base.digest, "dtype": settings.dtype},
         "template": {"digest": material.template.digest, "enable_thinking": material.enable_thinking},
         "data": _data(material, config.columns),
+        "gate": run.gate.summary() if run.gate is not None else None,
         "settings": settings.as_dict(),
         "adapter": {
             "parameters": sum(value.numel() for value in trained),

@@ -28,6 +28,7 @@ SCORES = {
 SECTIONS = (
     ("Training data", ("data", "training")),
     ("Validation data", ("data", "validation")),
+    ("Data check", ("gate",)),
     ("Settings", ("settings",)),
     ("Base", ("base",)),
     ("Template", ("template",)),

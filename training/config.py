@@ -126,6 +126,12 @@ class TrainingConfig:
         default=True,
         metadata={"doc": "Measure the base on the validation rows, too, and compare it with the adapter in the card."},
     )
+    data_check: bool = field(
+        default=True, metadata={"doc": "Check the data first, as `hotshoe data check` does; what blocks ends the run."}
+    )
+    rules: tuple[str, ...] = field(
+        default=(), metadata={"doc": "Levels of the check's rules: CODE=block, warn, note or off (docs/data.md)."}
+    )
     seed: int = field(default=17, metadata={"doc": "Seed of initial weights, order of rows and the held-out share."})
     dtype: str | None = field(
         default=None,

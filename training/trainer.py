@@ -23,6 +23,8 @@ from training.card import make_card, write_card
 from training.checkpoints import Checkpoint, choose_checkpoint, last_complete
 from training.compare import Baseline, baseline_of
 from training.config import Settings, TrainingConfig, choose
+from training.gate.check import passed
+from training.gate.report import Report
 from training.identity import check_identity, identity, write_identity
 from training.material import Material, announcement, facts, gather
 from training.memory import memory
@@ -62,6 +64,7 @@ class Run:
     settings: Settings
     material: Material
     started: float
+    gate: Report | None = None  # None where the data was not to be checked
     curve: Curve = field(default_factory=Curve)
     meter: Meter = field(default_factory=Meter)
     model: Any = None  # a PeftModel; after training with its best adapter
@@ -103,21 +106,24 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
     and ends in the weights that it would have had.
 
     Raises OutputExists, AlreadyRunning, ConfigInvalid (with `resume`, too, where there is nothing to resume or it was
-    another run), DataInvalid (with every bad row), BaseInvalid, AdapterRefused for an initial adapter that does not
-    fit, TrainingStopped when the run diverged, TrainingInterrupted by SIGINT or SIGTERM, StorageFull.
+    another run), DataInvalid (with every bad row, or what the data gate blocks), BaseInvalid, AdapterRefused for an
+    initial adapter that does not fit, TrainingStopped when the run diverged, TrainingInterrupted by SIGINT or SIGTERM,
+    StorageFull.
     """
     started = time.monotonic()
     _one_process()
     check_reporters(config)
     with _cut_off_named(config.output), staged(config.output, resume=resume) as staging:
         material = gather(config)
+        gate = passed(config)
         settings = choose(_with_initial_shape(config), facts(material))
-        run = Run(config, settings, material, started, meter=Meter(started=started))
+        run = Run(config, settings, material, started, gate, meter=Meter(started=started))
         progress = Progress(run.meter, say)
         last = _last(staging, identity(config, settings, material), progress.say) if resume else None
         if last is None:
             write_identity(staging.identity, identity(config, settings, material))
-        progress.say(f"{announcement(config, material, settings)}\n{memory(settings, material.base).line()}")
+        lines = [announcement(config, material, settings), memory(settings, material.base).line()]
+        progress.say("\n".join([*lines, *([gate.line()] if gate is not None else [])]))
         run.train(staging, progress, last)
         save_result(run.model, staging.result, material.base, config.base)
         card = make_card(run, staging.result)

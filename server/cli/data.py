@@ -1,4 +1,4 @@
-"""`hotshoe data show`: what the model sees of a row, and what it learns of it."""
+"""`hotshoe data show`: what the model sees of a row and learns of it. `hotshoe data check`: what is wrong with rows."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def add_to(app: typer.Typer) -> None:
     """Add these verbs to the app."""
     data = typer.Typer(no_args_is_help=True, help="Look at training data.")
     data.command("show")(show)
+    data.command("check")(check)
     app.add_typer(data, name="data")
 
 
@@ -68,6 +69,66 @@ def show(
         turns = ", ".join(map(str, sequence.turns))
         typer.echo(f"{file.where(chosen)} ({_form(written, chosen)}), messages {turns}: {learned}")
         _print_coloured(template.tokenizer, sequence)
+
+
+def check(
+    data: Data,
+    test: Annotated[Path | None, typer.Option(help="Test data: rows of it that stand in DATA are found.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Validation data, looked at in the same way.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base folder or OWNER/NAME@REVISION; default the embedded base.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens; default the base's context.")] = None,
+    over_long: Annotated[str, typer.Option(help="What becomes of longer rows: error, cut or drop.")] = "error",
+    supervise: Annotated[str, typer.Option(help="Assistant turns that are learned: all or last.")] = "all",
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
+    ] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="Levels of rules: CODE=block, warn, note or off, with commas between.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Leave with 1 where anything is warned of.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page to this file, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is wrong with data before a model learns it: form, amount, labels, copies, leaks and private things.
+
+    Leaves with 0 for pass and for warnings, with 3 where a finding blocks.
+    """
+    from adapters.embedded import EMBEDDED
+    from server.cli.output import EXIT_FAILED, EXIT_NO
+    from training.config_file import split_list
+    from training.gate.check import Asked
+    from training.gate.check import check as look
+    from training.gate.page import report_html, report_lines
+    from training.quiet import quieten
+
+    quieten()
+    report = look(
+        Asked(
+            data,
+            base or EMBEDDED,
+            test,
+            validation,
+            columns=split_list(columns or ""),
+            rules=split_list(rules or ""),
+            supervise=supervise,
+            max_length=max_length,
+            over_long=over_long,
+        )
+    )
+    if html is not None:
+        html.write_text(report_html(report), encoding="utf-8")
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        colours = {"block": "red", "warn": "yellow"}
+        for level, line in report_lines(report):
+            typer.secho(line, fg=colours.get(level))
+    if report.verdict == "block":
+        raise typer.Exit(EXIT_NO)
+    if strict and report.verdict == "warn":
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _form(written: str, row: Any) -> str:

@@ -85,8 +85,33 @@ class DataFile:
         return "; ".join(f"{source.name}: {source.description}" for source in self.sources)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What could be read of the data, and what of its `records` could not: `problems` are the first of the `bad`."""
+
+    file: DataFile
+    problems: tuple[Problem, ...]
+    bad: int
+    records: int
+
+    def error(self) -> DataInvalid:
+        """The one error for all of the problems."""
+        if self.records:
+            return bad_rows(self.file.path, list(self.problems), max(self.records, self.bad), self.bad)
+        what = self.problems[0].message if self.bad == 1 else f"no file can be read ({_kinds(list(self.problems))})."
+        return DataInvalid(f"{self.file.path} cannot be used: {what}", param="data", problems=self.problems)
+
+
 def read_data(path: Path, columns: Columns | None = None) -> DataFile:
     """All rows of a file or folder, whatever their form; raises DataInvalid with every problem, by file and line."""
+    reading = read_rows(path, columns)
+    if reading.bad:
+        raise reading.error()
+    return reading.file
+
+
+def read_rows(path: Path, columns: Columns | None = None) -> Reading:
+    """The rows that can be read, and the problems of the others; raises DataInvalid where there is no file of data."""
     columns = columns or Columns()
     files, left_aside = _files(path)
     rows: list[Row] = []
@@ -105,13 +130,13 @@ def read_data(path: Path, columns: Columns | None = None) -> DataFile:
             problems.add(f"{file}:1", RowInvalid("no_rows", "the file has no rows."))
         elif len(rows) > before:
             sources.append(source)
-    if problems.count:
-        raise problems.error(path, records)
-    if columns.unmet:
+    if columns.unmet and not problems.count:
         raise DataInvalid(
             f"No row of {path} has the column that --columns names: {', '.join(columns.unmet)}.", param="columns"
         )
-    return DataFile(path, rows, _digest(sources, path), dict(ignored), tuple(sources), tuple(left_aside))
+    digest = _digest(sources, path) if sources else ""
+    whole = DataFile(path, rows, digest, dict(ignored), tuple(sources), tuple(left_aside))
+    return Reading(whole, tuple(problems.kept), problems.count, records)
 
 
 def bad_rows(path: Path, problems: list[Problem], total: int, count: int | None = None) -> DataInvalid:
@@ -141,12 +166,6 @@ class _Problems:
         self.count += 1
         if len(self.kept) < MOST_PROBLEMS:
             self.kept.append(Problem(error.code, place, name + error.message, error.advice))
-
-    def error(self, path: Path, total: int) -> DataInvalid:
-        if total:
-            return bad_rows(path, self.kept, max(total, self.count), self.count)
-        what = self.kept[0].message if self.count == 1 else f"no file can be read ({_kinds(self.kept)})."
-        return DataInvalid(f"{path} cannot be used: {what}", param="data", problems=tuple(self.kept))
 
 
 @dataclass(frozen=True)

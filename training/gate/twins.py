@@ -1,0 +1,264 @@
+"""Rows that are the same or nearly: within the training data, and of a test or validation file in it.
+
+Three steps, each on what the one before left: equal after normalisation; equal when names and numbers are masked, so
+that the rows of one template collapse before anything is compared; near, by the Jaccard similarity of shingles, of
+pairs that MinHash proposes (Broder 1997). Boilerplate that most questions begin or end with is taken away first, or all
+rows of a fixed prompt were near. A long test row is near, too, when half of its 13-grams stand in the training data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from training.gate.findings import Finding
+from training.gate.labels import json_object
+from training.gate.subject import Subject, normal
+
+NEAR = 0.8
+PERMUTATIONS, BANDS = 96, 16  # bands of six values: a pair of Jaccard 0.8 is proposed with probability 0.992
+DOUBT = 0.16  # four standard deviations of a similarity of 0.8 as 96 values estimate it
+CHUNK = 4096  # texts whose shingles are held at a time
+COMPARED = 8  # in each bucket, so many are compared: a bucket of thousands would take their square
+LONG_WORDS = 50
+GRAM, CONTAINED = 13, 0.5
+COMMON = 0.5  # of the questions: what that many begin or end with is boilerplate
+SAMPLE = 2_000
+URL_OR_ADDRESS = re.compile(r"\bhttps?://\S+|\b\S+@\S+\.\w+")
+NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
+SHORTEST_VALUE = 2
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Of each row its question as it is compared: normalised, and with names and numbers masked."""
+
+    plain: Sequence[str]
+    masked: Sequence[str]
+
+
+def texts_of(subject: Subject, boilerplate: tuple[str, str]) -> Texts:
+    plain = [trimmed(normal(question), boilerplate) for question in subject.questions]
+    return Texts(plain, [mask(text, answer) for text, answer in zip(plain, subject.answers, strict=True)])
+
+
+def boilerplate_of(subject: Subject) -> tuple[str, str]:
+    """The words that most questions begin with, and those that most end with."""
+    step = max(1, len(subject.questions) // SAMPLE)
+    words = [normal(question).split(" ") for question in subject.questions[::step]]
+    head = _common([tuple(text) for text in words])
+    tail = _common([tuple(reversed(text)) for text in words])
+    return " ".join(head), " ".join(reversed(tail))
+
+
+def _common(texts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The longest beginning that more than half of the different texts share."""
+    texts = list(set(texts))
+    found: tuple[str, ...] = ()
+    while len(texts) > 1:
+        size = len(found) + 1
+        (longer, count), *_ = Counter(text[:size] for text in texts if len(text) > size).most_common(1) or [((), 0)]
+        if count <= COMMON * len(texts):
+            break
+        found = longer
+    return found
+
+
+def trimmed(text: str, boilerplate: tuple[str, str]) -> str:
+    head, tail = boilerplate
+    if head and text.startswith(head + " "):
+        text = text[len(head) + 1 :]
+    if tail and text.endswith(" " + tail):
+        text = text[: -len(tail) - 1]
+    return text
+
+
+def mask(text: str, answer: str) -> str:
+    """The text with every value of a JSON answer that it names, every number, URL and address replaced by its kind."""
+    for value in sorted(_values(json_object(answer)), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "<value>", text)
+    return NUMBER.sub("<number>", URL_OR_ADDRESS.sub("<address>", text))
+
+
+def _values(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _values(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _values(item)
+    elif isinstance(value, str) and len(value) >= SHORTEST_VALUE:
+        yield normal(value)
+
+
+def within(subject: Subject, texts: Texts) -> Iterator[Finding]:
+    """Rows that repeat an earlier one: equal, of one template, or near. Each row is counted in the first that fits."""
+    indices = list(range(len(texts.plain)))
+    whole = list(zip(texts.plain, map(normal, subject.answers), strict=True))
+    yield from _repeats(subject, "twins_exact", indices, _firsts(whole))
+    firsts = _firsts(texts.plain)  # one question with two answers is a conflict and no twin
+    different = [index for index in indices if firsts[index] == index]
+    places = _firsts([texts.masked[index] for index in different])
+    yield from _repeats(subject, "twins_template", different, [different[place] for place in places])
+    templates = [index for index, place in zip(different, places, strict=True) if different[place] == index]
+    near = _near_clusters([texts.masked[index] for index in templates])
+    yield from _repeats(subject, "twins_near", templates, [templates[place] for place in near])
+
+
+def _firsts(keys: Sequence[Hashable]) -> list[int]:
+    """Of each key the index of its first occurrence."""
+    seen: dict[Hashable, int] = {}
+    return [seen.setdefault(key, index) for index, key in enumerate(keys)]
+
+
+def _repeats(subject: Subject, code: str, rows: Sequence[int], firsts: Sequence[int]) -> Iterator[Finding]:
+    """The rows that are like an earlier one, `firsts` being that one for each."""
+    found = [(row, first) for row, first in zip(rows, firsts, strict=True) if row != first]
+    if not found:
+        return
+    groups = Counter(first for _, first in found)
+    largest, repeats = groups.most_common(1)[0]
+    detail = f"{len(groups):,} groups; the largest has {repeats + 1:,} rows, like {subject.rows[largest].place}"
+    like = [f"like {subject.rows[first].place}" for _, first in found]
+    yield subject.finding(code, [row for row, _ in found], detail, like)
+
+
+def across(subject: Subject, other: Subject, name: str) -> Iterator[Finding]:
+    """Rows of `other` (the test or validation data) that stand in the subject's: equal, of one template, or near."""
+    boilerplate = boilerplate_of(subject)
+    texts, theirs = texts_of(subject, boilerplate), texts_of(other, boilerplate)
+    plain, masked = _index(texts.plain), _index(texts.masked)
+    exact = {index: plain[text] for index, text in enumerate(theirs.plain) if text in plain}
+    template = {i: masked[text] for i, text in enumerate(theirs.masked) if i not in exact and text in masked}
+    rest = [index for index in range(len(other.rows)) if index not in exact and index not in template]
+    near = _near_to([texts.masked[index] for index in masked.values()], [theirs.masked[index] for index in rest])
+    places = list(masked.values())
+    close = {rest[at]: places[like] for at, like in near.items()}
+    for text_index in _contained(texts.plain, [(index, theirs.plain[index]) for index in rest if index not in close]):
+        close[text_index] = -1
+    kinds = {"exact": exact, "template": template, "near": close}
+    if name == "test":
+        for kind, found in kinds.items():
+            if found:
+                yield other.finding(f"leak_{kind}", list(found), "", [_like(subject, at) for at in found.values()])
+    elif together := exact | template | close:
+        detail = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
+        yield other.finding("validation_leak", list(together), detail, [_like(subject, at) for at in together.values()])
+
+
+def _like(subject: Subject, index: int) -> str:
+    return f"like {subject.rows[index].place}" if index >= 0 else "in pieces"
+
+
+def _index(texts: Sequence[str]) -> dict[str, int]:
+    return {text: index for index, text in reversed(list(enumerate(texts)))}
+
+
+@lru_cache(maxsize=4096)
+def shingles(text: str) -> frozenset[str]:
+    """Runs of five letters of a short text, of five words of a long one."""
+    words = text.split(" ")
+    if len(words) >= LONG_WORDS:
+        return frozenset(" ".join(words[at : at + 5]) for at in range(len(words) - 4))
+    return frozenset(text[at : at + 5] for at in range(max(1, len(text) - 4)))
+
+
+def jaccard(one: str, other: str) -> float:
+    """Shared shingles of all shingles of two texts."""
+    first, second = shingles(one), shingles(other)
+    return len(first & second) / len(first | second)
+
+
+def digests(texts: Sequence[str]) -> Any:
+    """[texts, PERMUTATIONS] MinHash of each text's shingles."""
+    import numpy
+    from rensa import RMinHash
+
+    made = numpy.empty((len(texts), PERMUTATIONS), numpy.uint32)
+    for start in range(0, len(texts), CHUNK):
+        sets = [list(shingles(text)) for text in texts[start : start + CHUNK]]
+        matrix = RMinHash.digest_matrix_from_token_sets(sets, num_perm=PERMUTATIONS, seed=1)
+        made[start : start + CHUNK] = matrix.to_rows()
+    return made
+
+
+class _Buckets:
+    """Texts by the bands of their MinHash: two that share one are worth comparing."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.digests = digests(texts)
+        self._bands: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
+
+    def add(self, index: int) -> None:
+        for band, key in zip(self._bands, _bands(self.digests[index]), strict=True):
+            if len(band[key]) < COMPARED:
+                band[key].append(index)
+
+    def near(self, text: str, digest: Any) -> Iterator[int]:
+        """Those added that are near to the text, the first first."""
+        keys = _bands(digest)
+        found = sorted({index for band, key in zip(self._bands, keys, strict=True) for index in band.get(key, ())})
+        if not found:
+            return
+        alike = (self.digests[found] == digest).mean(axis=1)
+        for index, share in zip(found, alike, strict=True):
+            if share >= NEAR - DOUBT and jaccard(self.texts[index], text) >= NEAR:
+                yield index
+
+
+def _bands(digest: Any) -> list[bytes]:
+    size = PERMUTATIONS // BANDS
+    return [digest[at * size : (at + 1) * size].tobytes() for at in range(BANDS)]
+
+
+def _near_clusters(texts: Sequence[str]) -> list[int]:
+    """Of each text the first that it is near to, through others of its group if need be; itself where it is alone."""
+    buckets = _Buckets(texts)
+    root = list(range(len(texts)))
+
+    def find(index: int) -> int:
+        while root[index] != index:
+            root[index] = root[root[index]]
+            index = root[index]
+        return index
+
+    for index, text in enumerate(texts):
+        for like in buckets.near(text, buckets.digests[index]):
+            one, other = sorted((find(like), find(index)))
+            root[other] = one
+        buckets.add(index)
+    return [find(index) for index in range(len(texts))]
+
+
+def _near_to(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """Of each of the others that is near to a text: which one, the first of those compared."""
+    if not others:
+        return {}
+    buckets = _Buckets(texts)
+    for index in range(len(texts)):
+        buckets.add(index)
+    theirs = digests(others)
+    first = ((index, next(buckets.near(text, theirs[index]), None)) for index, text in enumerate(others))
+    return {index: like for index, like in first if like is not None}
+
+
+def _contained(texts: Sequence[str], others: Sequence[tuple[int, str]]) -> Iterator[int]:
+    """Those of the long others of whose 13-grams half or more stand in a text."""
+    long = [(index, grams) for index, text in others if (grams := _grams(text))]
+    wanted = {gram for _, grams in long for gram in grams}
+    if not wanted:
+        return
+    there = {gram for text in texts for gram in _grams(text) if gram in wanted}
+    for index, grams in long:
+        if sum(gram in there for gram in grams) >= CONTAINED * len(grams):
+            yield index
+
+
+def _grams(text: str) -> list[int]:
+    words = text.split(" ")
+    return [hash(tuple(words[at : at + GRAM])) for at in range(len(words) - GRAM + 1)]
