@@ -25,6 +25,8 @@ from typing import Any
 HERE = Path(__file__).parent
 # torch: see install.py. triton: a GPU compiler that xgrammar declares and the CPU never loads.
 LEFT_OUT = {"torch", "triton"}
+# Pure Python that is published without a wheel: built where it is installed, from one file for every Python.
+SOURCES = {"rouge-score"}
 IMAGE_PYTHON = "3.12"  # of the images vllm/vllm-openai
 # pip takes these names literally: a wheel for an older glibc has to be named too.
 IMAGE_PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1))
@@ -105,10 +107,10 @@ def files(paths: Iterable[Path]) -> list[str]:
 def for_image(work: Path, wanted: Sequence[Locked]) -> list[Locked]:
     """The same versions as the image's Python takes them: a compiled package is another file there."""
     pins = work / "image.in"
-    pins.write_text("".join(f"{item.name}=={item.version}\n" for item in wanted))
+    pins.write_text("".join(f"{item.name}=={item.version}\n" for item in wanted if item.key not in SOURCES))
     platforms = [word for name in IMAGE_PLATFORMS for word in ("--platform", name)]
     target = ["--target", str(work / "image"), "--only-binary=:all:", "--python-version", IMAGE_PYTHON, *platforms]
-    return resolved(work, "--no-deps", *target, "-r", str(pins))
+    return resolved(work, "--no-deps", *target, "-r", str(pins)) + [item for item in wanted if item.key in SOURCES]
 
 
 def write(name: str, what: str, locked: Iterable[Locked]) -> None:
