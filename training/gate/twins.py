@@ -109,6 +109,18 @@ def within(subject: Subject, texts: Texts) -> Iterator[Finding]:
     yield from _repeats(subject, "twins_near", templates, [templates[place] for place in near])
 
 
+def clusters(texts: Texts) -> list[int]:
+    """Of each row the first row of its cluster: equal, of one template, or near, through others of it if need be."""
+    joined = _Joined(len(texts.plain))
+    for keys in (texts.plain, texts.masked):
+        for index, first in enumerate(_firsts(keys)):
+            joined.join(first, index)
+    templates = sorted(set(_firsts(texts.masked)))
+    for place, like in enumerate(_near_clusters([texts.masked[index] for index in templates])):
+        joined.join(templates[like], templates[place])
+    return [joined.first(index) for index in range(len(texts.plain))]
+
+
 def _firsts(keys: Sequence[Hashable]) -> list[int]:
     """Of each key the index of its first occurrence."""
     seen: dict[Hashable, int] = {}
@@ -216,23 +228,33 @@ def _bands(digest: Any) -> list[bytes]:
     return [digest[at * size : (at + 1) * size].tobytes() for at in range(BANDS)]
 
 
-def _near_clusters(texts: Sequence[str]) -> list[int]:
-    """Of each text the first that it is near to, through others of its group if need be; itself where it is alone."""
-    buckets = _Buckets(texts)
-    root = list(range(len(texts)))
+class _Joined:
+    """Numbers that are joined in groups, each group named by its smallest."""
 
-    def find(index: int) -> int:
+    def __init__(self, count: int) -> None:
+        self._root = list(range(count))
+
+    def first(self, index: int) -> int:
+        root = self._root
         while root[index] != index:
             root[index] = root[root[index]]
             index = root[index]
         return index
 
+    def join(self, one: int, other: int) -> None:
+        smaller, larger = sorted((self.first(one), self.first(other)))
+        self._root[larger] = smaller
+
+
+def _near_clusters(texts: Sequence[str]) -> list[int]:
+    """Of each text the first that it is near to, through others of its group if need be; itself where it is alone."""
+    buckets = _Buckets(texts)
+    joined = _Joined(len(texts))
     for index, text in enumerate(texts):
         for like in buckets.near(text, buckets.digests[index]):
-            one, other = sorted((find(like), find(index)))
-            root[other] = one
+            joined.join(like, index)
         buckets.add(index)
-    return [find(index) for index in range(len(texts))]
+    return [joined.first(index) for index in range(len(texts))]
 
 
 def _near_to(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
