@@ -14,7 +14,9 @@ from typing import Any
 from adapters.config_keys import EXPORT_ONLY_TYPES, MAX_PATTERNS, literal_name, look_alike
 from adapters.errors import Problem
 from adapters.lora_fields import (
+    ANNOTATIONS,
     CLAIMED_TASKS,
+    CLASSIFIER_TASKS,
     DEFAULTS,
     ESSENTIAL,
     EXPORT_ADVICE,
@@ -140,7 +142,7 @@ def _foreign_kind(config: Mapping[str, Any]) -> Problem | None:
         message = "is missing, and so is r or lora_alpha" + (f"; the file has {named}" if named else "")
         advice = 'Save with PEFT, which writes "LORA", r and lora_alpha under these names.'
         return Problem("field_missing", "config.peft_type", message, advice)
-    if kind is not MISSING and not (isinstance(kind, str) and kind.upper() == "LORA"):
+    if kind is not MISSING and not (isinstance(kind, str) and _member(kind) == "LORA"):
         message = f"is {str(kind)[:40]!r}; only LORA can be served or merged here"
         return Problem("feature_not_supported", "config.peft_type", message, "Train a plain LoRA adapter.")
     return None
@@ -270,6 +272,9 @@ HANDLERS: Mapping[str, Callable[[_Reading, str, Any], None]] = {
     **dict.fromkeys(SELECTION, _selection),
     **dict.fromkeys(TRAINING_ONLY, _training_only),
     **dict.fromkeys(TRAINING_ONLY_FLAGS, _training_flag),
+    **dict.fromkeys(
+        ANNOTATIONS, lambda reading, key, value: reading.drop(key, "an annotation, which PEFT does not read")
+    ),
     "peft_version": _training_only,
     "lorap_lr_ratio": _training_only,
     "lorap_emb_lr": _training_only,
@@ -360,14 +365,24 @@ def _pattern(reading: _Reading, key: str, check: Callable[[_Reading, str, Any], 
 
 
 def _task_type(reading: _Reading) -> None:
-    task = reading.config.get("task_type")
-    if task is not None and not isinstance(task, str):
-        reading.problem("type_error", "task_type", f"is a {type(task).__name__}, not a string")
-    elif task in CLAIMED_TASKS:
+    value = reading.config.get("task_type")
+    if value is not None and not isinstance(value, str):
+        reading.problem("type_error", "task_type", f"is a {type(value).__name__}, not a string")
+        return
+    task = _member(value or "")
+    if task in CLAIMED_TASKS:
         reading.drop("task_type", f"{task}, a claim about the class around the base; the tensors decide")
-    elif task not in TASK_TYPES:
-        message = f"is {task[:40]!r}: a classifier's head is not a part of a causal language model"
+    elif task in CLASSIFIER_TASKS:
+        message = f"is {task}: a classifier's head is not a part of a causal language model"
         reading.problem("feature_not_supported", "task_type", message)
+    elif task not in TASK_TYPES:
+        message = f"is {task[:40]!r}, which is no task of PEFT's"
+        reading.problem("feature_not_supported", "task_type", message, 'Write "CAUSAL_LM", or leave it out.')
+
+
+def _member(value: str) -> str:
+    """`CAUSAL_LM` for `causal_lm` and `TaskType.CAUSAL_LM`, as scripts write PEFT's enumerations."""
+    return value.rpartition(".")[2].upper()
 
 
 def _claim(reading: _Reading) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 # What PEFT 0.21.2 writes for a LoraConfig nobody touched, and what older and other writers add (0.2: enable_lora,
 # merge_weights, fan_in_fan_out; ms-swift: lora_dtype, lorap_*). A field with one of these values says nothing.
 DEFAULTS: Mapping[str, tuple[Any, ...]] = {
-    "alora_invocation_tokens": (None,),
+    "alora_invocation_tokens": (None, []),
     "alpha_pattern": ({}, None),
     "arrow_config": (None,),
     "auto_mapping": (None,),
@@ -37,7 +37,7 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "revision": (None,),
     "runtime_config": ({"ephemeral_gpu_offload": False}, None, {}),
     "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
+    "trainable_token_indices": (None, [], {}),
     "use_bdlora": (None, False),
     "use_dora": (False, None),
     "use_qalora": (False,),
@@ -96,12 +96,21 @@ TRAINING_ONLY = (
     "transformers_version",
     "unsloth_version",
 )
+# What people write beside PEFT's own fields: about the adapter, or about how it was trained. PEFT reads none of it.
+ANNOTATIONS = (
+    *("author", "description", "domain", "language", "license", "metadata", "name", "note", "notes", "tags", "task"),
+    *("_name_or_path", "adapter_name", "base_model", "created_at", "dataset", "date", "framework", "library_name"),
+    *("model_name", "model_type", "trainer", "version", "batch_size", "epochs", "learning_rate", "max_seq_length"),
+    *("num_epochs", "num_train_epochs", "seed", "load_in_4bit", "load_in_8bit", "quantization_config"),
+    "loraplus_lr_ratio",
+)
 TRAINING_ONLY_FLAGS = ("ensure_weight_tying", "fan_in_fan_out", "inference_mode", "merge_weights")
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 SUBTRACTED_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
-TASK_TYPES = (None, "CAUSAL_LM")
-# Name the class that PEFT wraps around the base, and add nothing to it; SEQ_CLS, TOKEN_CLS and QUESTION_ANS add a head.
+TASK_TYPES = ("", "CAUSAL_LM")
+# Name the class that PEFT wraps around the base, and add nothing to it.
 CLAIMED_TASKS = ("SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 # Names that hand-made configs use for the two numbers that every LoRA needs, less case and separators.
 LOOK_ALIKES: Mapping[str, tuple[str, ...]] = {
     "r": ("rank", "lorar", "lorarank", "dim", "loradim", "networkdim"),

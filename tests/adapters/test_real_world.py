@@ -223,6 +223,17 @@ FOUND = {
         "eva_config": {"rho": 2.0, "tau": 0.99, "use_label_mask": True, "adjust_scaling_factors": True},
     },
     "companions of switches that are off": {"use_qalora": False, "qalora_group_size": 32, "use_bdlora": None},
+    "what a person wrote beside PEFT's fields": {
+        "task": "question_answering",
+        "domain": "general",
+        "metadata": {"built_by": "ci", "rank": "4"},
+        "model_type": "qwen2",
+        "load_in_4bit": True,
+    },
+    "enumerations as Python prints them": {"peft_type": "PeftType.LORA", "task_type": "TaskType.CAUSAL_LM"},
+    "a task in small letters": {"task_type": "causal_lm"},
+    "an empty task": {"task_type": ""},
+    "lists of nothing": {"trainable_token_indices": [], "alora_invocation_tokens": [], "target_modules": []},
     "fields of a PEFT to come": {"use_sparkle": False, "sparkle_config": None, "sparkle_targets": [], "notes": {}},
 }
 
