@@ -1,4 +1,4 @@
-"""`hotshoe data show`: what the model sees of a row and learns of it. `hotshoe data check`: what is wrong with rows."""
+"""`hotshoe data`: `show` what the model sees of a row, `check` what is wrong with rows, `split` and `clean` them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.data_out import split
 from server.cli.output import print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -15,9 +16,10 @@ Data = Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet, or a fo
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the app."""
-    data = typer.Typer(no_args_is_help=True, help="Look at training data.")
+    data = typer.Typer(no_args_is_help=True, help="Look at training data, split and clean it.")
     data.command("show")(show)
     data.command("check")(check)
+    data.command("split")(split)
     app.add_typer(data, name="data")
 
 

@@ -113,7 +113,7 @@ def read_data(path: Path, columns: Columns | None = None) -> DataFile:
 def read_rows(path: Path, columns: Columns | None = None) -> Reading:
     """The rows that can be read, and the problems of the others; raises DataInvalid where there is no file of data."""
     columns = columns or Columns()
-    files, left_aside = _files(path)
+    files, left_aside = data_files(path)
     rows: list[Row] = []
     ignored: Counter[str] = Counter()
     problems, sources, records = _Problems(), [], 0
@@ -178,7 +178,8 @@ class _Read:
     problems: _Problems
 
 
-def _records(file: BinaryIO, written: str, columns: Columns) -> Iterator[Record]:
+def records(file: BinaryIO, written: str, columns: Columns) -> Iterator[Record]:
+    """The records of an open file of the format, good and bad, under the columns' known names."""
     if written in TABLES:
         yield from TABLES[written](file, columns)
         return
@@ -202,7 +203,7 @@ def _read_file(path: Path, name: str, to: _Read) -> tuple[Source, int]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             written = detect_format(path, file)
-            for record in _records(file, written, to.columns):
+            for record in records(file, written, to.columns):
                 found += 1
                 place = Place(name, record.line, record.number)
                 try:
@@ -226,7 +227,7 @@ def _numbered(written: str, number: int) -> str:
     return f"row {number}: " if written == "csv" else f"row {number} (index {number - 1}): "
 
 
-def _files(path: Path) -> tuple[list[Path], list[str]]:
+def data_files(path: Path) -> tuple[list[Path], list[str]]:
     """The data files at a path, sorted, and what else is there; raises DataInvalid where there is none."""
     try:
         mode = path.stat().st_mode

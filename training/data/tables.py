@@ -34,8 +34,11 @@ def csv_rows(file: BinaryIO, columns: Columns) -> Iterator[Record]:
         text.detach()
 
 
-def parquet_rows(file: BinaryIO, columns: Columns) -> Iterator[Record]:
-    """The rows of a Parquet file. A null inside a struct is an absent key: there every row has every key."""
+def parquet_rows(file: BinaryIO, columns: Columns, *, whole: bool = False) -> Iterator[Record]:
+    """The rows of a Parquet file. A null inside a struct is an absent key: there every row has every key.
+
+    Columns that mean nothing here are null, unless `whole`.
+    """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -46,8 +49,8 @@ def parquet_rows(file: BinaryIO, columns: Columns) -> Iterator[Record]:
         table = ParquetFile(file)
         own = table.schema_arrow.names
         names = _checked(columns.names(own))
-        read = [before for before, name in zip(own, names, strict=True) if name in KNOWN]
-        unread = dict.fromkeys(name for name in names if name not in KNOWN)
+        read = [before for before, name in zip(own, names, strict=True) if whole or name in KNOWN]
+        unread = dict.fromkeys(name for name in names if not whole and name not in KNOWN)
         rows = table.metadata.num_rows
         if rows > MOST_PARQUET_ROWS:
             raise RowInvalid(

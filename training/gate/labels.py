@@ -42,8 +42,14 @@ class Labels:
 def detect(subject: Subject) -> Labels | None:
     """The labels of a classification; None where the answers are no labels."""
     answers = subject.answers
-    if _are_labels(answers):
+    found = _field_labels(answers)
+    if found is None and _are_labels(answers):
         return Labels([answer.strip() for answer in answers], "")
+    return found
+
+
+def _field_labels(answers: Sequence[str]) -> Labels | None:
+    """The labels in the commonest field of JSON answers that holds some."""
     parsed = [json_object(answer) for answer in answers]
     if len(answers) < FEWEST_ROWS or sum(value is not None for value in parsed) < 0.9 * len(answers):
         return None

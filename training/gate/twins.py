@@ -141,6 +141,23 @@ def _repeats(subject: Subject, code: str, rows: Sequence[int], firsts: Sequence[
 
 def across(subject: Subject, other: Subject, name: str) -> Iterator[Finding]:
     """Rows of `other` (the test or validation data) that stand in the subject's: equal, of one template, or near."""
+    kinds = leaks(subject, other)
+    if name == "test":
+        for kind, found in kinds.items():
+            if found:
+                yield other.finding(f"leak_{kind}", list(found), "", [_like(subject, at) for at in found.values()])
+        return
+    together = {index: like for found in kinds.values() for index, like in found.items()}
+    if together:
+        detail = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
+        yield other.finding("validation_leak", list(together), detail, [_like(subject, at) for at in together.values()])
+
+
+def leaks(subject: Subject, other: Subject) -> dict[str, dict[int, int]]:
+    """By kind (exact, template, near) the rows of `other` that stand in the subject's, each once, with the row there.
+
+    The row is -1 where a long text's pieces stand in several.
+    """
     boilerplate = boilerplate_of(subject)
     texts, theirs = texts_of(subject, boilerplate), texts_of(other, boilerplate)
     plain, masked = _index(texts.plain), _index(texts.masked)
@@ -150,16 +167,9 @@ def across(subject: Subject, other: Subject, name: str) -> Iterator[Finding]:
     near = _near_to([texts.masked[index] for index in masked.values()], [theirs.masked[index] for index in rest])
     places = list(masked.values())
     close = {rest[at]: places[like] for at, like in near.items()}
-    for text_index in _contained(texts.plain, [(index, theirs.plain[index]) for index in rest if index not in close]):
-        close[text_index] = -1
-    kinds = {"exact": exact, "template": template, "near": close}
-    if name == "test":
-        for kind, found in kinds.items():
-            if found:
-                yield other.finding(f"leak_{kind}", list(found), "", [_like(subject, at) for at in found.values()])
-    elif together := exact | template | close:
-        detail = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
-        yield other.finding("validation_leak", list(together), detail, [_like(subject, at) for at in together.values()])
+    for index in _contained(texts.plain, [(index, theirs.plain[index]) for index in rest if index not in close]):
+        close[index] = -1
+    return {"exact": exact, "template": template, "near": close}
 
 
 def _like(subject: Subject, index: int) -> str:

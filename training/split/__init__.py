@@ -1,0 +1,1 @@
+"""Splits data into training, validation and test rows so that none of the last two stands in the first."""
