@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +16,27 @@ from adapters.database import Database
 from adapters.errors import IdempotencyReused
 
 KEEP_KEYS_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who sent the request in hand, and from which address."""
+
+    actor: str
+    client: str
+
+
+_ORIGIN: ContextVar[Origin | None] = ContextVar("origin of the request in hand", default=None)
+
+
+@contextmanager
+def coming_from(origin: Origin | None) -> Iterator[None]:
+    """Changes that the origin's actor makes in the block, and in threads that it waits for, say the address."""
+    token = _ORIGIN.set(origin)
+    try:
+        yield
+    finally:
+        _ORIGIN.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +119,11 @@ def add_event(
     alias: str | None = None,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an event in the transaction of the change."""
+    """Write an event in the transaction of the change; what a request's own actor did says from where."""
+    origin = _ORIGIN.get()
+    came = {"client": origin.client} if origin is not None and origin.actor == actor else {}
     values = {"tenant": tenant, "at": time.time(), "kind": kind, "actor": actor[:120]}
-    about = {"name": name, "number": number, "alias": alias, "detail": dict(detail or {})}
+    about = {"name": name, "number": number, "alias": alias, "detail": {**(detail or {}), **came}}
     connection.execute(insert(schema.events).values({**values, **about}))
 
 

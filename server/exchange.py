@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
+from adapters.journal import Origin
 from server.access import Route
 from server.allowance import Allowance
 from server.dialect import request_id_headers
@@ -71,6 +72,11 @@ class Exchange:
             return message
 
         return counted
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the events of a change that it makes say of it."""
+        return Origin(self.caller.actor, self.client) if self.client is not None else None
 
     @property
     def shown_route(self) -> str:

@@ -14,6 +14,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.errors import EngineBusy, EngineUnavailable, HotshoeError, PayloadTooLarge
+from adapters.journal import coming_from
 from server.access import Access, Kind, Route, check_headers, check_scope, find_route
 from server.access_log import AccessLog
 from server.allowance import allowance_of, bill, renaming
@@ -68,7 +69,8 @@ class Gateway:
                 if route.kind is Kind.PROXIED:
                     await self._infer(scope, receive, tracked, exchange)
                 else:
-                    await self._serve(exchange, scope, receive, tracked)
+                    with coming_from(exchange.origin):
+                        await self._serve(exchange, scope, receive, tracked)
         except HotshoeError as error:
             await self._fail(exchange, tracked, error)
         except ClientGone:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 16
 BATCH_BYTES = 1024 * 1024
 FRAMING_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 16 * 1024  # a line of a part's head: a long file name passes and is not looked at
 MAX_SHOWN = 60
 
 
@@ -78,7 +79,7 @@ class FormReader:
         self._value = b""
         self._disposition = b""
         try:
-            self._parser = MultipartParser(boundary, self._callbacks())
+            self._parser = MultipartParser(boundary, self._callbacks(), max_header_size=MAX_HEADER_BYTES)
         except FormParserError as error:
             raise InvalidRequest(f"The multipart boundary cannot be used: {error}", param="content-type") from None
 

@@ -81,6 +81,7 @@ def push(
         print_json(version)
     else:
         typer.echo(f"{version['id']} is {version['status']}" + is_named(version))
+        show_reasons(version)
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -142,11 +143,16 @@ def show_check(found: dict[str, Any], as_json: bool) -> None:
         print_json(found)
         return
     typer.echo(f"{found['verdict']}: it would be {found['status']}, {found['modules']} modules, rank {found['rank']}")
-    for reason in found["reasons"]:
-        advice = f"  -> {reason['advice']}" if reason["advice"] else ""
-        typer.echo(f"  {reason['code']}  {reason['path']}: {reason['message']}{advice}")
+    show_reasons(found)
     show_without(found)
     show_serving(found)
+
+
+def show_reasons(row: dict[str, Any]) -> None:
+    """What was converted, and why it can only be exported, with the setting to change."""
+    for reason in row["reasons"]:
+        advice = f"  -> {reason['advice']}" if reason.get("advice") else ""
+        typer.echo(f"  {reason['code']}  {reason['path']}: {reason['message']}{advice}")
 
 
 def show_without(row: dict[str, Any]) -> None:

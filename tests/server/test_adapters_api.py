@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -246,6 +247,21 @@ def test_events_tell_what_happened(server: Server) -> None:
     server.promote("told", 2)
     kinds = [event["kind"] for event in server.http.get("/v1/adapters/told/events").json()["data"]]
     assert kinds.count("version_added") == 2 and kinds.count("promoted") == 2
+
+
+def test_events_tell_who_when_and_from_where(make_server: Callable[..., Server]) -> None:
+    server = make_server(api_key="a-key-of-16-chars", trusted_proxies=["127.0.0.1"])
+    before = time.time()
+    server.pushed("told")
+    server.http.headers["x-forwarded-for"] = "203.0.113.9"
+    assert server.promote("told", 1, "canary").status_code == 200
+    events = server.http.get("/v1/adapters/told/events").json()["data"]
+    assert all(before - 1 <= event["at"] <= time.time() + 1 for event in events)
+    who = {event["kind"]: (event["actor"], event["detail"].get("client")) for event in events}
+    assert who["version_added"] == ("api-key", "127.0.0.1")
+    assert who["status_changed"] == ("prover", None), "no request's own doing"
+    canary = next(event for event in events if event["alias"] == "canary")
+    assert (canary["actor"], canary["detail"]["client"]) == ("api-key", "203.0.113.9")
 
 
 def test_an_upload_leaves_nothing_in_the_staging_folder(server: Server) -> None:

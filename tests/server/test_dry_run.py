@@ -69,6 +69,19 @@ def test_push_check_says_the_same_and_exits_with_3_when_it_would_be_refused(
     assert is_empty(server)
 
 
+def test_a_push_says_which_setting_would_make_an_export_only_version_servable(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTSHOE_URL", str(server.http.base_url))
+    folder = write_adapter(tmp_path / "dora", server.base, config={"use_dora": True})
+    result = runner.invoke(build_app(), ["push", str(folder), "--name", "dora"])
+    assert result.exit_code == 0
+    assert "dora@1 is export_only" in result.stdout
+    assert "not_servable  config.use_dora" in result.stdout
+    assert "Train with use_dora=False to serve it." in result.stdout
+    server.http.delete("/v1/adapters/dora/versions/1")
+
+
 def test_u17_a_value_that_overflows_in_the_dtype_the_engine_serves_in_is_refused(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
