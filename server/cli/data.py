@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.data_out import split
+from server.cli.data_out import clean, restore, split
 from server.cli.output import print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -20,6 +20,8 @@ def add_to(app: typer.Typer) -> None:
     data.command("show")(show)
     data.command("check")(check)
     data.command("split")(split)
+    data.command("clean")(clean)
+    data.command("restore")(restore)
     app.add_typer(data, name="data")
 
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import DataInvalid
 from training.data.columns import Columns
-from training.data.formats import data_files, records
-from training.data.jsonfiles import detect_format
+from training.data.formats import DataFile, data_files, records
+from training.data.jsonfiles import Record, detect_format
 from training.data.rows import Place
 from training.data.tables import parquet_rows
 
 
-def whole_records(path: Path, columns: Columns) -> Iterator[tuple[Place, Any]]:
-    """Each row's place and value, its columns under their known names; raises RowInvalid for one that is broken."""
+def whole_records(path: Path, columns: Columns) -> Iterator[tuple[Place, Record]]:
+    """Each record with its place, good or bad, its columns under their known names."""
     for file in data_files(path)[0]:
         name = str(file.relative_to(path)) if file != path else path.name
         with file.open("rb") as opened:
@@ -23,9 +24,24 @@ def whole_records(path: Path, columns: Columns) -> Iterator[tuple[Place, Any]]:
             is_parquet = written == "parquet"
             found = parquet_rows(opened, columns, whole=True) if is_parquet else records(opened, written, columns)
             for record in found:
-                if record.error is not None:
-                    raise record.error
-                yield Place(name, record.line, record.number), record.value
+                yield Place(name, record.line, record.number), record
+
+
+def kept_records(file: DataFile, columns: Columns) -> Iterator[tuple[int | None, Any]]:
+    """Of each record the index of its row and its value; index and value are None where the record made no row.
+
+    Raises DataInvalid where the data is not what `file` was read from any more.
+    """
+    rows = enumerate(file.rows)
+    index, row = next(rows, (None, None))
+    for place, record in whole_records(file.path, columns):
+        if row is not None and row.place == place:
+            yield index, record.value
+            index, row = next(rows, (None, None))
+        else:
+            yield None, None
+    if row is not None:
+        raise DataInvalid(f"{file.path} changed while it was read: begin again.", param="data")
 
 
 def as_line(value: Any) -> str:

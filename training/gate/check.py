@@ -39,7 +39,9 @@ class Asked:
 
 
 @dataclass
-class _Base:
+class Base:
+    """The base that rows are rendered for."""
+
     template: ChatTemplate
     parameters: int
     longest: int
@@ -52,7 +54,15 @@ def check(asked: Asked) -> Report:
     subject = read(asked.data, asked.columns)
     base = _open(asked)
     figures: dict[str, Any] = {"rows": len(subject.rows), "unreadable_rows": subject.bad_count}
-    found = chain(
+    found = list(findings(subject, base, asked, figures))
+    about = {"data": subject.file.path.name, "digest": subject.file.digest, "form": subject.file.description}
+    about |= base.facts if base else {}
+    return Report.made(about, figures, found, levels)
+
+
+def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
+    """Everything that is found; what was measured meanwhile is put into `figures`."""
+    return chain(
         form.unreadable(subject),
         form.forms(subject),
         form.systems(subject),
@@ -67,9 +77,6 @@ def check(asked: Asked) -> Report:
         _twins(subject, asked),
         privacy.private(subject),
     )
-    about = {"data": subject.file.path.name, "digest": subject.file.digest, "form": subject.file.description}
-    about |= base.facts if base else {}
-    return Report.made(about, figures, list(found), levels)
 
 
 def passed(config: TrainingConfig) -> Report | None:
@@ -103,7 +110,7 @@ def read(path: Path, columns: tuple[str, ...]) -> Subject:
     return Subject(reading.file, reading.problems, reading.bad)
 
 
-def _open(asked: Asked) -> _Base | None:
+def _open(asked: Asked) -> Base | None:
     if asked.base is None:
         return None
     from adapters.embedded import open_base
@@ -120,10 +127,10 @@ def _open(asked: Asked) -> _Base | None:
         "longest_tokens": longest,
         "renders_thought": any(word in template.text for word in THINKING),
     }
-    return _Base(template, parameter_count(base), longest, facts)
+    return Base(template, parameter_count(base), longest, facts)
 
 
-def _lengths(subject: Subject, base: _Base | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
+def _lengths(subject: Subject, base: Base | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
     if base is None:
         return
     lengths = amount.measure(subject, base.template, asked.supervise)

@@ -7,7 +7,7 @@ the table; a test holds the two equal.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class Finding:
     examples: tuple[Example, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
     level: str | None = None  # where this case is less or more than the rule's own
+    rows: Sequence[int] = ()  # indices of all rows that could be read and have it
 
     @property
     def rule(self) -> Rule:

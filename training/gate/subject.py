@@ -48,7 +48,7 @@ class Subject:
         """A finding on the rows of these indices; `texts` are shown behind their places."""
         kept = zip(found[:KEPT_EXAMPLES], texts or [""] * len(found), strict=False)
         examples = tuple(Example(str(self.rows[index].place), shown(text)) for index, text in kept)
-        return Finding(code, len(found), self.of, detail, examples)
+        return Finding(code, len(found), self.of, detail, examples, rows=tuple(found))
 
 
 def question(row: Row) -> str:

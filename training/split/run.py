@@ -14,7 +14,7 @@ from adapters.errors import ConfigInvalid, DataInvalid
 from adapters.store import disk_errors
 from training.data.columns import Columns
 from training.data.formats import DataFile, read_data
-from training.data.records import as_line, whole_records
+from training.data.records import as_line, kept_records
 from training.gate import labels, twins
 from training.gate.subject import Subject
 from training.split.assign import assign
@@ -63,7 +63,7 @@ def split(asked: SplitAsked) -> dict[str, Any]:
     _check_filled(splits, units, asked)
     report = _report(asked, file, units, splits, values) | {"moved_rows": moved}
     with disk_errors(asked.out), staged(asked.out) as staging:
-        paths = _write(asked, columns, file, splits, staging.result)
+        paths = _write(columns, file, splits, staging.result)
         report["leaks"] = _leaks({name: read_data(path) for name, path in paths.items()}, splits)
         text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
         (staging.result / REPORT).write_text(text, "utf-8")
@@ -138,17 +138,14 @@ def _labels(file: DataFile) -> list[str | None]:
     return list(found.values) if found else [None] * len(file.rows)
 
 
-def _write(asked: SplitAsked, columns: Columns, file: DataFile, splits: Sequence[str], folder: Path) -> dict[str, Path]:
+def _write(columns: Columns, file: DataFile, splits: Sequence[str], folder: Path) -> dict[str, Path]:
     """One JSONL file for each split, rows as they were found and in their order."""
     paths = {name: folder / f"{name}.jsonl" for name in SPLITS if name in splits}
     with ExitStack() as stack:
         files = {name: stack.enter_context(path.open("x", encoding="utf-8")) for name, path in paths.items()}
-        wanted = zip(file.rows, splits, strict=True)
-        for place, value in whole_records(asked.data, columns):
-            row, name = next(wanted, (None, ""))
-            if row is None or row.place != place:
-                raise DataInvalid(f"{asked.data} changed while it was read: begin again.", param="data")
-            files[name].write(as_line(value))
+        for index, value in kept_records(file, columns):
+            if index is not None:
+                files[splits[index]].write(as_line(value))
     return paths
 
 

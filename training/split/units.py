@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from adapters.errors import ConfigInvalid, DataInvalid, Problem
 from training.data.columns import Columns
 from training.data.formats import DataFile
-from training.data.records import whole_records
+from training.data.records import kept_records
 from training.gate.labels import json_object
 from training.gate.subject import answer
 from training.groups import WAYS, clusters_of
@@ -32,7 +31,7 @@ def groups_of(file: DataFile, by: str, columns: Columns) -> list[str]:
             raise ConfigInvalid(f"--by is one of {ways} or group:COLUMN, not {by[:80]!r}.", param="by")
         return clusters_of(file.rows, by)
     name = columns.name(by.removeprefix(GROUP))
-    values = _column(file.path, name, columns)
+    values = _column(file, name, columns)
     if values is None:
         values = [(json_object(answer(row)) or {}).get(name) for row in file.rows]
     missing = [row for row, value in zip(file.rows, values, strict=True) if value in (None, "")]
@@ -50,13 +49,10 @@ def groups_of(file: DataFile, by: str, columns: Columns) -> list[str]:
     return [json.dumps(value, ensure_ascii=False, sort_keys=True, default=str) for value in values]
 
 
-def _column(path: Path, name: str, columns: Columns) -> list[Any] | None:
+def _column(file: DataFile, name: str, columns: Columns) -> list[Any] | None:
     """The column's value in each row; None where no row has it."""
-    values = [
-        (value.get(name), name in value) if isinstance(value, dict) else (None, False)
-        for _, value in whole_records(path, columns)
-    ]
-    return [value for value, _ in values] if any(is_there for _, is_there in values) else None
+    found = [value for index, value in kept_records(file, columns) if index is not None]
+    return [value.get(name) for value in found] if any(name in value for value in found) else None
 
 
 def joined(keys: Sequence[str], others: Sequence[str]) -> list[str]:
