@@ -102,7 +102,9 @@ class TrainingConfig:
     dropout: float = field(default=0.0, metadata={"doc": "Dropout on the adapter's input."})
     weight_decay: float = field(default=0.0, metadata={"doc": "AdamW's weight decay."})
     max_gradient_norm: float = field(default=1.0, metadata={"doc": "Gradients are scaled down to this norm."})
-    max_length: int | None = field(default=None, metadata={"doc": "Longest row in tokens; default the base's context."})
+    max_length: int | None = field(
+        default=None, metadata={"doc": "Longest row in tokens; default the base's context, and at most that."}
+    )
     over_long: str = field(
         default="error",
         metadata={"doc": "Rows above max_length: error, cut (their end) or drop; cut and dropped are named."},

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.bases import BaseModel, stored_dtype
+from adapters.errors import ConfigInvalid
 from training.config import Facts, Settings, TrainingConfig
 from training.data.columns import Columns
 from training.data.dataset import Prepared, hold_out, prepare
@@ -55,7 +56,7 @@ def gather(config: TrainingConfig) -> Material:
     share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
     if validation_file is None and share and (config.validation_share or len(rows) >= ROWS_FOR_HOLDING_OUT):
         rows, held_out = hold_out(rows, share, config.seed)
-    length = min(config.max_length or base.context_length_tokens, base.context_length_tokens)
+    length = longest_row(config, base)
 
     def ready(source: DataFile, chosen: list[Row]) -> Prepared:
         return prepare(
@@ -66,6 +67,18 @@ def gather(config: TrainingConfig) -> Material:
     validation = ready(validation_file or file, held_out) if held_out else None
     turns = [template.thinks(row.messages[i]) for row in rows for i in row.learned_turns(config.supervise)]
     return Material(base, template, file, training, validation_file, validation, (sum(turns), len(turns) - sum(turns)))
+
+
+def longest_row(config: TrainingConfig, base: BaseModel) -> int:
+    """The most tokens that a row may have; raises ConfigInvalid for more than the base's context."""
+    context = base.context_length_tokens
+    if config.max_length is not None and config.max_length > context:
+        raise ConfigInvalid(
+            f"max_length is {config.max_length:,}, and {base.id} has a context of {context:,} tokens: give at most "
+            "that, or leave it out.",
+            param="max_length",
+        )
+    return config.max_length or context
 
 
 def facts(material: Material) -> Facts:

@@ -190,6 +190,18 @@ def test_rows_above_the_length_are_refused_by_name_or_cut_or_dropped_and_counted
         run(data, qwen2_base, tmp_path / "none", over_long="cut", max_length=5)
 
 
+def test_a_length_above_the_bases_context_is_refused_and_not_lowered_in_silence(
+    colours: Path, qwen2_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match=r"max_length is 2,049, and tiny-qwen2 has a context of 2,048 tokens"):
+        run(colours, qwen2_base, tmp_path / "out", max_length=2049)
+    long = write_jsonl(tmp_path / "long.jsonl", [chat("x " * 1100, "Yes.")])
+    with pytest.raises(DataInvalid) as caught:
+        run(long, qwen2_base, tmp_path / "out")
+    (problem,) = caught.value.problems
+    assert "at most 2,048 are allowed" in problem.message and "the base's context" in problem.advice
+
+
 def test_one_row_trains(qwen2_base: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "one.jsonl", [chat("One?", "One.")])
     assert run(data, qwen2_base, tmp_path / "out").card["result"]["steps"] == 2

@@ -14,6 +14,7 @@ from training.data.rows import Row
 from training.data.template import IGNORED, ChatTemplate, Rendered
 
 NAMED_ROWS = 20  # of cut and dropped rows, that many are named; all are counted
+LONGER = "--over-long cut or drop, or a larger --max-length where the base's context allows one"
 
 
 @dataclass
@@ -105,7 +106,7 @@ def _fit(made: Prepared, row: Row, sequences: list[Rendered], max_length: int, o
         return None
     if over_long == "error":
         message = f"{longest:,} tokens; at most {max_length:,} are allowed."
-        return RowInvalid("row_too_long", message, "raise --max-length, or --over-long cut or drop")
+        return RowInvalid("row_too_long", message, LONGER)
     shortened = [_cut(sequence, max_length) for sequence in sequences] if over_long == "cut" else []
     kept = [sequence for sequence in shortened if sequence.supervised_tokens]
     made.sequences += kept
@@ -119,7 +120,8 @@ def _nothing_left(file: DataFile, made: Prepared, max_length: int) -> DataInvali
     problems = tuple(Problem("row_too_long", place, message) for place in made.dropped)
     return DataInvalid(
         f"{file.path} has no supervised token left: nothing would be learned. All {len(made.dropped):,} rows are "
-        f"longer than {max_length:,} tokens; raise --max-length, or shorten what comes before the answers.",
+        f"longer than {max_length:,} tokens; shorten what comes before the answers, or raise --max-length where the "
+        "base's context allows it.",
         param="data",
         problems=problems,
     )
