@@ -114,7 +114,7 @@ def _header_bytes(file: BinaryIO, file_bytes: int) -> bytes:
             f"claims a header of {length} bytes in a file of {file_bytes}; the format allows 2 to 100,000,000 bytes",
         )
     file.seek(8)
-    chunks, objects, left = [], 0, length
+    chunks, objects, left = [], 0, min(length, MAX_HEADER_BYTES)
     while left:
         chunk = file.read(min(left, SCAN_BYTES))
         if not chunk:
@@ -123,8 +123,7 @@ def _header_bytes(file: BinaryIO, file_bytes: int) -> bytes:
         objects += chunk.count(b"{")
         if objects > MAX_TENSORS + 2:
             raise _Refused("too_many_tensors", f"describes more than {MAX_TENSORS:,} tensors")
-        if length <= MAX_HEADER_BYTES:
-            chunks.append(chunk)
+        chunks.append(chunk)
     if length > MAX_HEADER_BYTES:
         raise _Refused(
             "safetensors_invalid", f"has a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read"

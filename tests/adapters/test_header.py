@@ -79,13 +79,13 @@ def test_u1_another_format_renamed_to_safetensors_is_refused_with_the_way_to_con
 def test_u10_a_header_that_cannot_be_is_refused_at_once_and_in_little_memory(tmp_path: Path, data: bytes) -> None:
     path = write(tmp_path / "x", data)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     assert codes(path) == {"safetensors_invalid"}
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 << 20
-    assert elapsed < 0.5  # 50 ms is the promise; this bound only catches a parse of what was claimed
+    assert elapsed < 0.05
 
 
 def test_u10_a_200_mb_header_in_a_sparse_file_is_not_read(tmp_path: Path) -> None:

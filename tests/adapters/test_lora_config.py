@@ -176,9 +176,9 @@ def test_u16_a_pattern_key_that_is_not_a_literal_name_is_refused(field: str, key
 
 def test_u16_ten_thousand_pattern_keys_are_refused_at_once() -> None:
     pattern = {f"model.layers.{i}.q_proj": 4 for i in range(10_000)}
-    started = time.perf_counter()
+    started = time.process_time()
     assert codes(rank_pattern=pattern) == ["pattern_not_allowed"]
-    assert time.perf_counter() - started < 0.2  # 10 ms is the promise
+    assert time.process_time() - started < 0.01
 
 
 def test_u16_a_target_modules_string_is_dropped_unread_and_listed() -> None:
@@ -361,7 +361,8 @@ def test_u18_what_would_be_kept_for_exports_has_the_type_that_peft_writes(field:
 
 
 def test_a_config_of_too_many_fields_is_refused_at_once() -> None:
-    started = time.perf_counter()
-    (problem,) = read_config({f"field_{i}": None for i in range(200_000)}).problems
+    config = {f"field_{i}": None for i in range(200_000)}
+    started = time.process_time()
+    (problem,) = read_config(config).problems
     assert (problem.code, problem.path) == ("out_of_range", "config")
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.05
