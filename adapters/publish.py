@@ -157,9 +157,9 @@ def _card_beside(source: Path) -> dict[str, Any] | None:
 
 
 def _names_base(card: dict[str, Any] | None, base: BaseModel) -> bool:
-    """The card of a run names its base by digest, which says more than the path in the config."""
+    """The card of a run names its base, or a declared one, by digest: that says more than the path in the config."""
     named = card.get("base") if card else None
-    return isinstance(named, dict) and named.get("digest") == base.digest
+    return isinstance(named, dict) and named.get("digest") in (base.digest, *base.names)
 
 
 def _record_refusal(refusal: AdapterRefused, name: str, context: PublishContext, card: dict[str, Any] | None) -> None:

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
         None, description="The 16-bit base that exports merge into, when the served base is quantised."
     )
     base_names: tuple[str, ...] = Field(
-        (), description="Other names of the same base that an adapter may claim, as a JSON list."
+        (),
+        description="Other names of the same base that an adapter may claim, as a JSON list; those of `merge_base` are "
+        "among them.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
