@@ -15,6 +15,7 @@ VERB_MODULES = (
     "server.cli.bases",  # base prepare | show, inspect
     "server.cli.data",  # data show
     "server.cli.train",  # train
+    "server.cli.review",  # review
     "server.cli.evaluate",  # eval
     "server.cli.serve",  # serve, doctor
     "server.cli.state",  # backup, restore, prune

@@ -1,0 +1,505 @@
+"""The review of configs: each rule fires on the setting it is about, by the user's own key, and on no clean config."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from adapters.errors import ConfigInvalid
+from adapters.strict_yaml import MAX_BYTES
+from server.cli.main import build_app
+from training.config import Facts, TrainingConfig, choose
+from training.review import known_keys, of_settings
+from training.review.check import Asked, found, levels_of, review
+from training.review.dialects import DIALECTS
+from training.review.facts import Data, Known, base_named, lacks_bf16
+from training.review.findings import KINDS, LEVELS
+from training.review.reading import read
+from training.review.rules import RULES
+from training.review.view import View
+from training.review.words import WORDS
+
+Config = dict[str, Any]
+LLAMA_FACTORY: Config = {
+    "model_name_or_path": "Qwen/Qwen3-4B-Instruct-2507",
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_rank": 16,
+    "lora_alpha": 32,
+    "lora_target": "all",
+    "dataset": "tickets",
+    "template": "qwen3_nothink",
+    "cutoff_len": 4096,
+    "output_dir": "saves/tickets",
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "learning_rate": "2e-4",
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.05,
+    "bf16": True,
+    "val_size": 0.1,
+    "eval_strategy": "steps",
+    "eval_steps": 50,
+    "load_best_model_at_end": True,
+    "seed": 17,
+    "report_to": "tensorboard",
+}
+AXOLOTL: Config = {
+    "base_model": "Qwen/Qwen2.5-7B-Instruct",
+    "load_in_4bit": True,
+    "adapter": "qlora",
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_target_linear": True,
+    "chat_template": "tokenizer_default",
+    "datasets": [{"path": "tickets.jsonl", "type": "chat_template", "message_property_mappings": {"role": "from"}}],
+    "val_set_size": 0.1,
+    "sequence_len": 4096,
+    "sample_packing": True,
+    "flash_attention": True,
+    "micro_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "num_epochs": 3,
+    "optimizer": "adamw_bnb_8bit",
+    "lr_scheduler": "cosine",
+    "learning_rate": 0.0002,
+    "warmup_ratio": 0.05,
+    "bf16": "auto",
+    "gradient_checkpointing": True,
+    "evals_per_epoch": 4,
+    "early_stopping_patience": 3,
+    "seed": 17,
+    "use_tensorboard": True,
+    "special_tokens": {"pad_token": "<|endoftext|>"},
+}
+TRL: Config = {
+    "model": {"model_name_or_path": "Qwen/Qwen3-1.7B", "attn_implementation": "flash_attention_2"},
+    "sft_config": {
+        "output_dir": "out",
+        "max_length": 2048,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 2e-4,
+        "num_train_epochs": 3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "assistant_only_loss": True,
+        "bf16": True,
+        "eval_strategy": "steps",
+        "load_best_model_at_end": True,
+        "seed": 17,
+        "report_to": "tensorboard",
+    },
+    "lora_config": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"},
+}
+PEFT: Config = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "Qwen/Qwen2.5-1.5B-Instruct",
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "init_lora_weights": True,
+    "bias": "none",
+}
+OURS: Config = {"data": "tickets.jsonl", "name": "tickets", "base": "Qwen/Qwen3-4B", "method": "lora", "seed": 17}
+CLEAN = {"llama-factory": LLAMA_FACTORY, "axolotl": AXOLOTL, "trl": TRL, "peft": PEFT, "hotshoe": OURS}
+SHORT = Data(400, tuple(range(20, 420)), 88_000, False, "the base")
+FEW = Data(60, tuple(range(20, 80)), 3_000, False, "the base")
+QWEN2 = {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct", "template": "qwen"}
+
+
+def trl(**sections: Mapping[str, Any]) -> Config:
+    return {name: {**TRL.get(name, {}), **changed} for name, changed in sections.items()}
+
+
+# Code -> dialect, what is changed in its clean config (None takes a key out), the key that is named, what is known.
+Case = tuple[str, Config, str, dict[str, Any]]
+CASES: dict[str, Case] = {
+    "key_unknown": ("llama-factory", {"lora_rnk": 8}, "lora_rnk", {}),
+    "key_renamed": ("trl", trl(sft_config={"warmup_ratio": 0.05}), "sft_config.warmup_ratio", {}),
+    "value_unreadable": ("axolotl", {"learning_rate": "fast"}, "learning_rate", {}),
+    "config_refused": ("hotshoe", {"method": "magic"}, "config", {}),
+    "stage_other": ("llama-factory", {"stage": "dpo"}, "stage", {}),
+    "lr_low_lora": ("trl", trl(sft_config={"learning_rate": None}), "learning_rate", {}),
+    "lr_high_lora": ("axolotl", {"learning_rate": 2e-3}, "learning_rate", {}),
+    "lr_high_full": ("llama-factory", {"finetuning_type": "full"}, "learning_rate", {}),
+    "lr_low_full": ("llama-factory", {"finetuning_type": "full", "learning_rate": "1e-7"}, "learning_rate", {}),
+    "rate_never_falls": ("hotshoe", {"scheduler": "constant_with_warmup"}, "scheduler", {}),
+    "warmup_long": (
+        "llama-factory",
+        {"warmup_ratio": None, "warmup_steps": 50},
+        "warmup_steps",
+        {"data": SHORT},
+    ),
+    "warmup_none": ("hotshoe", {"warmup_ratio": 0.0}, "warmup_ratio", {}),
+    "weight_decay": ("axolotl", {"weight_decay": 0.1}, "weight_decay", {}),
+    "clipping_off": ("axolotl", {"max_grad_norm": 0}, "max_grad_norm", {}),
+    "optimizer_on_cpu": ("axolotl", {}, "optimizer", {"is_cpu": True}),
+    "batch_large": ("llama-factory", {"gradient_accumulation_steps": 16}, "per_device_train_batch_size", {}),
+    "batch_small": ("llama-factory", {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 2},
+                    "per_device_train_batch_size", {}),
+    "epochs_many": ("hotshoe", {"epochs": 12}, "epochs", {}),
+    "steps_few": ("llama-factory", {}, "per_device_train_batch_size", {"data": FEW}),
+    "max_steps_win": ("axolotl", {"max_steps": 40}, "max_steps", {}),
+    "rows_limited": ("llama-factory", {"max_samples": 100}, "max_samples", {}),
+    "rank_unserved": ("axolotl", {"lora_r": 128, "lora_alpha": 256}, "lora_r", {}),
+    "rank_large_for_rows": ("peft", {"r": 64, "lora_alpha": 128}, "r", {"data": SHORT}),
+    "alpha_odd": ("trl", trl(lora_config={"lora_alpha": 512}), "lora_config.lora_alpha", {}),
+    "rslora_scale": ("peft", {"use_rslora": True}, "lora_alpha", {}),
+    "targets_attention_only": ("trl", trl(lora_config={"target_modules": None}), "target_modules", {}),
+    "targets_output": ("peft", {"target_modules": ["q_proj", "lm_head"]}, "target_modules", {}),
+    "targets_unknown": ("peft", {"target_modules": ["q_proj", "up_proj", "c_attn"]}, "target_modules", {}),
+    "modules_saved": ("axolotl", {"lora_modules_to_save": ["embed_tokens"]}, "lora_modules_to_save", {}),
+    "dora": ("axolotl", {"peft_use_dora": True}, "peft_use_dora", {}),
+    "bias_trained": ("peft", {"bias": "all"}, "bias", {}),
+    "init_changes_base": ("llama-factory", {"pissa_init": True}, "pissa_init", {}),
+    "dropout_high": ("axolotl", {"lora_dropout": 0.3}, "lora_dropout", {}),
+    "dropout_unsloth": ("llama-factory", {"use_unsloth": True, "lora_dropout": 0.05}, "lora_dropout", {}),
+    "vocabulary_grows": ("axolotl", {"tokens": ["<role>"]}, "tokens", {}),
+    "fp16_qwen": ("llama-factory", {**QWEN2, "bf16": None, "fp16": True}, "fp16", {}),
+    "bf16_gpu": ("trl", {}, "sft_config.bf16", {"gpu": "T4"}),
+    "precision_twice": ("llama-factory", {"fp16": True}, "fp16", {}),
+    "bf16_pure": ("llama-factory", {"pure_bf16": True}, "pure_bf16", {}),
+    "base_8bit": ("llama-factory", {"quantization_bit": 8}, "quantization_bit", {}),
+    "quant_not_nf4": ("llama-factory", {"quantization_bit": 4, "quantization_type": "fp4"}, "quantization_type", {}),
+    "quant_single": ("llama-factory", {"quantization_bit": 4, "double_quantization": False},
+                     "double_quantization", {}),
+    "quant_full": ("axolotl", {"adapter": None}, "load_in_4bit", {}),
+    "quant_needless": ("trl", trl(quantization_config={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+                       "quantization_config.load_in_4bit", {}),
+    "flash_gpu": ("axolotl", {}, "flash_attention", {"gpu": "t4"}),
+    "checkpointing_off": ("axolotl", {"gradient_checkpointing": False, "sequence_len": 8192},
+                          "gradient_checkpointing", {}),
+    "checkpointing_needless": ("trl", {}, "gradient_checkpointing", {"is_cpu": True}),
+    "length_default": ("trl", trl(sft_config={"max_length": None}), "max_length", {}),
+    "rows_cut": ("llama-factory", {"cutoff_len": 128}, "cutoff_len", {"data": SHORT}),
+    "rows_dropped": ("axolotl", {"sequence_len": 128}, "sequence_len", {"data": SHORT}),
+    "length_above_context": ("hotshoe", {"max_length": 99_999}, "max_length", {"context": 32_768}),
+    "padding_to_length": ("axolotl", {"sample_packing": False, "pad_to_sequence_len": True},
+                          "pad_to_sequence_len", {"data": SHORT}),
+    "packing_leaks": ("llama-factory", {"packing": True}, "packing", {}),
+    "packing_cuts": ("trl", trl(sft_config={"packing": True, "packing_strategy": "wrapped"}),
+                     "sft_config.packing_strategy", {}),
+    "prompt_trained": ("trl", trl(sft_config={"assistant_only_loss": None}), "assistant_only_loss", {}),
+    "template_foreign": ("llama-factory", {"template": "llama3"}, "template", {}),
+    "empty_thought_trained": ("llama-factory", {"model_name_or_path": "Qwen/Qwen3-8B", "template": "qwen3"},
+                              "enable_thinking", {}),
+    "thinking_base": ("llama-factory", {"model_name_or_path": "Qwen/Qwen3-4B-Thinking-2507"},
+                      "model_name_or_path", {}),
+    "pad_is_end": ("axolotl", {"special_tokens": {"pad_token": "<|im_end|>"}}, "special_tokens.pad_token", {}),
+    "end_not_chatml": ("axolotl", {"special_tokens": {"eos_token": "<|endoftext|>"}}, "special_tokens.eos_token", {}),
+    "base_unsupported": ("llama-factory", {"model_name_or_path": "Qwen/Qwen3-30B-A3B"}, "model_name_or_path", {}),
+    "base_no_stop": ("axolotl", {"base_model": "Qwen/Qwen2.5-7B"}, "base_model", {}),
+    "base_licence": ("axolotl", {"base_model": "Qwen/Qwen2.5-3B-Instruct"}, "base_model", {}),
+    "base_quantised": ("axolotl", {"base_model": "Qwen/Qwen2.5-7B-Instruct-AWQ"}, "base_model", {}),
+    "remote_code": ("llama-factory", {"trust_remote_code": True}, "trust_remote_code", {}),
+    "validation_none": ("llama-factory", {"val_size": None}, "val_size", {}),
+    "validation_unused": ("llama-factory", {"eval_strategy": None}, "val_size", {}),
+    "best_unkept": ("axolotl", {"early_stopping_patience": None}, "evals_per_epoch", {}),
+    "best_by_loss": ("llama-factory", {"metric_for_best_model": "eval_loss"}, "metric_for_best_model", {}),
+    "saves_none": ("llama-factory", {"save_steps": 500}, "save_steps", {"data": SHORT}),
+    "seed_open": ("trl", trl(sft_config={"seed": None}), "seed", {}),
+    "neftune": ("axolotl", {"neftune_noise_alpha": 5}, "neftune_noise_alpha", {}),
+    "curves_nowhere": ("llama-factory", {"report_to": "none"}, "report_to", {}),
+    "devices_qlora": ("axolotl", {"fsdp_config": {"fsdp_version": 2}}, "fsdp_config", {}),
+}  # fmt: skip
+
+
+def merged(config: Config, changed: Config) -> Config:
+    """The config with the changes; None takes a key out, a section is changed inside."""
+    made = dict(config)
+    for key, value in changed.items():
+        if isinstance(value, dict) and isinstance(made.get(key), dict):
+            value = merged(made[key], value)
+        if value is None:
+            made.pop(key, None)
+        else:
+            made[key] = value
+    return made
+
+
+Look = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Look:
+    """The findings on a clean config with changes, the dialect told by the file itself."""
+
+    def run(dialect: str, changed: Config, context: int | None = None, **known: Any) -> list[dict[str, Any]]:
+        path = tmp_path / ("config.json" if dialect == "peft" else "config.yaml")
+        config = merged(CLEAN[dialect], changed)
+        path.write_text(json.dumps(config) if dialect == "peft" else yaml.safe_dump(config, sort_keys=False), "utf-8")
+        reading = read(path)
+        assert reading.dialect == dialect
+        view = View(reading, Known(**known))
+        if context:
+            vars(view)["base"] = dataclasses.replace(view.base, context_length_tokens=context)
+        return found(view, {})
+
+    return run
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_rule_names_the_setting_that_trips_it_and_is_silent_on_the_clean_config(code: str, look: Look) -> None:
+    dialect, changed, key, known = CASES[code]
+    tripped = [row for row in look(dialect, changed, **known) if row["rule"] == code]
+    assert [row["setting"] for row in tripped] == [key]
+    assert tripped[0]["severity"] in LEVELS and tripped[0]["suggestion"]
+    assert code not in {row["rule"] for row in look(dialect, {})}
+
+
+@pytest.mark.parametrize("dialect", CLEAN)
+def test_a_clean_config_has_no_finding(dialect: str, look: Look) -> None:
+    assert look(dialect, {}) == []
+
+
+def test_every_rule_has_a_case_an_effect_evidence_and_advice() -> None:
+    assert set(CASES) == set(RULES) and len(RULES) >= 30
+    for rule in RULES.values():
+        assert rule.kind in KINDS and rule.level in LEVELS, rule.code
+        assert rule.effect and rule.evidence and rule.advice, rule.code
+        if rule.kind == "paper":
+            assert re.search(r"\d{4}\.\d{5}|LoRA Without Regret", rule.evidence), rule.code
+        if rule.kind == "issue":
+            assert re.search(r"[\w-]+/[\w.-]+#\d+", rule.evidence), rule.code
+
+
+def test_every_dialect_translates_into_the_one_vocabulary_and_knows_its_own_keys() -> None:
+    inner = {"four", "eight", "all_linear", "early_stopping", "quant_method", "use_peft", "answers_only"}
+    inner |= {"completions_only", "packing_strategy", "dtype"}  # which `finish` takes out again
+    for dialect in DIALECTS.values():
+        assert {name for name, _ in dialect.words.values()} <= set(WORDS) | inner, dialect.name
+        assert set(dialect.words) <= dialect.known, dialect.name
+        assert dialect.marks - dialect.sections <= dialect.known | {"special_tokens"}, dialect.name
+        assert not set(dialect.renamed) & dialect.known or dialect.name == "axolotl", dialect.name
+
+
+def declared(package: str, module: str, kind: str) -> dict[str, Any]:
+    """Fields of an installed class with their plain defaults, read from its source: importing TRL takes ten seconds."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / module).read_text("utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    found = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            given = node.value
+            if isinstance(given, ast.Call):
+                given = next((word.value for word in given.keywords if word.arg == "default"), None)
+            found[node.target.id] = ast.literal_eval(given) if isinstance(given, ast.Constant) else None
+    return found
+
+
+TRAINING = ("transformers", "training_args.py", "TrainingArguments")
+SFT = ("trl", "trainer/sft_config.py", "SFTConfig")
+LORA = ("peft", "tuners/lora/config.py", "LoraConfig")
+
+
+def test_the_lists_of_keys_are_those_of_the_installed_libraries() -> None:
+    arguments, lora = set(declared(*TRAINING)), set(declared(*LORA))
+    of_trl = set(declared(*SFT)) | set(declared("trl", "trainer/base_config.py", "_BaseConfig"))
+    assert arguments == known_keys.TRAINING_ARGUMENTS
+    assert of_trl - arguments - {"_VALID_DICT_FIELDS"} == known_keys.SFT
+    assert lora <= known_keys.LORA
+    parents = [set(declared("peft", "config.py", kind)) for kind in ("PeftConfigMixin", "PeftConfig")]
+    assert known_keys.LORA - lora <= set.union(*parents)
+    script = {
+        *declared("trl", "trainer/model_config.py", "ModelConfig"),
+        *declared("trl", "scripts/utils.py", "ScriptArguments"),
+    }
+    assert {name for name in script if not name.startswith("_")} == known_keys.SCRIPT
+
+
+def test_the_defaults_of_trl_and_peft_are_those_of_the_installed_libraries() -> None:
+    defaults = declared(*TRAINING) | declared("trl", "trainer/base_config.py", "_BaseConfig") | declared(*SFT)
+    for name in ("learning_rate", "max_length", "batch", "accumulation", "epochs", "gradient_checkpointing", "seed"):
+        key, value = DIALECTS["trl"].defaults[name]
+        assert defaults[key] == value, key
+    assert (defaults["save_steps"], defaults["weight_decay"], defaults["max_grad_norm"]) == (500, 0.0, 1.0)
+    lora = declared(*LORA)
+    assert (lora["r"], lora["lora_alpha"], lora["lora_dropout"]) == (8, 8, 0.0)
+
+
+def test_keys_that_no_trainer_has_are_listed_with_the_nearest_and_those_without_a_rule_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(LLAMA_FACTORY | {"lora_alhpa": 32, "zzz": 1, "plot_loss": True}), "utf-8")
+    made = review(Asked(path)).as_dict()
+    unknown = {row["setting"]: row for row in made["findings"] if row["rule"] == "key_unknown"}
+    assert unknown["lora_alhpa"]["suggestion"] == "lora_alpha?"
+    assert set(unknown) == {"lora_alhpa", "zzz"}
+    assert "plot_loss" in made["without_a_rule"]
+    told = {row["key"] for row in made["settings"].values()} | set(made["without_a_rule"]) | set(unknown)
+    assert set(yaml.safe_load(path.read_text("utf-8"))) <= told | {"do_train"}
+
+
+def test_a_finding_tells_the_line_of_the_file_and_a_default_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("base_model: Qwen/Qwen2.5-7B-Instruct\nadapter: lora\nlora_r: 8\nlora_alpha: 800\n", "utf-8")
+    rows = {row["rule"]: row for row in review(Asked(path)).as_dict()["findings"]}
+    assert (rows["alpha_odd"]["line"], rows["alpha_odd"]["is_default"], rows["alpha_odd"]["value"]) == (4, False, 800)
+    assert (rows["length_default"]["line"], rows["length_default"]["value"]) == (None, 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &x 1\nb: *x\n", "anchor"),
+        ("!!python/object/apply:os.system ['true']\n", "tag"),
+        ("learning_rate: 1\nlearning_rate: 2\n", "twice"),
+        ("- 1\n", "mapping"),
+        ("nothing: known\n", "no key that tells"),
+        ("a: " + "[" * 40 + "]" * 40 + "\n", "nested"),
+        ("x" * (MAX_BYTES + 1), "bytes"),
+    ],
+)
+def test_a_hostile_or_foreign_file_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ConfigInvalid, match=reason):
+        review(Asked(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b'{"r": 8, "r": 9}', "twice"),
+        (b'{"r": NaN}', "NaN"),
+        (b"[1]", "object"),
+        (b"[" * 100_000, "bytes"),
+        (b'{"a": [' + b"0," * 20_000 + b"0]}", "values"),
+        (b"\xff", "UTF-8"),
+    ],
+)
+def test_a_hostile_json_is_refused(data: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    path.write_bytes(data)
+    with pytest.raises(ConfigInvalid, match=reason):
+        review(Asked(path))
+
+
+def test_a_dialect_can_be_named_and_a_wrong_one_is_told_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("learning_rate: 0.0002\nlora_alpha: 32\n", "utf-8")
+    with pytest.raises(ConfigInvalid, match="--dialect"):
+        review(Asked(path))
+    assert review(Asked(path, "axolotl")).reading.dialect == "axolotl"
+    with pytest.raises(ConfigInvalid, match="did you mean axolotl"):
+        review(Asked(path, "axolot"))
+
+
+def test_trl_is_read_flat_and_in_sections_alike(tmp_path: Path) -> None:
+    flat = {key: value for section in TRL.values() for key, value in section.items()}
+    seen = []
+    for name, config in (("nested", TRL), ("flat", flat)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(config, indent=1), "utf-8")
+        seen.append({key: given.value for key, given in read(path).values.items()})
+    assert seen[0] == seen[1]
+
+
+def test_steps_count_held_out_rows_packing_and_a_limit(look: Look, tmp_path: Path) -> None:
+    def view(config: Config, data: Data) -> View:
+        path = tmp_path / "c.yaml"
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        return View(read(path), Known(data=data))
+
+    data = Data(1000, tuple([512] * 1000), 512_000)
+    plain = view(merged(LLAMA_FACTORY, {"cutoff_len": 2048}), data)
+    assert (plain.rows, plain.batch, plain.steps) == (900, 16, 171)
+    packed = view(merged(LLAMA_FACTORY, {"cutoff_len": 2048, "neat_packing": True}), data)
+    assert (packed.sequences, packed.steps) == (225, 45)
+    limited = view(merged(LLAMA_FACTORY, {"max_samples": 160}), data)
+    assert (limited.rows, limited.steps) == (160, 30)
+    assert view(merged(AXOLOTL, {"max_steps": 7}), data).steps == 7
+
+
+def test_a_run_of_ours_is_reviewed_from_its_settings_and_facts() -> None:
+    facts = Facts(60, 80, False, 134_000_000, 8192, "float32", "cpu", 2**34, False)
+    settings = choose(TrainingConfig(data=Path("x"), name="x"), facts).as_dict()
+    known = {"base": "embedded", "parameters": 134_000_000, "rows": 60, "longest_row_tokens": 80, "device": "cpu"}
+    rows = {row["rule"]: row for row in of_settings(settings, known)}
+    assert set(rows) == {"steps_few", "validation_none"}
+    assert json.loads(json.dumps(list(rows.values()))) == list(rows.values())
+    fast = {row["rule"] for row in of_settings(settings | {"learning_rate": 0.02, "rank": 96}, known)}
+    assert {"lr_high_lora", "rank_unserved"} <= fast
+    full = choose(TrainingConfig(data=Path("x"), name="x", method="full", learning_rate=2e-3), facts).as_dict()
+    assert "lr_high_full" in {row["rule"] for row in of_settings(full, known | {"has_validation": True})}
+
+
+def test_levels_are_set_by_rule_and_wrong_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(LLAMA_FACTORY | {"trust_remote_code": True}), "utf-8")
+    assert review(Asked(path)).verdict == "warn"
+    assert review(Asked(path, rules=("remote_code=off",))).verdict == "pass"
+    assert review(Asked(path, rules=("remote_code=block",))).verdict == "block"
+    for rule, reason in (("remote_cod=off", "did you mean remote_code"), ("dora=maybe", "must be one of")):
+        with pytest.raises(ConfigInvalid, match=reason):
+            levels_of((rule,))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.5e9),
+        ("Qwen/Qwen3-30B-A3B", 30e9),
+        ("unsloth/Qwen3-14B-unsloth-bnb-4bit", 14e9),
+        ("smollm2-135m-instruct", 135e6),
+        ("mine", None),
+    ],
+)
+def test_a_base_tells_its_size_by_its_name(name: str, parameters: float | None) -> None:
+    assert base_named(name).parameters == parameters
+
+
+def test_a_base_folder_tells_more_than_its_name(qwen2_base: Path, tmp_path: Path) -> None:
+    base = base_named(str(qwen2_base))
+    assert base.context_length_tokens == 2048 and base.is_qwen and (base.parameters or 0) < 1e6
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', "utf-8")
+    assert base_named(str(tmp_path)).is_qwen is False
+
+
+def test_gpus_before_ampere_have_no_bf16() -> None:
+    assert lacks_bf16("Tesla T4") and lacks_bf16("v100")
+    assert not lacks_bf16("A10") and not lacks_bf16("RTX 4090") and not lacks_bf16("cpu")
+
+
+def test_the_command_reads_data_on_a_base_and_leaves_with_the_verdict(tmp_path: Path, qwen2_base: Path) -> None:
+    rows = [{"prompt": f"question {n} " + "more " * n, "completion": "yes"} for n in range(40)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(merged(LLAMA_FACTORY, {"cutoff_len": 200, **QWEN2})), "utf-8")
+    words = ["review", str(path), "--data", str(data), "--base", str(qwen2_base), "--json"]
+    done = CliRunner().invoke(build_app(), words)
+    made = json.loads(done.stdout)
+    assert done.exit_code == 3 and made["verdict"] == "block"
+    cut = next(row for row in made["findings"] if row["rule"] == "rows_cut")
+    assert cut["setting"] == "cutoff_len" and cut["suggestion"] == str(made["facts"]["tokens"]["max"])
+    assert made["facts"]["rows"] == 40 and made["facts"]["training_rows"] == 36
+    spoken = CliRunner().invoke(build_app(), words[:-1]).stdout
+    assert "read as LLaMA-Factory" in spoken and "[rows_cut]" in spoken and "arXiv" in spoken
+    path.write_text(yaml.safe_dump(LLAMA_FACTORY | {"trust_remote_code": True}), "utf-8")
+    assert CliRunner().invoke(build_app(), ["review", str(path)]).exit_code == 0
+    assert CliRunner().invoke(build_app(), ["review", str(path), "--strict"]).exit_code == 1
+
+
+def test_the_docs_have_every_rule_and_every_word_as_the_code_has_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "review.md").read_text("utf-8")
+    for rule in RULES.values():
+        assert f"| `{rule.code}` | {rule.level} | {rule.effect} | {rule.evidence} | {rule.advice} |" in page, rule.code
+    assert len(re.findall(r"^\| `\w+` \| (?:block|warn|note) \|", page, re.MULTILINE)) == len(RULES)
+    for dialect in DIALECTS.values():
+        assert dialect.title in page and f"`{dialect.name}`" in page

@@ -1,0 +1,70 @@
+"""Our own config, and the settings of a run of ours, in the neutral vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from training.config import TrainingConfig
+from training.review.values import Convert, flag, lower, names, number, strict_flag, text, whole
+from training.review.words import Given, Reading
+
+WORDS: Mapping[str, tuple[str, Convert]] = {
+    "base": ("base", text),
+    "method": ("method", lower),
+    "rank": ("rank", whole),
+    "alpha": ("alpha", number),
+    "dropout": ("dropout", number),
+    "target_modules": ("targets", names),
+    "use_rslora": ("use_rslora", strict_flag),
+    "learning_rate": ("learning_rate", number),
+    "scheduler": ("scheduler", lower),
+    "warmup_ratio": ("warmup_ratio", number),
+    "weight_decay": ("weight_decay", number),
+    "max_gradient_norm": ("max_gradient_norm", number),
+    "optimizer": ("optimizer", lower),
+    "epochs": ("epochs", number),
+    "batch_size": ("batch", whole),
+    "max_length": ("max_length", whole),
+    "over_long": ("over_long", lower),
+    "dtype": ("dtype", lower),
+    "gradient_checkpointing": ("gradient_checkpointing", flag),
+    "validation_share": ("validation", number),
+    "patience": ("keeps_best", whole),
+    "seed": ("seed", whole),
+    "checkpoint_steps": ("save_steps", whole),
+    "report_to": ("reports", names),
+}
+# What a run's own settings have beside what a config asks for.
+OF_A_RUN = frozenset({"pass_size", "accumulation", "evaluation_pass_size", "steps", "evaluation_steps", "optimizer"})
+KNOWN = frozenset({item.name for item in fields(TrainingConfig)} | {"from"}) | OF_A_RUN
+MARKS = frozenset({"data", "name", "tokens_per_pass", "over_long", "supervise", "columns", "evaluations", "from"})
+DEFAULTS: Mapping[str, tuple[str, Any]] = {
+    "dropout": ("dropout", 0.0),
+    "weight_decay": ("weight_decay", 0.0),
+    "max_gradient_norm": ("max_gradient_norm", 1.0),
+    "scheduler": ("scheduler", "cosine"),
+    "warmup_ratio": ("warmup_ratio", 0.05),
+    "over_long": ("over_long", "error"),
+    "seed": ("seed", 17),
+}
+
+
+def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
+    """QLoRA is LoRA on four bits; a dtype is one of two switches; a validation file wins over a share."""
+    values = reading.values
+    if (method := values.get("method")) and method.value == "qlora":
+        reading.put("method", "lora", method)
+        reading.put("bits", 4, method)
+        reading.put("quant_type", "nf4", method)
+        reading.put("double_quant", True, method)
+    dtype = values.pop("dtype", None)
+    if dtype is not None:
+        reading.put("bf16", dtype.value == "bfloat16", dtype)
+        reading.put("fp16", dtype.value == "float16", dtype)
+    if raw.get("validation"):
+        values["validation"] = Given(str(raw["validation"]), "validation", 1)
+    if patience := values.get("keeps_best"):
+        reading.put("keeps_best", True, patience)  # the best adapter is kept, whether or not the run stops early
+    reading.values.setdefault("accumulation", Given(1, "batch_size"))

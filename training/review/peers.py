@@ -1,0 +1,193 @@
+"""TRL's and transformers' arguments with PEFT's LoraConfig, flat or in sections, and an adapter_config.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from training.review.known_keys import BITS_AND_BYTES, LORA, SCRIPT, SFT, TRAINING_ARGUMENTS, listed
+from training.review.values import Convert, flag, lower, names, number, present, text, whole
+from training.review.words import Given, Reading
+
+PEFT_WORDS: Mapping[str, tuple[str, Convert]] = {
+    "base_model_name_or_path": ("base", text),
+    "r": ("rank", whole),
+    "lora_alpha": ("alpha", number),
+    "lora_dropout": ("dropout", number),
+    "target_modules": ("targets", names),
+    "modules_to_save": ("modules_to_save", names),
+    "use_dora": ("use_dora", flag),
+    "use_rslora": ("use_rslora", flag),
+    "bias": ("bias", lower),
+    "init_lora_weights": ("init", lower),
+    "trainable_token_indices": ("added_tokens", present),
+}
+WORDS: Mapping[str, tuple[str, Convert]] = {
+    **PEFT_WORDS,
+    "model_name_or_path": ("base", text),
+    "use_peft": ("use_peft", flag),
+    "lora_r": ("rank", whole),
+    "lora_target_modules": ("targets", names),
+    "lora_modules_to_save": ("modules_to_save", names),
+    "load_in_4bit": ("four", flag),
+    "load_in_8bit": ("eight", flag),
+    "bnb_4bit_quant_type": ("quant_type", lower),
+    "bnb_4bit_use_double_quant": ("double_quant", flag),
+    "use_bnb_nested_quant": ("double_quant", flag),
+    "learning_rate": ("learning_rate", number),
+    "lr_scheduler_type": ("scheduler", lower),
+    "warmup_steps": ("warmup_steps", number),
+    "weight_decay": ("weight_decay", number),
+    "max_grad_norm": ("max_gradient_norm", number),
+    "optim": ("optimizer", lower),
+    "num_train_epochs": ("epochs", number),
+    "max_steps": ("max_steps", whole),
+    "per_device_train_batch_size": ("batch", whole),
+    "gradient_accumulation_steps": ("accumulation", whole),
+    "max_length": ("max_length", whole),
+    "packing": ("packing", flag),
+    "packing_strategy": ("packing_strategy", lower),
+    "attn_implementation": ("attention", lower),
+    "assistant_only_loss": ("answers_only", flag),
+    "completion_only_loss": ("completions_only", flag),
+    "chat_template_path": ("template", text),
+    "bf16": ("bf16", flag),
+    "fp16": ("fp16", flag),
+    "gradient_checkpointing": ("gradient_checkpointing", flag),
+    "eval_strategy": ("evaluates", present),
+    "load_best_model_at_end": ("keeps_best", flag),
+    "metric_for_best_model": ("best_by", lower),
+    "seed": ("seed", whole),
+    "save_strategy": ("saves", present),
+    "save_steps": ("save_steps", number),
+    "neftune_noise_alpha": ("neftune", number),
+    "pad_token": ("pad_token", text),
+    "eos_token": ("eos_token", text),
+    "trust_remote_code": ("trust_remote_code", flag),
+    "report_to": ("reports", names),
+    "use_cpu": ("on_cpu", flag),
+    "deepspeed": ("devices", text),
+    "fsdp": ("devices", present),
+}
+SECTIONS = listed("""
+sft_config training_args training_arguments args trainer training lora lora_config peft peft_config model
+model_config model_init_kwargs quantization quantization_config bnb_config script_args dataset
+""")
+KNOWN = TRAINING_ARGUMENTS | SFT | SCRIPT | LORA | BITS_AND_BYTES
+PEFT_KNOWN = LORA
+PEFT_MARKS = frozenset({"peft_type"})
+MARKS = listed("""
+per_device_train_batch_size num_train_epochs assistant_only_loss completion_only_loss packing_strategy
+dataset_name use_peft lora_config peft_config sft_config training_args lr_scheduler_type r load_in_4bit
+""")
+RENAMED = {
+    "warmup_ratio": "warmup_steps (below 1 it is the share)",
+    "max_seq_length": "max_length",
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "torch_dtype": "dtype",
+    "no_cuda": "use_cpu",
+    "tokenizer": "processing_class",
+    "dataset_batch_size": "dataset_num_proc",
+}
+DEFAULTS: Mapping[str, tuple[str, Any]] = {
+    "learning_rate": ("learning_rate", 2e-5),
+    "scheduler": ("lr_scheduler_type", "linear"),
+    "warmup_steps": ("warmup_steps", 0.0),
+    "weight_decay": ("weight_decay", 0.0),
+    "max_gradient_norm": ("max_grad_norm", 1.0),
+    "epochs": ("num_train_epochs", 3.0),
+    "batch": ("per_device_train_batch_size", 8),
+    "accumulation": ("gradient_accumulation_steps", 1),
+    "max_length": ("max_length", 1024),
+    "gradient_checkpointing": ("gradient_checkpointing", True),
+    "seed": ("seed", 42),
+    "saves": ("save_strategy", True),
+    "save_steps": ("save_steps", 500.0),
+    "reports": ("report_to", ("none",)),
+    "evaluates": ("eval_strategy", False),
+    "template": ("chat_template_path", "base"),
+    "stage": ("stage", "sft"),
+}
+OF_LORA = frozenset({"r", "lora_r", "lora_alpha", "peft_type", "target_modules", "lora_target_modules"})
+
+
+def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
+    """There is an adapter where PEFT is asked for; bf16 is on unless fp16 is; only FlashAttention isolates."""
+    values = reading.values
+    asked = values.pop("use_peft", None)
+    lora = [key for key in raw if key.rpartition(".")[2] in OF_LORA]
+    has_lora = asked.value if asked is not None else bool(lora)
+    values["method"] = Given("lora" if has_lora else "full", lora[0] if lora else "use_peft", int(bool(lora)))
+    if has_lora:
+        _lora_defaults(reading, from_script=asked is not None)
+    _bits(reading)
+    if "bf16" not in values:
+        values["bf16"] = Given(not reading.value("fp16", False), "bf16")
+    strategy = values.pop("packing_strategy", None)
+    if packing := values.get("packing"):
+        flash = "flash" in str(reading.value("attention", ""))
+        reading.put("packing_isolates", flash, values.get("attention", packing))
+        if strategy is not None:
+            reading.put("packing_wraps", strategy.value == "wrapped", strategy)
+    values["over_long"] = Given("cut", values["max_length"].key, values["max_length"].line)
+    _trained_part(reading)
+    if reading.value("evaluates"):
+        values["validation"] = Given("eval_dataset", values["evaluates"].key, values["evaluates"].line)
+    if not any(key.rpartition(".")[2] in TRAINING_ARGUMENTS | SFT for key in raw):
+        _keep_only_given(reading)
+
+
+def alone(reading: Reading, raw: Mapping[str, Any]) -> None:
+    """An adapter's own config says nothing of the training."""
+    reading.values["method"] = Given("lora", "peft_type", 1)
+    _lora_defaults(reading, from_script=False)
+    _init(reading)
+
+
+def _lora_defaults(reading: Reading, from_script: bool) -> None:
+    """peft.LoraConfig's defaults, or those of `trl sft`; attention's q and v are its targets for Qwen2 and Qwen3."""
+    for name, key, value in (
+        ("rank", "r", 16 if from_script else 8),
+        ("alpha", "lora_alpha", 32.0 if from_script else 8.0),
+        ("dropout", "lora_dropout", 0.05 if from_script else 0.0),
+        ("targets", "target_modules", ("q_proj", "v_proj")),
+    ):
+        reading.values.setdefault(name, Given(value, key))
+    _init(reading)
+
+
+def _init(reading: Reading) -> None:
+    init = reading.values.get("init")
+    if init is not None and init.value in ("true", "false", "gaussian", "orthogonal", "eva", "none"):
+        reading.put("init", None, init)
+
+
+def _bits(reading: Reading) -> None:
+    four, eight = reading.values.pop("four", None), reading.values.pop("eight", None)
+    for bits, switch in ((4, four), (8, eight)):
+        if switch is not None and switch.value:
+            reading.put("bits", bits, switch)
+    if reading.value("bits") == 4:
+        reading.values.setdefault("quant_type", Given("fp4", "bnb_4bit_quant_type"))
+        reading.values.setdefault("double_quant", Given(False, "bnb_4bit_use_double_quant"))
+
+
+def _trained_part(reading: Reading) -> None:
+    """The whole sequence is learned unless one of two switches says otherwise."""
+    switches = [reading.values.pop(name, None) for name in ("answers_only", "completions_only")]
+    given = [switch for switch in switches if switch is not None]
+    if any(switch.value for switch in given):
+        return
+    first = given[0] if given else Given(False, "assistant_only_loss")
+    reading.put("trains_prompt", True, first)
+
+
+def _keep_only_given(reading: Reading) -> None:
+    """A LoraConfig without training arguments: their defaults are not this file's."""
+    kept = ("method", "rank", "alpha", "dropout", "targets", "quant_type", "double_quant")
+    for name, given in list(reading.values.items()):
+        if given.is_default and name not in kept:
+            del reading.values[name]
+    reading.values.pop("over_long", None)
+    reading.values.pop("trains_prompt", None)
