@@ -47,6 +47,23 @@ def listening() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block SIGTERM is KeyboardInterrupt, as Ctrl-C is: what is open is closed; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 class Interrupter(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Where a stop was asked for, saves after the step and raises TrainingInterrupted."""
 

@@ -110,10 +110,12 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
     initial adapter that does not fit, TrainingStopped when the run diverged, TrainingInterrupted by SIGINT or SIGTERM,
     StorageFull.
     """
+    from training.interrupt import terminable
+
     started = time.monotonic()
     _one_process()
     check_reporters(config)
-    with _cut_off_named(config.output), staged(config.output, resume=resume) as staging:
+    with _cut_off_named(config.output), terminable(), staged(config.output, resume=resume) as staging:
         material = gather(config)
         gate = passed(config)
         settings = choose(_with_initial_shape(config), facts(material))

@@ -2,8 +2,8 @@
 
 The processes are forked from a server that has imported the libraries once. `when` is `never`, `step:N` (SIGKILL after
 the N-th optimizer step of this process), `save:N` (SIGKILL when the N-th checkpoint's files are written, but not its
-manifest), `card` (SIGKILL when the result is saved, but its card is not), `SIGINT:N` or `SIGTERM:N` (that signal after
-the N-th step) or `twice:N` (SIGINT twice).
+manifest), `card` (SIGKILL when the result is saved, but its card is not), `asked` (SIGTERM at that moment), `SIGINT:N`
+or `SIGTERM:N` (that signal after the N-th step) or `twice:N` (SIGINT twice).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _run(asked: dict[str, Any], when: str, resume: bool) -> None:
     kind, _, number = when.partition(":")
     if kind == "save":
         _kill_at_open("complete.json.partial", int(number))
-    elif kind == "card":
-        _kill_at_open("card.json", 1)
+    elif kind in ("card", "asked"):
+        _kill_at_open("card.json", 1, signal.SIGKILL if kind == "card" else signal.SIGTERM)
     elif kind == "step":
         _after_step(int(number), signal.SIGKILL)
     elif kind == "twice":
@@ -109,7 +109,7 @@ def _after_step(wanted: int, *signals: int) -> None:
     register_optimizer_step_post_hook(count)
 
 
-def _kill_at_open(name: str, wanted: int) -> None:
+def _kill_at_open(name: str, wanted: int, number: int = signal.SIGKILL) -> None:
     opened = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -117,6 +117,6 @@ def _kill_at_open(name: str, wanted: int) -> None:
         if event == "open" and str(arguments[0]).endswith(name):
             opened += 1
             if opened == wanted:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(watch)

@@ -245,6 +245,18 @@ def test_a_second_ctrl_c_stops_at_once_and_names_what_was_saved_before(asked: di
     assert not staging_folder(tmp_path / "first").exists()
 
 
+def test_a_signal_outside_of_the_steps_stops_at_once_and_leaves_nothing_but_what_can_be_gone_on_with(
+    asked: dict[str, Any], whole: dict[str, Path], tmp_path: Path
+) -> None:
+    mine = {**asked, "method": "lora", "out": str(tmp_path / "out")}
+    stopped = call(mine, "asked")
+    assert stopped.code == 130, stopped.said
+    assert "Stopped at once. Step 12 is saved: go on with the same command and --resume." in stopped.said
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]  # and no lock
+    assert call(mine, resume=True).code == 0
+    assert_same(tmp_path / "out", whole["lora"])
+
+
 CLONE_NEWNS, CLONE_NEWUSER, MS_REMOUNT = 0x00020000, 0x10000000, 32
 
 
