@@ -25,6 +25,7 @@ from training.trainer import train
 ROOMS = ("kitchen", "garage", "attic", "cellar", "hallway", "bathroom", "nursery", "porch")
 QUESTIONS = ("{}: lamps on", "make the {} dark", "is it warm in our {}?", "the {} door, lock it")
 ANSWERS = ("lights on", "lights off", "read temperature", "lock door")
+ALWAYS = {"rows_few", "names_unchecked", "toxicity_unchecked"}  # of so few rows
 Rows = list[dict[str, Any]]
 
 
@@ -141,6 +142,13 @@ CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "phone_number": ([chat("call 0912 345 678", "lights on")], {}),
     "ip_address": ([chat("the lamp is at 8.8.4.4", "lights on")], {}),
     "names_unchecked": ([], {}),
+    "profanity": ([chat("turn the fucking lamp on", "lights on")], {}),
+    "toxicity_unchecked": ([], {}),
+    "labels_of_groups": (
+        [chat(f"{word[::-1]} {q.format(word)} for a muslim {word}", "lock door") for q in QUESTIONS for word in ROOMS]
+        + [chat(f"{word[::-1]} {q.format(word)} {word}", a) for q, a in zip(QUESTIONS, ANSWERS, strict=True) for word in ROOMS],
+        {},
+    ),
 }  # fmt: skip
 
 
@@ -149,12 +157,12 @@ def test_a_rule_fires_on_its_fault_and_is_silent_without(code: str, gate: Callab
     rows, asked = CASES[code]
     report = gate(clean() + rows, **asked)
     assert code in codes(report), [dict(finding) for finding in report.findings]
-    assert code in ("rows_few", "names_unchecked") or code not in codes(gate(clean()))
+    assert code in ALWAYS or code not in codes(gate(clean()))
 
 
 def test_clean_rows_are_warned_of_for_their_number_only(gate: Callable[..., Report]) -> None:
     report = gate(clean())
-    assert codes(report) == {"rows_few", "names_unchecked"}
+    assert codes(report) == ALWAYS
     assert report.verdict == "warn"
     assert gate(clean(), rules=("rows_few=off",)).verdict == "pass"
 

@@ -13,7 +13,7 @@ from training.config import TrainingConfig
 from training.data.columns import Columns
 from training.data.formats import read_rows
 from training.data.template import ChatTemplate, load_template
-from training.gate import amount, form, labels, privacy, twins
+from training.gate import amount, bias, form, labels, privacy, toxicity, twins
 from training.gate.findings import Finding, levels_of
 from training.gate.report import Report
 from training.gate.subject import Subject
@@ -62,6 +62,7 @@ def check(asked: Asked) -> Report:
 
 def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
     """Everything that is found; what was measured meanwhile is put into `figures`."""
+    compared = twins.texts_of(subject, twins.boilerplate_of(subject))
     return chain(
         form.unreadable(subject),
         form.forms(subject),
@@ -73,9 +74,10 @@ def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[st
         amount.rows(subject, base.parameters if base else None),
         _lengths(subject, base, asked, figures),
         _languages(subject, asked, figures),
-        _labels(subject, asked, figures),
-        _twins(subject, asked),
+        _labels(subject, asked, figures, compared),
+        _twins(subject, asked, compared),
         privacy.private(subject),
+        _toxicity(subject, figures),
     )
 
 
@@ -145,7 +147,7 @@ def _languages(subject: Subject, asked: Asked, figures: dict[str, Any]) -> Itera
     yield from findings
 
 
-def _labels(subject: Subject, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
+def _labels(subject: Subject, asked: Asked, figures: dict[str, Any], compared: twins.Texts) -> Iterator[Finding]:
     found = labels.detect(subject)
     yield from labels.conflicts(subject, found)
     if found is None:
@@ -155,10 +157,16 @@ def _labels(subject: Subject, asked: Asked, figures: dict[str, Any]) -> Iterator
     yield from labels.balance(subject, found)
     figures["labels"]["judged"], findings = labels.doubtful(subject, found, asked.seed)
     yield from findings
+    yield from bias.of_groups(subject, found, compared.masked)
 
 
-def _twins(subject: Subject, asked: Asked) -> Iterator[Finding]:
-    yield from twins.within(subject, twins.texts_of(subject, twins.boilerplate_of(subject)))
+def _toxicity(subject: Subject, figures: dict[str, Any]) -> Iterator[Finding]:
+    figures["profanity"], findings = toxicity.profane(subject, figures["languages"]["shares"])
+    yield from findings
+
+
+def _twins(subject: Subject, asked: Asked, compared: twins.Texts) -> Iterator[Finding]:
+    yield from twins.within(subject, compared)
     for name, path in (("test", asked.test), ("validation", asked.validation)):
         if path is not None:
             yield from twins.across(subject, read(path, asked.columns), name)

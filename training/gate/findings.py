@@ -203,6 +203,12 @@ _LABELS = (
     Rule(
         "labels_doubtful", "warn", "labels that are probably wrong", "look at each; the likelier label stands behind it"
     ),
+    Rule(
+        "labels_of_groups",
+        "warn",
+        "labels that go with words for a group of people",
+        "collect rows of the group with other labels, unless the label is about the group",
+    ),
 )
 _TWINS = (
     Rule("twins_exact", "warn", "rows that repeat another row", "keep one of each"),
@@ -255,4 +261,13 @@ _PRIVACY = (
         "no recogniser of these is part of this tool: look for them by other means",
     ),
 )
-RULES: dict[str, Rule] = {rule.code: rule for rule in (*_FORM, *_AMOUNT, *_LABELS, *_TWINS, *_PRIVACY)}
+_TOXICITY = (
+    Rule("profanity", "warn", "swear words", "remove the rows, unless they are the task: what is learned is said"),
+    Rule(
+        "toxicity_unchecked",
+        "note",
+        "insults without swear words, hate and threats were not looked for",
+        "no model for these in several languages is part of this tool: read a sample",
+    ),
+)
+RULES: dict[str, Rule] = {rule.code: rule for rule in (*_FORM, *_AMOUNT, *_LABELS, *_TWINS, *_PRIVACY, *_TOXICITY)}
