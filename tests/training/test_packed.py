@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional
 
 import training.loss
-from adapters.bases import load_base
+from adapters.bases import BaseModel, load_base
 from training.config import Facts, TrainingConfig, choose
 from training.data.template import IGNORED, Rendered
 from training.loss import supervised_loss_sum
@@ -111,6 +112,34 @@ def test_loss_and_gradients_equal_the_padded_computation(
     lora_model: Any, shared: int, lengths: list[tuple[int, int]]
 ) -> None:
     assert_same_loss_and_gradients(lora_model, rows(shared, lengths))
+
+
+def relative_error(model: Any, sequences: list[Rendered]) -> float:
+    """How far the whole gradient of a packed batch is from that of the padded one, by its norm."""
+    expected = gradients(model, plain_loss_sum(model, sequences))
+    got = gradients(model, supervised_loss_sum(model, collate(sequences)))
+    apart = sum((got[name] - value).double().square().sum().item() for name, value in expected.items())
+    return (apart / sum(value.double().square().sum().item() for value in expected.values())) ** 0.5
+
+
+def drawn_lengths(seed: int, rows_a_batch: int) -> list[tuple[int, int]]:
+    draw = random.Random(seed)
+    return [(draw.randrange(1, 40), draw.randrange(1, 12)) for _ in range(rows_a_batch)]
+
+
+def test_gradients_of_twenty_batches_are_within_a_hundred_thousandth(lora_model: Any) -> None:
+    errors = [relative_error(lora_model, rows(seed, drawn_lengths(seed, 8), seed)) for seed in range(20)]
+    assert max(errors) <= RELATIVE_TOLERANCE, errors
+
+
+@pytest.mark.long
+@pytest.mark.model
+def test_gradients_of_twenty_batches_are_within_a_hundred_thousandth_on_the_embedded_base(
+    embedded_base: BaseModel,
+) -> None:
+    model = awake(load_model(embedded_base, settings(), "cpu"))
+    errors = [relative_error(model, rows(seed, drawn_lengths(seed, 4), seed)) for seed in range(20)]
+    assert max(errors) <= RELATIVE_TOLERANCE, errors
 
 
 def test_loss_and_gradients_equal_the_padded_computation_in_nf4(nf4_model: Any) -> None:
