@@ -17,6 +17,8 @@ from adapters.journal import add_event
 from adapters.types import VersionStatus
 from adapters.version_rows import update_version, version_row
 
+EFFECT, AGREEMENT = "effect", "agreement"  # what a proof shows: the output moves; it moves as PEFT computes it
+
 
 @dataclass(frozen=True, slots=True)
 class ProofKey:
@@ -63,6 +65,18 @@ class ProofRows:
             update_version(connection, row, {"proof": renewed})
             detail = {key: proof.get(key) for key in ("is_proven", "code", "dtype", "engine_version")}
             add_event(connection, tenant, "proof_renewed", actor, row.name, number, detail=detail)
+
+    def note_agreement(self, tenant: str, name: str, number: int, found: Mapping[str, Any], *, actor: str) -> None:
+        """Keep how far the engine's log-probabilities are from PEFT's, with the proof that is there.
+
+        Raises ModelNotFound. Without a proof nothing is kept: the figures are of an engine.
+        """
+        with self.database.writing() as connection:
+            row = version_row(connection, tenant, name, number)
+            if not (row.proof or {}).get("is_proven"):
+                return
+            update_version(connection, row, {"proof": {**row.proof, "shows": [EFFECT, AGREEMENT], "peft": dict(found)}})
+            add_event(connection, tenant, "agreement_noted", actor, row.name, number, detail=dict(found))
 
     def try_again(self, tenant: str, name: str, number: int, *, reasons: Sequence[Problem] = (), actor: str) -> None:
         """Quarantine an export-only version, to be proven: what kept it out no longer does. Raises ModelNotFound."""

@@ -25,6 +25,7 @@ from adapters.store import BlobStore
 from server.access_log import AccessLog
 from server.admission import Admission, Limits
 from server.door import Door
+from server.ending import Ending
 from server.engine.base import Engine, EngineOptions
 from server.engine.rundir import check_socket_path
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
@@ -135,6 +136,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         servable=servable,
         tolerance=settings.probe_tolerance,
         holding=Holding(store, base, settings.max_update_ratio),
+        ending=Ending(proxy.ask, settings.probe_answer_tokens, settings.allow_chat_templates),
     )
     prover = Prover(engaged)
     residents.vet = prover.vet

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -26,6 +26,7 @@ from adapters.errors import (
     HotshoeError,
     InvalidRequest,
     MergeBaseMissing,
+    RegistryBusy,
 )
 from adapters.export import FORMATS
 from adapters.export_rows import ExportRow, ExportStatus
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from adapters.store import BlobStore
 
 log = structlog.get_logger("hotshoe.exports")
+T = TypeVar("T")
 AskServed = Callable[[AdapterVersion], Awaitable[list[dict[str, Any]]]]  # the engine's answers to the parity probe
 NICE = 10
 CANCEL_GRACE_SECONDS = 5.0
+BUSY_PAUSE_SECONDS = 0.5
 TELL_SECONDS = 0.5  # between two writes of progress to the registry
 MAX_LINE_BYTES = 64 << 20  # the report of a large model is one line
 # How far an export is when a stage begins, and the part of the whole that the stage is.
@@ -158,7 +161,7 @@ class Exports:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while rows := await asyncio.to_thread(lambda: self.registry.exports(status=ExportStatus.QUEUED)):
+            while rows := await insist(lambda: self.registry.exports(status=ExportStatus.QUEUED)):
                 await self._run(rows[0])
 
     async def _run(self, row: ExportRow) -> None:
@@ -172,7 +175,9 @@ class Exports:
         except Exception as error:  # noqa: BLE001 - one broken job must not end the queue
             log.error("export failed", export=row.id, error=type(error).__name__, reason=str(error)[:500])
             changes = failed(HotshoeError(f"The export failed: {type(error).__name__}."))
-        ended = await asyncio.to_thread(lambda: self.registry.update_export(row.tenant, row.id, **changes))
+        else:
+            await self._note_agreement(row, changes.get("report") or {})
+        ended = await insist(lambda: self.registry.update_export(row.tenant, row.id, **changes))
         log.info("export ended", export=row.id, model=row.ref, status=str(ended.status))
         if ended.status is ExportStatus.CANCELLED:
             await asyncio.to_thread(lambda: shutil.rmtree(self.root / row.id, ignore_errors=True))
@@ -182,9 +187,7 @@ class Exports:
         version = await asyncio.to_thread(self.registry.resolve, AdapterRef.parse(row.ref, row.tenant))
         self._check_exportable(version)
         await asyncio.to_thread(self.store.verify, version.digest or "")
-        started = await asyncio.to_thread(
-            lambda: self.registry.update_export(row.tenant, row.id, status=ExportStatus.RUNNING)
-        )
+        started = await insist(lambda: self.registry.update_export(row.tenant, row.id, status=ExportStatus.RUNNING))
         if started.status is not ExportStatus.RUNNING:  # cancelled meanwhile
             return {}
         served = await self.ask(version) if row.options.get("parity", True) else []
@@ -198,6 +201,14 @@ class Exports:
             self._running = None
             await end_group(process)
             spec.unlink(missing_ok=True)
+
+    async def _note_agreement(self, row: ExportRow, report: dict[str, Any]) -> None:
+        """Keep with the version's proof what the report says of its engine's answers beside PEFT's."""
+        found = ((report.get("parity") or {}).get("logits") or {}).get("served_against_peft")
+        if found:
+            ref = AdapterRef.parse(row.ref, row.tenant)
+            noted = (ref.tenant, ref.name, ref.number or 0, found)
+            await insist(lambda: self.registry.note_agreement(*noted, actor="exports"))
 
     def _spec(self, row: ExportRow, version: AdapterVersion) -> dict[str, Any]:
         return {
@@ -244,7 +255,18 @@ class Exports:
     async def _tell(self, row: ExportRow, message: dict[str, Any]) -> None:
         begin, part = STAGES[message["stage"]]
         progress = round(begin + part * message.get("percent", 0) / 100, 3)
-        await asyncio.to_thread(lambda: self.registry.update_export(row.tenant, row.id, progress=progress))
+        with contextlib.suppress(RegistryBusy):
+            await asyncio.to_thread(lambda: self.registry.update_export(row.tenant, row.id, progress=progress))
+
+
+async def insist(call: Callable[[], T]) -> T:
+    """What a call of the registry gives, off the event loop; tried again for as long as somebody else has it locked."""
+    while True:
+        try:
+            return await asyncio.to_thread(call)
+        except RegistryBusy as error:
+            log.warning("an export waits for the registry", reason=error.message)
+            await asyncio.sleep(BUSY_PAUSE_SECONDS)
 
 
 def failed(error: HotshoeError) -> dict[str, Any]:

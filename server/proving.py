@@ -16,10 +16,11 @@ import structlog
 
 from adapters.base_rows import ServedBase
 from adapters.errors import EngineFailed, EngineUnavailable, HotshoeError, Problem, RegistryBusy
-from adapters.proof_rows import ProofKey
+from adapters.proof_rows import EFFECT, ProofKey
 from adapters.registry import Registry
 from adapters.servable import Servable, unproven
 from adapters.types import AdapterVersion, VersionStatus
+from server.ending import Ending
 from server.engine.base import Engine
 from server.holding import Holding
 from server.metrics import Metrics
@@ -44,6 +45,7 @@ class Engaged:
     servable: Servable
     tolerance: float
     holding: Holding
+    ending: Ending
 
 
 @dataclass
@@ -181,6 +183,7 @@ class Prover:
         try:
             async with parts.residents.holding(version) as resident, parts.residents.blaming(version):
                 proof = await probe(parts.complete, parts.servable.base_name, resident.engine_name, parts.tolerance)
+                warnings = await parts.ending.warnings(version, resident.engine_name) if proof.is_proven else []
             key = await self.engine_key()
         except EngineFailed as error:
             await self._reject(version, Problem("load_failed", "adapter_model.safetensors", error.message))
@@ -194,7 +197,7 @@ class Prover:
             return True
         if current.engine_deaths:
             await asyncio.to_thread(parts.registry.forgive_engine_deaths, *key_of(version))
-        await self._settle(version, proof, _record(proof, key, started))
+        await self._settle(version, proof, {**_record(proof, key, started), "warnings": warnings})
         return True
 
     async def _engine_went_away(self, version: AdapterVersion) -> bool:
@@ -218,7 +221,8 @@ class Prover:
         )
         await self.parts.residents.want(version)
         self.parts.metrics.proofs.labels("proven").inc()
-        log.info("adapter ready", model=version.ref, seconds=record["seconds"])
+        codes = [warning["code"] for warning in record["warnings"]]
+        log.info("adapter ready", model=version.ref, seconds=record["seconds"], warnings=codes)
 
     async def _reject(self, version: AdapterVersion, problem: Problem, proof: dict[str, Any] | None = None) -> None:
         await asyncio.to_thread(
@@ -234,7 +238,7 @@ class Prover:
 def _record(proof: Proof, key: ProofKey, started: float) -> dict[str, Any]:
     """What a version's row keeps of a proof."""
     seconds = round(time.monotonic() - started, 3)
-    return {**proof.as_dict(), **asdict(key), "proved_at": time.time(), "seconds": seconds}
+    return {**proof.as_dict(), **asdict(key), "shows": [EFFECT], "proved_at": time.time(), "seconds": seconds}
 
 
 def is_out_for_its_rank(version: AdapterVersion) -> bool:

@@ -119,6 +119,12 @@ class Settings(BaseSettings):
     probe_tolerance: float = Field(
         1e-4, gt=0, description="Smallest change of a log-probability that counts as an effect of an adapter."
     )
+    probe_answer_tokens: int = Field(
+        96,
+        ge=0,
+        le=4096,
+        description="Tokens within which a new version must end a short answer, or is warned of; 0: not asked.",
+    )
     label_limit: int = Field(
         100, ge=1, description="Models that get their own metrics label; later ones count as `other`."
     )

@@ -82,6 +82,7 @@ def push(
     else:
         typer.echo(f"{version['id']} is {version['status']}" + is_named(version))
         show_reasons(version)
+        show_warnings(version)
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -153,6 +154,12 @@ def show_reasons(row: dict[str, Any]) -> None:
     for reason in row["reasons"]:
         advice = f"  -> {reason['advice']}" if reason.get("advice") else ""
         typer.echo(f"  {reason['code']}  {reason['path']}: {reason['message']}{advice}")
+
+
+def show_warnings(row: dict[str, Any]) -> None:
+    """What its proof warns of."""
+    for warning in (row["proof"] or {}).get("warnings", ()):
+        typer.echo(f"  warning: {warning['message']}  -> {warning['advice']}")
 
 
 def show_without(row: dict[str, Any]) -> None:

@@ -224,6 +224,20 @@ def test_numbers_stay_whole_when_many_threads_add_at_once(registry: Registry) ->
     assert sorted(version.number for version in versions) == list(range(1, 25))
 
 
+def test_agreement_with_peft_is_kept_with_the_proof_that_it_is_of_and_goes_with_it(registry: Registry) -> None:
+    here = {"is_proven": True, "code": "proven", "engine_version": "vLLM 1", "shows": ["effect"]}
+    add(registry, 1)
+    registry.note_agreement(*WHERE, 1, {"max_abs": 1e-5}, actor="exports")
+    assert registry.get(*WHERE, 1).proof is None, "there is no proof that it could belong to"
+    registry.set_status(*WHERE, 1, VersionStatus.READY, proof=here)
+    registry.note_agreement(*WHERE, 1, {"max_abs": 1e-5}, actor="exports")
+    assert registry.get(*WHERE, 1).proof == {**here, "shows": ["effect", "agreement"], "peft": {"max_abs": 1e-5}}
+    assert registry.events(DEFAULT_TENANT, "router")[0].kind == "agreement_noted"
+    there = {**here, "engine_version": "vLLM 2"}
+    registry.renew_proof(*WHERE, 1, there, actor="prover")
+    assert registry.get(*WHERE, 1).proof == there
+
+
 def test_f14_a_locked_database_is_busy_after_the_wait_and_says_when_to_retry(tmp_path: Path) -> None:
     Registry.open(tmp_path).close()
     impatient = Registry(database.Database(tmp_path / database.FILE, busy_seconds=0.2))

@@ -14,10 +14,12 @@ import pytest
 from safetensors.torch import load
 
 from adapters.bases import BaseModel, load_base
+from adapters.database_errors import BUSY_SECONDS
 from adapters.export_rows import ExportStatus
 from tests.fixtures.adapters import shape_only_base, write_adapter
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.service import Server, error_of, eventually, running
+from tests.server.test_locked_registry import locked
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,17 @@ def test_an_export_becomes_a_folder_that_comes_back_as_tar_and_as_single_files(s
         f"/v1/exports/{row['id']}/content", params={"file": "config.json"}, headers={"range": "bytes=0-9"}
     )
     assert part.status_code == 206 and part.content == files["config.json"][:10]
+
+
+def test_f14_an_export_that_ends_while_the_registry_is_locked_is_written_down_when_it_is_free(server: Server) -> None:
+    export_id = ordered(server)["id"]
+    eventually(lambda: server.http.get(f"/v1/exports/{export_id}").json()["status"] == "running")
+    made = server.services.exports.root / export_id
+    with locked(server.services.settings.home, "IMMEDIATE"):
+        eventually(made.is_dir, 60)
+        time.sleep(BUSY_SECONDS + 1.5)
+        assert server.http.get(f"/v1/exports/{export_id}").json()["status"] == "running"
+    assert ended(server, export_id)["status"] == "succeeded"
 
 
 def test_the_parity_report_has_the_logits_where_they_are_asked_for(server: Server) -> None:
