@@ -57,7 +57,7 @@ def kill_at_every(request: ExportRequest, folder: Path, step: int) -> int:
 
 
 @needs_ptrace
-def test_f1_an_export_killed_at_sampled_system_calls_is_whole_or_absent(
+def test_f4_an_export_killed_at_sampled_system_calls_is_whole_or_absent(
     request_: ExportRequest, tmp_path: Path
 ) -> None:
     assert kill_at_every(request_, tmp_path, SAMPLE_EVERY) >= 30
@@ -65,5 +65,5 @@ def test_f1_an_export_killed_at_sampled_system_calls_is_whole_or_absent(
 
 @needs_ptrace
 @pytest.mark.long
-def test_f1_an_export_killed_at_every_system_call_is_whole_or_absent(request_: ExportRequest, tmp_path: Path) -> None:
+def test_f4_an_export_killed_at_every_system_call_is_whole_or_absent(request_: ExportRequest, tmp_path: Path) -> None:
     assert kill_at_every(request_, tmp_path, 1) >= 30

@@ -156,7 +156,9 @@ needs_ptrace = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here() or
 
 @needs_ptrace
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_f1_a_kill_at_sampled_system_calls_leaves_whole_or_nothing(state: State, tmp_path: Path, name: str) -> None:
+def test_f2_f3_f6_a_kill_at_sampled_system_calls_leaves_whole_or_nothing(
+    state: State, tmp_path: Path, name: str
+) -> None:
     assert (
         kill_everywhere(state, SCENARIOS[name], tmp_path, step=SAMPLE_EVERY * (4 if SCENARIOS[name].is_fresh else 1))
         >= 8
@@ -166,7 +168,7 @@ def test_f1_a_kill_at_sampled_system_calls_leaves_whole_or_nothing(state: State,
 @needs_ptrace
 @pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_f1_a_kill_at_every_system_call_leaves_whole_or_nothing(state: State, tmp_path: Path, name: str) -> None:
+def test_f2_f3_f6_a_kill_at_every_system_call_leaves_whole_or_nothing(state: State, tmp_path: Path, name: str) -> None:
     assert kill_everywhere(state, SCENARIOS[name], tmp_path, step=1) >= 8
 
 

@@ -88,7 +88,7 @@ def assert_same(one: Path, other: Path) -> None:
         ("qlora", ["step:7", "save:2"]),
     ],
 )
-def test_a_run_killed_at_any_step_and_resumed_ends_in_the_same_bits(
+def test_f5_a_run_killed_at_any_step_and_resumed_ends_in_the_same_bits(
     asked: dict[str, Any], whole: dict[str, Path], tmp_path: Path, method: str, when: list[str]
 ) -> None:
     mine = {**asked, "method": method, "out": str(tmp_path / "out")}
@@ -146,7 +146,7 @@ def copied(cut_off: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         *(pytest.param(f"half a {it}", marks=pytest.mark.long) for it in ("file", "manifest")),
     ],
 )
-def test_a_cut_checkpoint_is_never_gone_on_from_and_the_one_before_is_used_and_said(
+def test_f5_a_cut_checkpoint_is_never_gone_on_from_and_the_one_before_is_used_and_said(
     cut_off: dict[str, Any], whole: dict[str, Path], tmp_path: Path, harm: str
 ) -> None:
     mine = copied(cut_off, tmp_path)
