@@ -145,8 +145,7 @@ CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "profanity": ([chat("turn the fucking lamp on", "lights on")], {}),
     "toxicity_unchecked": ([], {}),
     "labels_of_groups": (
-        [chat(f"{word[::-1]} {q.format(word)} for a muslim {word}", "lock door") for q in QUESTIONS for word in ROOMS]
-        + [chat(f"{word[::-1]} {q.format(word)} {word}", a) for q, a in zip(QUESTIONS, ANSWERS, strict=True) for word in ROOMS],
+        [chat(f"{room[::-1]} {q.format(room)} for a muslim {room}", "lock door") for q in QUESTIONS for room in ROOMS],
         {},
     ),
 }  # fmt: skip
@@ -175,6 +174,8 @@ def test_every_rule_has_a_case() -> None:
         "learned_share",
         "thought_unrendered",
         "labels_doubtful",
+        "person_name",
+        "place_name",
     }
     assert set(CASES) | elsewhere | {"answers_conflict"} == set(RULES)
 

@@ -28,7 +28,7 @@ from training.gate.toxicity import LISTED, OWN_LIST, Profanity, own_words
         (["vi"], "đồ chó má, im đi", ["chó má"]),
         (["vi"], "Địt mẹ cái đèn này", ["địt"]),
         (["vi"], "cho tôi một cái lồng và hạt óc chó, má ơi", []),
-        (["ru"], "иди на хуй", ["хуй"]),
+        (["ru"], "это хуй", ["хуй"]),
         (["zh"], "这是他妈的灯", ["他妈的"]),
     ],
 )

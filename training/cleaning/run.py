@@ -18,11 +18,13 @@ from training.data.jsontext import decode
 from training.data.records import as_line, kept_records
 from training.gate.check import Asked, findings
 from training.gate.findings import RULES
+from training.gate.names import CODES, Recogniser, installed, names_in
 from training.gate.privacy import MASKABLE, Match, matches
 from training.gate.subject import Subject
 
 MASKED = tuple(code for code in MASKABLE if code != "secret")
 DROPPED = ("secret",)
+NAMES = tuple(dict.fromkeys(CODES.values()))
 UNREADABLE = ("row_unreadable", "nothing_learned")
 NAMED_ROWS = 20  # of those dropped; all are counted
 
@@ -38,6 +40,11 @@ class CleanAsked:
     map: Path | None = None
     forget: bool = False
     columns: tuple[str, ...] = ()
+    recognisers: tuple[Recogniser, ...] = field(default_factory=lambda: tuple(installed()))
+
+    @property
+    def asks_for_names(self) -> bool:
+        return bool(set(NAMES) & {*self.mask, *self.drop})
 
     @property
     def map_path(self) -> Path:
@@ -81,7 +88,7 @@ def clean(asked: CleanAsked) -> dict[str, Any]:
         for value in _cleaned(subject, columns, asked, pseudonyms, done):
             file.write(as_line(value))
         file.flush()
-        left = _proven(subject, columns, file, pseudonyms, done)
+        left = _proven(subject, columns, asked, file, pseudonyms, done)
         if not asked.forget:
             with whole_file(asked.map_path, private=True, replaces=True) as kept:
                 kept.write(as_line(pseudonyms.as_dict()))
@@ -91,11 +98,18 @@ def clean(asked: CleanAsked) -> dict[str, Any]:
 
 def _check(asked: CleanAsked) -> None:
     for code in asked.mask:
-        if code not in MASKABLE:
-            raise ConfigInvalid(f"--mask has {code[:80]!r}; it takes {', '.join(MASKABLE)}.", param="mask")
+        if code not in (*MASKABLE, *NAMES):
+            known = ", ".join((*MASKABLE, *NAMES))
+            raise ConfigInvalid(f"--mask has {code[:80]!r}; it takes {known}.", param="mask")
     for code in asked.drop:
         if code not in RULES:
             raise ConfigInvalid(f"--drop has {code[:80]!r}, which is no rule; docs/data.md lists them.", param="drop")
+    if asked.asks_for_names and not asked.recognisers:
+        raise ConfigInvalid(
+            "Names of people and places are found by a recogniser, and none is installed: presidio-analyzer with a "
+            "spaCy model, or underthesea for Vietnamese. See docs/data.md.",
+            param="mask",
+        )
     both = sorted(set(asked.mask) & set(asked.drop))
     if both:
         raise ConfigInvalid(f"{', '.join(both)} is in --mask and in --drop: choose one.", param="drop")
@@ -114,7 +128,7 @@ def _cleaned(
         if index is None:
             done.unreadable += 1
             continue
-        found = _found(value)
+        found = _found(value, asked)
         reasons = unwanted[index] or [m.code for ms in found.values() for m in ms if m.code in asked.drop]
         if reasons:
             done.dropped[reasons[0]].append(index)
@@ -126,7 +140,7 @@ def _cleaned(
 
 def _unwanted(subject: Subject, asked: CleanAsked) -> dict[int, list[str]]:
     """The rows to drop by what the data check finds; what a text itself shows is seen while masking."""
-    codes = set(asked.drop) - set(MASKABLE) - set(UNREADABLE)
+    codes = set(asked.drop) - {*MASKABLE, *NAMES, *UNREADABLE}
     found: dict[int, list[str]] = defaultdict(list)
     if codes:
         for finding in findings(subject, None, Asked(asked.data), {}):
@@ -136,12 +150,15 @@ def _unwanted(subject: Subject, asked: CleanAsked) -> dict[int, list[str]]:
     return found
 
 
-def _found(value: Any) -> dict[str, list[Match]]:
-    """What is private in each text of a record."""
+def _found(value: Any, asked: CleanAsked) -> dict[str, list[Match]]:
+    """What is private in each text of a record; names only where they are asked for."""
     found: dict[str, list[Match]] = {}
 
     def look(text: str) -> str:
-        found[text] = matches(text)
+        known = matches(text)
+        names = names_in(text, asked.recognisers) if asked.asks_for_names else []
+        names = [one for one in names if not any(one.start < other.end and other.start < one.end for other in known)]
+        found[text] = sorted([*known, *names], key=lambda match: match.start)
         return text
 
     changed(value, look)
@@ -168,7 +185,9 @@ class _Masking:
         return "".join(parts) + text[at:]
 
 
-def _proven(subject: Subject, columns: Columns, file: TextIO, pseudonyms: Pseudonyms, done: _Done) -> dict[str, int]:
+def _proven(
+    subject: Subject, columns: Columns, asked: CleanAsked, file: TextIO, pseudonyms: Pseudonyms, done: _Done
+) -> dict[str, int]:
     """What was written is restored and compared with the data, row by row; and what private things it still has."""
     dropped = {index for found in done.dropped.values() for index in found}
     restorer = Restorer(pseudonyms.values)
@@ -178,7 +197,7 @@ def _proven(subject: Subject, columns: Columns, file: TextIO, pseudonyms: Pseudo
             if index is None or index in dropped:
                 continue
             written = decode(next(lines))
-            left.update(match.code for found in _found(written).values() for match in found)
+            left.update(match.code for found in _found(written, asked).values() for match in found)
             if not alike(changed(written, restorer.text), decode(as_line(value))):
                 raise DataInvalid(
                     f"{subject.rows[index].place} could not be restored from what was made of it: a pseudonym is like "

@@ -13,7 +13,7 @@ from training.config import TrainingConfig
 from training.data.columns import Columns
 from training.data.formats import read_rows
 from training.data.template import ChatTemplate, load_template
-from training.gate import amount, bias, form, labels, privacy, toxicity, twins
+from training.gate import amount, bias, form, labels, names, privacy, toxicity, twins
 from training.gate.findings import Finding, levels_of
 from training.gate.report import Report
 from training.gate.subject import Subject
@@ -77,6 +77,7 @@ def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[st
         _labels(subject, asked, figures, compared),
         _twins(subject, asked, compared),
         privacy.private(subject),
+        _names(subject, asked, figures),
         _toxicity(subject, figures),
     )
 
@@ -158,6 +159,11 @@ def _labels(subject: Subject, asked: Asked, figures: dict[str, Any], compared: t
     figures["labels"]["judged"], findings = labels.doubtful(subject, found, asked.seed)
     yield from findings
     yield from bias.of_groups(subject, found, compared.masked)
+
+
+def _names(subject: Subject, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
+    figures["names"], findings = names.named(subject, names.installed(), asked.seed)
+    yield from findings
 
 
 def _toxicity(subject: Subject, figures: dict[str, Any]) -> Iterator[Finding]:

@@ -255,10 +255,17 @@ _PRIVACY = (
     Rule("phone_number", "warn", "telephone numbers", "remove or mask them, unless they are the task"),
     Rule("ip_address", "warn", "public IP addresses", "remove or mask them, unless they are the task"),
     Rule(
+        "person_name",
+        "warn",
+        "names of people",
+        "mask them with `hotshoe data clean --mask person_name`, unless they are the task",
+    ),
+    Rule("place_name", "note", "names of places, of which some are addresses", "look at those with a number"),
+    Rule(
         "names_unchecked",
         "note",
-        "names and postal addresses were not looked for",
-        "no recogniser of these is part of this tool: look for them by other means",
+        "names and postal addresses were looked for in part of the rows, or not at all",
+        "install a recogniser (docs/data.md), or look for them by other means",
     ),
 )
 _TOXICITY = (

@@ -207,7 +207,6 @@ def private(subject: Subject) -> Iterator[Finding]:
     for code, found in rows.items():
         detail = ", ".join(f"{count:,} {kind}" for kind, count in kinds[code].most_common(5))
         yield subject.finding(code, list(found), detail, list(found.values()))
-    yield Finding("names_unchecked", 0, subject.of, "nothing is known of names and postal addresses in these rows")
 
 
 def _is_worth_a_look(text: str) -> bool:
