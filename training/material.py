@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.bases import BaseModel, stored_dtype
-from adapters.errors import ConfigInvalid
+from adapters.errors import ConfigInvalid, DataInvalid
 from training.config import Facts, Settings, TrainingConfig
 from training.data.columns import Columns
 from training.data.dataset import Prepared, hold_out, prepare
-from training.data.formats import DataFile, read_data
+from training.data.formats import DataFile, read_rows
 from training.data.rows import Row
 from training.data.stopping import refuse_untrained_end
 from training.data.template import ChatTemplate, load_template
@@ -50,8 +50,7 @@ def gather(config: TrainingConfig) -> Material:
     template = load_template(base.folder, config.thinking)
     if config.method != "full":  # which trains the embeddings, too
         refuse_untrained_end(base, template)
-    file = read_data(config.data, Columns(config.columns))
-    validation_file = read_data(config.validation, Columns(config.columns)) if config.validation else None
+    file, validation_file = read_both(config)
     rows, held_out = file.rows, validation_file.rows if validation_file else []
     share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
     if validation_file is None and share and (config.validation_share or len(rows) >= ROWS_FOR_HOLDING_OUT):
@@ -67,6 +66,17 @@ def gather(config: TrainingConfig) -> Material:
     validation = ready(validation_file or file, held_out) if held_out else None
     turns = [template.thinks(row.messages[i]) for row in rows for i in row.learned_turns(config.supervise)]
     return Material(base, template, file, training, validation_file, validation, (sum(turns), len(turns) - sum(turns)))
+
+
+def read_both(config: TrainingConfig) -> tuple[DataFile, DataFile | None]:
+    """The data, and the validation data where it is given; raises DataInvalid with the bad rows of both."""
+    paths = (config.data, config.validation) if config.validation is not None else (config.data,)
+    readings = [read_rows(path, Columns(config.columns)) for path in paths]
+    refused = [reading.error() for reading in readings if reading.bad]
+    if refused:
+        problems = tuple(problem for error in refused for problem in error.problems)
+        raise DataInvalid(" ".join(error.message for error in refused), param="data", problems=problems)
+    return readings[0].file, readings[1].file if len(readings) > 1 else None
 
 
 def longest_row(config: TrainingConfig, base: BaseModel) -> int:

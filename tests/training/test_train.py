@@ -202,6 +202,15 @@ def test_a_length_above_the_bases_context_is_refused_and_not_lowered_in_silence(
     assert "at most 2,048 are allowed" in problem.message and "the base's context" in problem.advice
 
 
+def test_bad_rows_of_the_data_and_of_the_validation_file_are_reported_at_once(qwen2_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [chat("One?", "One."), "{"])
+    validation = write_jsonl(tmp_path / "validation.jsonl", [{"prompt": "One?"}, chat("One?", "One.")])
+    both = r"1 of 2 rows of .*data\.jsonl .*1 of 2 rows of .*validation\.jsonl"
+    with pytest.raises(DataInvalid, match=both) as caught:
+        run(data, qwen2_base, tmp_path / "out", validation=validation)
+    assert [problem.path for problem in caught.value.problems] == [f"{data}:2", f"{validation}:1"]
+
+
 def test_one_row_trains(qwen2_base: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "one.jsonl", [chat("One?", "One.")])
     assert run(data, qwen2_base, tmp_path / "out").card["result"]["steps"] == 2
