@@ -157,6 +157,7 @@ CASES: dict[str, Case] = {
     "rows_limited": ("llama-factory", {"max_samples": 100}, "max_samples", {}),
     "rank_unserved": ("axolotl", {"lora_r": 128, "lora_alpha": 256}, "lora_r", {}),
     "rank_large_for_rows": ("peft", {"r": 64, "lora_alpha": 128}, "r", {"data": SHORT}),
+    "rank_small_for_rows": ("peft", {"r": 4, "lora_alpha": 8}, "r", {"data": Data(30_000)}),
     "alpha_odd": ("trl", trl(lora_config={"lora_alpha": 512}), "lora_config.lora_alpha", {}),
     "rslora_scale": ("peft", {"use_rslora": True}, "lora_alpha", {}),
     "targets_attention_only": ("trl", trl(lora_config={"target_modules": None}), "target_modules", {}),
@@ -194,6 +195,9 @@ CASES: dict[str, Case] = {
     "packing_cuts": ("trl", trl(sft_config={"packing": True, "packing_strategy": "wrapped"}),
                      "sft_config.packing_strategy", {}),
     "prompt_trained": ("trl", trl(sft_config={"assistant_only_loss": None}), "assistant_only_loss", {}),
+    "end_unlearned": ("axolotl", {"datasets": [{"path": "x", "train_on_eos": "none"}]},
+                      "datasets[0].train_on_eos", {}),
+    "data_unchecked": ("hotshoe", {"data_check": False}, "data_check", {}),
     "template_foreign": ("llama-factory", {"template": "llama3"}, "template", {}),
     "empty_thought_trained": ("llama-factory", {"model_name_or_path": "Qwen/Qwen3-8B", "template": "qwen3"},
                               "enable_thinking", {}),
@@ -353,6 +357,16 @@ def test_a_finding_tells_the_line_of_the_file_and_a_default_has_none(tmp_path: P
     assert (rows["length_default"]["line"], rows["length_default"]["value"]) == (None, 512)
 
 
+@pytest.mark.parametrize("dialect", CLEAN)
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_every_value_keeps_the_line_that_its_own_key_stands_in(dialect: str, ending: str, tmp_path: Path) -> None:
+    path, config = tmp_path / f"run.{ending}", CLEAN[dialect]
+    path.write_text(json.dumps(config, indent=1) if ending == "json" else yaml.safe_dump(config), "utf-8")
+    lines = path.read_text("utf-8").splitlines()
+    for name, given in read(path, dialect).values.items():
+        assert given.is_default or lines[given.line - 1].strip(' "').startswith(given.key.rpartition(".")[2]), name
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -361,6 +375,7 @@ def test_a_finding_tells_the_line_of_the_file_and_a_default_has_none(tmp_path: P
         ("learning_rate: 1\nlearning_rate: 2\n", "twice"),
         ("- 1\n", "mapping"),
         ("nothing: known\n", "no key that tells"),
+        ("model: x\ntrain_dataset: y\ndist_config: {name: ddp}\n", "v1 format"),
         ("a: " + "[" * 40 + "]" * 40 + "\n", "nested"),
         ("x" * (MAX_BYTES + 1), "bytes"),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from training.review.known_keys import AXOLOTL, listed
+from training.review.known_keys import AXOLOTL, AXOLOTL_DATASET, listed
 from training.review.values import Convert, flag, lower, names, number, present, text, whole
-from training.review.words import Given, Reading
+from training.review.words import Given, Reading, Unknown, is_set
 
 ATTENTION_SWITCHES = {
     "flash_attention": "flash_attention_2",
@@ -109,7 +110,7 @@ DEFAULTS: Mapping[str, tuple[str, Any]] = {
 }
 
 
-def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
+def finish(reading: Reading, raw: Mapping[str, Given]) -> None:
     """One adapter word and two switches say method and bits; attention has a switch for each kind."""
     values = reading.values
     _method(reading)
@@ -117,8 +118,8 @@ def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
     if every is not None and every.value and "targets" not in values:
         reading.put("targets", "all", every)
     for key, kind in ATTENTION_SWITCHES.items():
-        if present(raw.get(key)):
-            values["attention"] = Given(kind, key, 1)
+        if is_set(raw, key):
+            reading.put("attention", kind, raw[key])
     if (template := values["template"]).value in ("tokenizer_default", "base"):
         reading.put("template", "base", template)
     if (over_long := values["over_long"]).value in ("truncate", "raise", "drop"):
@@ -126,12 +127,12 @@ def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
     if (bf16 := values["bf16"]) and isinstance(bf16.value, str):
         reading.put("pure_bf16", bf16.value == "full", bf16)
         reading.put("bf16", flag(bf16.value) and not reading.value("fp16"), bf16)
-    if present(raw.get("test_datasets")):
-        values["validation"] = Given("test_datasets", "test_datasets", 1)
-    if asked := [key for key in EVALUATIONS if present(raw.get(key))]:
-        values["evaluates"] = Given(True, asked[0], 1)
-    elif raw.get("eval_strategy") in ("no", False):
-        values["evaluates"] = Given(False, "eval_strategy", 1)
+    if is_set(raw, "test_datasets"):
+        reading.put("validation", "test_datasets", raw["test_datasets"])
+    if asked := [key for key in EVALUATIONS if is_set(raw, key)]:
+        reading.put("evaluates", True, raw[asked[0]])
+    elif "eval_strategy" in raw:
+        reading.put("evaluates", False, raw["eval_strategy"])
     if early := values.pop("early_stopping", None):
         reading.put("keeps_best", True, early)
     if packing := values.get("packing"):
@@ -140,6 +141,7 @@ def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
         )
     if reading.value("stage") is None:
         values["stage"] = Given("sft", "rl")
+    _datasets(reading, raw)
     _reports(reading, raw)
 
 
@@ -155,7 +157,24 @@ def _method(reading: Reading) -> None:
         reading.unread.append((adapter, "qlora together with load_in_4bit: true, as Axolotl demands"))
 
 
-def _reports(reading: Reading, raw: Mapping[str, Any]) -> None:
+def _datasets(reading: Reading, raw: Mapping[str, Given]) -> None:
+    """Each dataset says which roles and ends of turns are learned; its keys, too, may be misspelt."""
+    for key in ("datasets", "test_datasets"):
+        entries = raw[key].value if key in raw else None
+        for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+            for inner, value in entry.items() if isinstance(entry, dict) else ():
+                place = Given(value, f"{key}[{index}].{inner}", raw[key].line)
+                if inner not in AXOLOTL_DATASET:
+                    near = difflib.get_close_matches(str(inner), sorted(AXOLOTL_DATASET), n=1, cutoff=0.7)
+                    reading.unknown.append(Unknown(place.key, place.line, near[0] if near else None, value))
+                elif inner in ("train_on_eos", "train_on_eot") and str(value).lower() in ("none", "false"):
+                    reading.put("trains_end", False, place)
+                elif inner == "roles_to_train" and isinstance(value, list) and {"user", "human"} & set(map(str, value)):
+                    reading.put("trains_prompt", True, place)
+
+
+def _reports(reading: Reading, raw: Mapping[str, Given]) -> None:
     used = ("wandb_project", "use_tensorboard", "use_mlflow", "use_comet", "use_trackio", "use_wandb")
-    asked = [key for key in used if present(raw.get(key))]
-    reading.values["reports"] = Given(tuple(asked) or ("none",), asked[0] if asked else "use_tensorboard", bool(asked))
+    asked = [key for key in used if is_set(raw, key)]
+    place = raw[asked[0]] if asked else Given(None, "use_tensorboard")
+    reading.put("reports", tuple(asked) or ("none",), place)

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.review import axolotl, llama_factory, ours, peers
 from training.review.values import Convert
-from training.review.words import Reading
+from training.review.words import Given, Reading
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Dialect:
     words: Mapping[str, tuple[str, Convert]]
     known: frozenset[str]
     marks: frozenset[str]
-    finish: Callable[[Reading, Mapping[str, Any]], None]
+    finish: Callable[[Reading, Mapping[str, Given]], None]
     defaults: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     sections: frozenset[str] = frozenset()  # keys whose mappings hold settings

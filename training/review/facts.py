@@ -48,7 +48,7 @@ class Base:
             return self.architecture in ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
         if "qwen" in self.name:
             return True
-        return False if self.name.startswith(FOREIGN) else None
+        return False if any(family in self.name for family in FOREIGN) else None
 
     @property
     def is_qwen3(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from training.review.known_keys import LLAMA_FACTORY, TRAINING_ARGUMENTS, listed
 from training.review.values import Convert, flag, lower, names, number, present, text, whole
-from training.review.words import Given, Reading
+from training.review.words import Given, Reading, is_set
 
 WORDS: Mapping[str, tuple[str, Convert]] = {
     "model_name_or_path": ("base", text),
@@ -67,7 +67,11 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
     "max_samples": ("row_limit", whole),
     "deepspeed": ("devices", text),
 }
-KNOWN = LLAMA_FACTORY | TRAINING_ARGUMENTS | {"warmup_ratio"}
+OF_GENERATION = frozenset(
+    {"predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler"}
+)  # transformers.Seq2SeqTrainingArguments, beside TrainingArguments
+KNOWN = LLAMA_FACTORY | TRAINING_ARGUMENTS | OF_GENERATION | {"warmup_ratio"}
+V1 = frozenset({"dist_config", "train_dataset", "model_class", "init_config"})  # of its new format, which is not read
 RENAMED = {"evaluation_strategy": "eval_strategy", "group_by_length": "train_sampling_strategy"}
 MARKS = listed("""
 finetuning_type lora_target lora_rank cutoff_len quantization_bit dataset_dir stage template neat_packing
@@ -99,7 +103,7 @@ DEFAULTS: Mapping[str, tuple[str, Any]] = {
 }
 
 
-def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
+def finish(reading: Reading, raw: Mapping[str, Given]) -> None:
     """lora_alpha is twice the rank; rows are cut; checkpointing is on unless it is disabled."""
     values = reading.values
     if "alpha" not in values and (rank := values.get("rank")):
@@ -112,8 +116,8 @@ def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
         reading.put("gradient_checkpointing", not off.value, off)
     if early := values.pop("early_stopping", None):
         reading.put("keeps_best", True, early)
-    if present(raw.get("eval_dataset")):
-        values["validation"] = Given(str(raw["eval_dataset"]), "eval_dataset", 1)
+    if is_set(raw, "eval_dataset"):
+        values["validation"] = raw["eval_dataset"]
     if "packing" not in values and reading.value("packing_isolates"):
         reading.put("packing", True, values["packing_isolates"])
     values["over_long"] = Given("cut", values["max_length"].key, values["max_length"].line)

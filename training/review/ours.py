@@ -8,7 +8,7 @@ from typing import Any
 
 from training.config import TrainingConfig
 from training.review.values import Convert, flag, lower, names, number, strict_flag, text, whole
-from training.review.words import Given, Reading
+from training.review.words import Given, Reading, is_set
 
 WORDS: Mapping[str, tuple[str, Convert]] = {
     "base": ("base", text),
@@ -34,6 +34,7 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
     "patience": ("keeps_best", whole),
     "seed": ("seed", whole),
     "checkpoint_steps": ("save_steps", whole),
+    "data_check": ("checks_data", strict_flag),
     "report_to": ("reports", names),
 }
 # What a run's own settings have beside what a config asks for.
@@ -51,7 +52,7 @@ DEFAULTS: Mapping[str, tuple[str, Any]] = {
 }
 
 
-def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
+def finish(reading: Reading, raw: Mapping[str, Given]) -> None:
     """QLoRA is LoRA on four bits; a dtype is one of two switches; a validation file wins over a share."""
     values = reading.values
     if (method := values.get("method")) and method.value == "qlora":
@@ -63,8 +64,8 @@ def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
     if dtype is not None:
         reading.put("bf16", dtype.value == "bfloat16", dtype)
         reading.put("fp16", dtype.value == "float16", dtype)
-    if raw.get("validation"):
-        values["validation"] = Given(str(raw["validation"]), "validation", 1)
+    if is_set(raw, "validation"):
+        values["validation"] = raw["validation"]
     if patience := values.get("keeps_best"):
         reading.put("keeps_best", True, patience)  # the best adapter is kept, whether or not the run stops early
     reading.values.setdefault("accumulation", Given(1, "batch_size"))

@@ -109,19 +109,21 @@ DEFAULTS: Mapping[str, tuple[str, Any]] = {
     "template": ("chat_template_path", "base"),
     "stage": ("stage", "sft"),
 }
+OF_SCRIPT = frozenset({"use_peft", "lora_r", "lora_target_modules", "use_bnb_nested_quant", "lora_task_type"})
 OF_LORA = frozenset({"r", "lora_r", "lora_alpha", "peft_type", "target_modules", "lora_target_modules"})
 
 
-def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
+def finish(reading: Reading, raw: Mapping[str, Given]) -> None:
     """There is an adapter where PEFT is asked for; bf16 is on unless fp16 is; only FlashAttention isolates."""
     values = reading.values
     asked = values.pop("use_peft", None)
+    is_script = asked is not None or bool(OF_SCRIPT & {key.rpartition(".")[2] for key in raw})
     lora = [key for key in raw if key.rpartition(".")[2] in OF_LORA]
     has_lora = asked.value if asked is not None else bool(lora)
-    values["method"] = Given("lora" if has_lora else "full", lora[0] if lora else "use_peft", int(bool(lora)))
+    reading.put("method", "lora" if has_lora else "full", raw[lora[0]] if lora else Given(None, "use_peft"))
     if has_lora:
-        _lora_defaults(reading, from_script=asked is not None)
-    _bits(reading)
+        _lora_defaults(reading, from_script=is_script)
+    _bits(reading, from_script=is_script)
     if "bf16" not in values:
         values["bf16"] = Given(not reading.value("fp16", False), "bf16")
     strategy = values.pop("packing_strategy", None)
@@ -138,9 +140,9 @@ def finish(reading: Reading, raw: Mapping[str, Any]) -> None:
         _keep_only_given(reading)
 
 
-def alone(reading: Reading, raw: Mapping[str, Any]) -> None:
+def alone(reading: Reading, raw: Mapping[str, Given]) -> None:
     """An adapter's own config says nothing of the training."""
-    reading.values["method"] = Given("lora", "peft_type", 1)
+    reading.put("method", "lora", raw.get("peft_type", Given(None, "peft_type")))
     _lora_defaults(reading, from_script=False)
     _init(reading)
 
@@ -163,13 +165,14 @@ def _init(reading: Reading) -> None:
         reading.put("init", None, init)
 
 
-def _bits(reading: Reading) -> None:
+def _bits(reading: Reading, from_script: bool) -> None:
     four, eight = reading.values.pop("four", None), reading.values.pop("eight", None)
     for bits, switch in ((4, four), (8, eight)):
         if switch is not None and switch.value:
             reading.put("bits", bits, switch)
     if reading.value("bits") == 4:
-        reading.values.setdefault("quant_type", Given("fp4", "bnb_4bit_quant_type"))
+        kind = "nf4" if from_script else "fp4"  # trl's ModelConfig, or transformers' BitsAndBytesConfig
+        reading.values.setdefault("quant_type", Given(kind, "bnb_4bit_quant_type"))
         reading.values.setdefault("double_quant", Given(False, "bnb_4bit_use_double_quant"))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from adapters.errors import ConfigInvalid
 from adapters.strict_json import JsonInvalid, parse_json
 from adapters.strict_yaml import MAX_BYTES, read_mapping
 from training.review.dialects import DIALECTS, Dialect
+from training.review.llama_factory import V1
 from training.review.words import Given, Reading, Unknown
 
 MAX_DEPTH = 8
@@ -22,18 +22,21 @@ def read(path: Path, dialect: str | None = None) -> Reading:
     """The file in the neutral vocabulary; raises ConfigInvalid for a file that is none, or of no dialect known here."""
     top = _json(path) if path.suffix.lower() == ".json" else _yaml(path)
     chosen = _named(dialect) if dialect is not None else detect(path, top)
-    reading = translate(chosen, top)
+    reading = translate(chosen, top, path.read_text("utf-8", errors="replace").splitlines())
     if chosen.name == "hotshoe":
         reading.refused = _refused(path)
     return reading
 
 
-def translate(dialect: Dialect, top: Mapping[str, Given]) -> Reading:
-    """Every key of the file as a neutral value, as one without a rule, as one of old, or as unknown."""
+def translate(dialect: Dialect, top: Mapping[str, Given], lines: Sequence[str] = ()) -> Reading:
+    """Every key of the file as a neutral value, as one without a rule, as one of old, or as unknown.
+
+    The file's own lines tell where the keys of a section stand; without them they stand where their section does.
+    """
     reading = Reading(dialect.name, dialect.title)
-    raw: dict[str, Any] = {}
-    for key, given in flat(dialect, top):
-        raw[given.key] = given.value
+    raw: Raw = {}
+    for key, given in flat(dialect, top, lines):
+        raw[given.key] = given
         _take(reading, dialect, key, given)
     for name, (key, value) in dialect.defaults.items():
         reading.values.setdefault(name, Given(value, key))
@@ -41,7 +44,7 @@ def translate(dialect: Dialect, top: Mapping[str, Given]) -> Reading:
     return reading
 
 
-def flat(dialect: Dialect, top: Mapping[str, Given]) -> Iterator[tuple[str, Given]]:
+def flat(dialect: Dialect, top: Mapping[str, Given], lines: Sequence[str] = ()) -> Iterator[tuple[str, Given]]:
     """Key and value of each setting, sections opened; the value's own key has its section before it."""
     for key, given in top.items():
         if key not in dialect.sections or not isinstance(given.value, dict):
@@ -49,17 +52,20 @@ def flat(dialect: Dialect, top: Mapping[str, Given]) -> Iterator[tuple[str, Give
             continue
         for inner, value in given.value.items():
             full = f"{key}.{inner}"
+            line = _inner_line(lines, given.line, str(inner))
             if full in dialect.words or full in dialect.known:
-                yield full, Given(value, full, given.line)
+                yield full, Given(value, full, line)
             elif isinstance(value, dict) and inner in dialect.sections:
                 for last, item in value.items():
-                    yield str(last), Given(item, f"{full}.{last}", given.line)
+                    yield str(last), Given(item, f"{full}.{last}", _inner_line(lines, line, str(last)))
             else:
-                yield str(inner), Given(value, full, given.line)
+                yield str(inner), Given(value, full, line)
 
 
 def detect(path: Path, top: Mapping[str, Given]) -> Dialect:
     """The dialect whose own keys the file has most of; raises ConfigInvalid where that is not clear."""
+    if len(V1 & set(top)) > 1:
+        raise ConfigInvalid(f"{path} is in LLaMA-Factory's v1 format, which is not read; its examples/train_* are.")
     scores = {name: score(dialect, top) for name, dialect in DIALECTS.items()}
     best = max(scores, key=lambda name: scores[name])
     rivals = [name for name, points in scores.items() if points == scores[best]]
@@ -129,6 +135,12 @@ def _json(path: Path) -> Raw:
 
 def _line(lines: list[str], key: str) -> int:
     return next((number for number, line in enumerate(lines, 1) if f'"{key}"' in line), 1)
+
+
+def _inner_line(lines: Sequence[str], section: int, key: str) -> int:
+    """The first line from the section's on that begins with the key, the section's own where none does."""
+    begins = (f"{key}:", f'"{key}"', f"'{key}'")
+    return next((at + 1 for at in range(section - 1, len(lines)) if lines[at].strip(" -{").startswith(begins)), section)
 
 
 def _refused(path: Path) -> str | None:

@@ -55,6 +55,8 @@ def learned(view: View) -> Iterator[Finding]:
         is_default = not view.is_written("trains_prompt")
         detail = "unless the rows are prompt and completion" if is_default else ""
         yield view.finding("prompt_trained", "trains_prompt", "", detail)
+    if view.value("trains_end") is False:
+        yield view.finding("end_unlearned", "trains_end")
 
 
 def template(view: View) -> Iterator[Finding]:

@@ -76,6 +76,8 @@ def kept(view: View) -> Iterator[Finding]:
 
 
 def other(view: View) -> Iterator[Finding]:
+    if view.value("checks_data") is False:
+        yield view.finding("data_unchecked", "checks_data")
     if view.value("neftune"):
         yield view.finding("neftune", "neftune")
     if view.value("stage") not in (None, "sft"):

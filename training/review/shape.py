@@ -12,6 +12,7 @@ ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 OUTPUT = frozenset({"lm_head", "embed_tokens", "wte", "embed_in", "embed_out"})
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 LARGE_RANK, FEW_ROWS = 64, 1_000
+SMALL_RANK, MANY_ROWS = 4, 20_000
 LEAST_RATIO, MOST_RATIO = 0.5, 4.0
 MOST_RSLORA_SCALING = 4.0
 MOST_DROPOUT = 0.1
@@ -37,6 +38,8 @@ def rank(view: View) -> Iterator[Finding]:
         )
     elif value >= LARGE_RANK and view.rows is not None and view.rows < FEW_ROWS:
         yield view.finding("rank_large_for_rows", "rank", "16", f"{view.rows:,} rows")
+    elif value <= SMALL_RANK and view.rows is not None and view.rows > MANY_ROWS:
+        yield view.finding("rank_small_for_rows", "rank", "32", f"{view.rows:,} rows")
 
 
 def scaling(view: View) -> Iterator[Finding]:

@@ -42,6 +42,8 @@ WORDS: Mapping[str, str] = {
     "pads_to_length": "every batch is padded to max_length",
     "attention": "the attention implementation",
     "trains_prompt": "the loss is over the prompt, too",
+    "trains_end": "the token that ends a turn is learned",
+    "checks_data": "the data is checked before the run",
     "template": "the chat template's name, or `base` for the base's own",
     "thinking": "rows without reasoning are rendered for thinking",
     "bf16": "computes in bfloat16",
@@ -80,6 +82,11 @@ class Given:
     @property
     def is_default(self) -> bool:
         return self.line == 0
+
+
+def is_set(raw: Mapping[str, Given], key: str) -> bool:
+    """Whether the file has the key with anything but a word for nothing."""
+    return key in raw and raw[key].value not in (None, False, "", [], {}, 0, "none", "None", "no")
 
 
 @dataclass(frozen=True)
