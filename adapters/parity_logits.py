@@ -35,16 +35,16 @@ def probe(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The comparisons as one JSON-ready dict. `dtype` is the float type the merged weights were rounded to."""
     from peft import PeftModel
 
-    model = _load(spec["base"])
+    model = load(spec["base"])
     served = spec.get("served") or []
     sequences = probe_sequences(spec["base"], model.config.vocab_size)
     adapted = PeftModel.from_pretrained(model, spec["adapter"])
-    reference, served_peft = _forward(adapted, sequences), _against_served(adapted, served)
+    reference, served_peft = _forward(adapted, sequences), against_served(adapted, served)
     own = _rounded(adapted.merge_and_unload(), spec["dtype"])
     rounded = _forward(own, sequences)
     del model, adapted, own
-    merged = _load(spec["merged"])
-    ours, served_ours = _forward(merged, sequences), _against_served(merged, served)
+    merged = load(spec["merged"])
+    ours, served_ours = _forward(merged, sequences), against_served(merged, served)
     return {
         "probe": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
         "merged_against_peft": compare_logits(reference, ours).as_dict(),
@@ -67,7 +67,8 @@ def probe_sequences(base: str, vocab_size: int) -> list[list[int]]:
     return [random.integers(0, vocab_size, 24).tolist() for _ in PROBES]
 
 
-def _load(folder: str) -> Any:
+def load(folder: str) -> Any:
+    """The folder's model in float32; ends the process where weights are missing or left over."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -96,7 +97,7 @@ def _forward(model: Any, sequences: list[list[int]]) -> Logits:
         return [model(torch.tensor([sequence])).logits[0].float().numpy() for sequence in sequences]
 
 
-def _against_served(model: Any, served: list[dict[str, Any]]) -> dict[str, Any] | None:
+def against_served(model: Any, served: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Log-probabilities of the tokens that a server named, against this model's for the same ones."""
     differences: list[float] = []
     agreements: list[bool] = []

@@ -24,6 +24,7 @@ from adapters.servable import Servable
 from adapters.store import BlobStore
 from server.access_log import AccessLog
 from server.admission import Admission, Limits
+from server.agreement import Agreement
 from server.door import Door
 from server.ending import Ending
 from server.engine.base import Engine, EngineOptions
@@ -127,6 +128,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     servable = Servable(base.digest, base.id, settings.max_rank, registry.bases())
     residents = Residents(engine, registry, store, metrics, settings.staged_limit, servable)
     limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
+    served = ServedProbe(residents, proxy, base.digest)
+    agreement = Agreement(registry, store, merge_base or base, served, settings.compare_with_peft)
     engaged = Engaged(
         engine=engine,
         registry=registry,
@@ -137,10 +140,10 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         tolerance=settings.probe_tolerance,
         holding=Holding(store, base, settings.max_update_ratio),
         ending=Ending(proxy.ask, settings.probe_answer_tokens, settings.allow_chat_templates),
+        on_ready=agreement.submit,
     )
     prover = Prover(engaged)
     residents.vet = prover.vet
-    served = ServedProbe(residents, proxy, base.digest)
     jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
     operator_key = settings.api_key.get_secret_value() if settings.api_key else None
     meter = UsageMeter(registry)
@@ -166,7 +169,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         files=files,
         memory=MemoryWatch(outlook, engine, residents),
         sources=open_sources(settings),
-        workers=[jobs, meter, FileExpiry(files)],
+        workers=[jobs, meter, FileExpiry(files), agreement],
     )
     services.workers.append(SourceSync(services))
     return services

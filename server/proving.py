@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -46,6 +47,7 @@ class Engaged:
     tolerance: float
     holding: Holding
     ending: Ending
+    on_ready: Callable[[AdapterVersion], None]
 
 
 @dataclass
@@ -220,6 +222,7 @@ class Prover:
             lambda: self.parts.registry.set_status(*key_of(version), VersionStatus.READY, proof=record, actor="prover")
         )
         await self.parts.residents.want(version)
+        self.parts.on_ready(version)
         self.parts.metrics.proofs.labels("proven").inc()
         codes = [warning["code"] for warning in record["warnings"]]
         log.info("adapter ready", model=version.ref, seconds=record["seconds"], warnings=codes)

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
         le=4096,
         description="Tokens within which a new version must end a short answer, or is warned of; 0: not asked.",
     )
+    compare_with_peft: bool = Field(
+        False, description="Whether each new version is compared with PEFT in a child process, where memory allows."
+    )
     label_limit: int = Field(
         100, ge=1, description="Models that get their own metrics label; later ones count as `other`."
     )
