@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from adapters.errors import ConfigInvalid
@@ -363,8 +367,8 @@ def test_every_value_keeps_the_line_that_its_own_key_stands_in(dialect: str, end
     path, config = tmp_path / f"run.{ending}", CLEAN[dialect]
     path.write_text(json.dumps(config, indent=1) if ending == "json" else yaml.safe_dump(config), "utf-8")
     lines = path.read_text("utf-8").splitlines()
-    for name, given in read(path, dialect).values.items():
-        assert given.is_default or lines[given.line - 1].strip(' "').startswith(given.key.rpartition(".")[2]), name
+    for name, told in read(path, dialect).values.items():
+        assert told.is_default or lines[told.line - 1].strip(' "').startswith(told.key.rpartition(".")[2]), name
 
 
 @pytest.mark.parametrize(
@@ -405,6 +409,30 @@ def test_a_hostile_json_is_refused(data: bytes, reason: str, tmp_path: Path) -> 
         review(Asked(path))
 
 
+VALUES: list[Any] = [None, True, False, 0, -1, 3, 10**12, 0.5, 1e-9, "", "auto", "none", "1e-4", "x y", [], ["q_proj"]]
+VALUES += [{}, {"a": [1]}, "all", [1, None], float("inf"), float("nan"), "*", "☃", "2020-01-01"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_the_values_are_a_review_is_made_and_is_json(data: st.DataObject, tmp_path: Path) -> None:
+    dialect = data.draw(st.sampled_from(sorted(DIALECTS)))
+    keys = st.sampled_from(sorted([*DIALECTS[dialect].words, *DIALECTS[dialect].renamed, "datasets", "nothing"]))
+    config = data.draw(st.dictionaries(keys, st.sampled_from(VALUES).map(copy.deepcopy), max_size=25))
+    path = tmp_path / "fuzzed.yaml"
+    path.write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
+    made = review(Asked(path, dialect, gpu=data.draw(st.sampled_from([None, "t4", "cpu"]))))
+    json.dumps(made.as_dict(), allow_nan=False)
+
+
+def test_thousands_of_unknown_keys_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text("".join(f"lora_rank{n}: 1\n" for n in range(3_000)), "utf-8")
+    started = time.process_time()
+    assert len(review(Asked(path, "llama-factory")).reading.unknown) == 3_000
+    assert time.process_time() - started < 20
+
+
 def test_a_dialect_can_be_named_and_a_wrong_one_is_told_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("learning_rate: 0.0002\nlora_alpha: 32\n", "utf-8")
@@ -443,12 +471,12 @@ def test_steps_count_held_out_rows_packing_and_a_limit(look: Look, tmp_path: Pat
 
 def test_a_run_of_ours_is_reviewed_from_its_settings_and_facts() -> None:
     facts = Facts(60, 80, False, 134_000_000, 8192, "float32", "cpu", 2**34, False)
-    settings = choose(TrainingConfig(data=Path("x"), name="x"), facts).as_dict()
+    chosen = choose(TrainingConfig(data=Path("x"), name="x"), facts).as_dict()
     known = {"base": "embedded", "parameters": 134_000_000, "rows": 60, "longest_row_tokens": 80, "device": "cpu"}
-    rows = {row["rule"]: row for row in of_settings(settings, known)}
+    rows = {row["rule"]: row for row in of_settings(chosen, known)}
     assert set(rows) == {"steps_few", "validation_none"}
     assert json.loads(json.dumps(list(rows.values()))) == list(rows.values())
-    fast = {row["rule"] for row in of_settings(settings | {"learning_rate": 0.02, "rank": 96}, known)}
+    fast = {row["rule"] for row in of_settings(chosen | {"learning_rate": 0.02, "rank": 96}, known)}
     assert {"lr_high_lora", "rank_unserved"} <= fast
     full = choose(TrainingConfig(data=Path("x"), name="x", method="full", learning_rate=2e-3), facts).as_dict()
     assert "lr_high_full" in {row["rule"] for row in of_settings(full, known | {"has_validation": True})}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,8 +164,7 @@ def _datasets(reading: Reading, raw: Mapping[str, Given]) -> None:
             for inner, value in entry.items() if isinstance(entry, dict) else ():
                 place = Given(value, f"{key}[{index}].{inner}", raw[key].line)
                 if inner not in AXOLOTL_DATASET:
-                    near = difflib.get_close_matches(str(inner), sorted(AXOLOTL_DATASET), n=1, cutoff=0.7)
-                    reading.unknown.append(Unknown(place.key, place.line, near[0] if near else None, value))
+                    reading.unknown.append(Unknown(place.key, place.line, None, value))
                 elif inner in ("train_on_eos", "train_on_eot") and str(value).lower() in ("none", "false"):
                     reading.put("trains_end", False, place)
                 elif inner == "roles_to_train" and isinstance(value, list) and {"user", "human"} & set(map(str, value)):

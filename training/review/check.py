@@ -13,7 +13,7 @@ from adapters.errors import ConfigInvalid
 from training.review import optimisation, precision, rendering, running, shape
 from training.review.dialects import DIALECTS
 from training.review.facts import SERVED_MAX_RANK, Base, Data, Known, base_named, data_of, data_of_facts
-from training.review.findings import LEVELS, Finding
+from training.review.findings import LEVELS, Finding, shown
 from training.review.reading import read, translate
 from training.review.rules import RULES
 from training.review.view import View
@@ -155,5 +155,4 @@ def _facts(view: View) -> dict[str, Any]:
 
 
 def _told(given: Given) -> dict[str, Any]:
-    value = list(given.value) if isinstance(given.value, tuple) else given.value
-    return {"value": value, "key": given.key, "line": given.line or None}
+    return {"value": shown(given.value), "key": given.key, "line": given.line or None}

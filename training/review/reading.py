@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import ConfigInvalid
@@ -15,6 +15,7 @@ from training.review.words import Given, Reading, Unknown
 
 MAX_DEPTH = 8
 MAX_VALUES = 4_000  # of a JSON file
+MOST_COMPARED = 40  # unknown keys that are told the nearest known one
 Raw = dict[str, Given]
 
 
@@ -83,6 +84,11 @@ def score(dialect: Dialect, top: Mapping[str, Given]) -> float:
     return 10 * len(keys & dialect.marks) + len(keys & (dialect.known | set(dialect.words))) / 10
 
 
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a key, where any is."""
+    return next(iter(difflib.get_close_matches(key[:80], sorted(known), n=1, cutoff=0.7)), None)
+
+
 def _named(name: str) -> Dialect:
     if name not in DIALECTS:
         near = difflib.get_close_matches(name, DIALECTS, n=1)
@@ -106,8 +112,8 @@ def _take(reading: Reading, dialect: Dialect, key: str, given: Given) -> None:
     elif key in dialect.known:
         reading.aside.append(given.key)
     else:
-        near = difflib.get_close_matches(key, sorted(dialect.known | set(dialect.words)), n=1, cutoff=0.7)
-        reading.unknown.append(Unknown(given.key, given.line, near[0] if near else None, given.value))
+        near = nearest(key, dialect.known | set(dialect.words)) if len(reading.unknown) < MOST_COMPARED else None
+        reading.unknown.append(Unknown(given.key, given.line, near, given.value))
 
 
 def _yaml(path: Path) -> Raw:
