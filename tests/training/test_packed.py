@@ -142,6 +142,19 @@ def test_gradients_of_twenty_batches_are_within_a_hundred_thousandth_on_the_embe
     assert max(errors) <= RELATIVE_TOLERANCE, errors
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gradients_on_a_gpu_are_those_of_the_cpu(qwen2_base: Path) -> None:
+    base = load_base(qwen2_base)
+    here, there = (awake(load_model(base, settings(), device)).to(device) for device in ("cpu", "cuda"))
+    batch = collate(rows(12, [(5, 4), (9, 2), (1, 7)]))
+    moved = {key: value.cuda() if torch.is_tensor(value) else value for key, value in batch.items()}
+    expected = gradients(here, supervised_loss_sum(here, batch))
+    got = gradients(there, supervised_loss_sum(there, moved))
+    for name, value in expected.items():
+        assert torch.allclose(got[name].cpu(), value, rtol=1e-3, atol=1e-5), name
+
+
 def test_loss_and_gradients_equal_the_padded_computation_in_nf4(nf4_model: Any) -> None:
     assert_same_loss_and_gradients(nf4_model, rows(12, [(5, 4), (9, 2), (1, 7)]))
 

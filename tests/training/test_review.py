@@ -165,6 +165,7 @@ CASES: dict[str, Case] = {
     "alpha_odd": ("trl", trl(lora_config={"lora_alpha": 512}), "lora_config.lora_alpha", {}),
     "rslora_scale": ("peft", {"use_rslora": True}, "lora_alpha", {}),
     "targets_attention_only": ("trl", trl(lora_config={"target_modules": None}), "target_modules", {}),
+    "targets_partial": ("axolotl", {"lora_target_modules": ["q_proj", "up_proj"]}, "lora_target_modules", {}),
     "targets_output": ("peft", {"target_modules": ["q_proj", "lm_head"]}, "target_modules", {}),
     "targets_unknown": ("peft", {"target_modules": ["q_proj", "up_proj", "c_attn"]}, "target_modules", {}),
     "modules_saved": ("axolotl", {"lora_modules_to_save": ["embed_tokens"]}, "lora_modules_to_save", {}),

@@ -235,6 +235,14 @@ _SHAPE = (
         "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
     ),
     Rule(
+        "targets_partial",
+        "note",
+        "a layer that was forgotten keeps its old weights: the adapter learns less for no saving that matters",
+        "paper",
+        f"{REGRET}: every linear layer; Axolotl's examples/qwen3/32b-qlora.yaml leaves out gate_proj",
+        "all seven projections",
+    ),
+    Rule(
         "targets_output",
         "block",
         "adapters on embeddings or the output layer are not served, and TRL raises on them",

@@ -64,6 +64,8 @@ def targets(view: View) -> Iterator[Finding]:
         yield view.finding("targets_output", "targets", "", ", ".join(sorted(on_output)))
     elif short <= ATTENTION:
         yield view.finding("targets_attention_only", "targets")
+    elif missing := [name for name in PROJECTIONS if name not in short and short & set(PROJECTIONS)]:
+        yield view.finding("targets_partial", "targets", "", f"without {', '.join(missing)}")
     is_pattern = len(named) == 1 and any(mark in named[0] for mark in "*|()[]^$\\")
     unknown = sorted(short - set(PROJECTIONS) - OUTPUT)
     if unknown and not is_pattern and view.base.is_qwen is not False:
