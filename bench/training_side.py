@@ -1,6 +1,6 @@
-"""One measured process of `bench.training`: `python -m bench.training_side SIDE METHOD DATA FOLDER STEPS`.
+"""One measured process of `bench.training`: `python -m bench.training_side JSON`, the line with its folder and steps.
 
-Prints one JSON line: the seconds of each step after the first, each step's loss, tokens of the rows, peak memory.
+Prints one JSON line: tokens, seconds and loss of each step, the validation loss after the last, and peak memory.
 """
 
 from __future__ import annotations
@@ -8,36 +8,46 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.callbacks import Meter
 from training.config import Settings, TrainingConfig, choose
+from training.data.template import IGNORED, Rendered
 from training.material import Material, facts, gather
 from training.quiet import quieten
 
-SEED, RATE, BATCH = 17, 1e-3, 8
+SEED, RATE = 17, 1e-3
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """How long each step took, from its forward pass to the optimizer's update, and its loss."""
+    """Of each step the seconds from its forward pass to the optimizer's update, the rows' tokens, and the loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter  # which ours counts in; TRL's trainer counts in its state
+        self.now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         self.begun = 0.0
+        self.counted = 0
+        self.tokens: list[int] = []
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.begun = time.perf_counter()
+        self.begun = self.now()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.begun)
+        self.seconds.append(self.now() - self.begun)
+        counted = self.meter.tokens or state.num_input_tokens_seen
+        self.tokens.append(counted - self.counted)
+        self.counted = counted
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -47,41 +57,75 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 
 
 def main() -> None:
-    side, method, data, folder, steps = sys.argv[1:]
     quieten()
+    print(json.dumps(measured(json.loads(sys.argv[1]))))
+
+
+def measured(given: dict[str, Any]) -> dict[str, Any]:
+    """Train so many steps and tell what they took; `given` is a line with its folder, batch, steps and threads."""
+    folder = Path(given["folder"])
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
     config = TrainingConfig(
-        data=Path(data),
+        data=folder / "rows.jsonl",
         name="bench",
-        method="qlora" if method == "qlora" else "lora",
-        epochs=float(steps),
-        batch_size=BATCH,
+        validation=folder / "held.jsonl",
+        method=given["method"],
+        epochs=1000.0,
+        batch_size=given["batch"],
         learning_rate=RATE,
         scheduler="constant_with_warmup",
         warmup_ratio=0.0,
         rank=16,
-        dtype="float32",
-        gradient_checkpointing=False,
-        validation_share=0.0,
+        dtype=given["dtype"],
+        gradient_checkpointing=given["checkpoints"],
         checkpoint_steps=1000,
         seed=SEED,
-        out=Path(folder) / "out",
+        out=folder / "out",
     )
     material = gather(config)
-    settings = choose(config, facts(material))
-    clock = Clock()
-    build = ours if side == "hotshoe" else trls
-    trainer = build(first_weights(config, settings, material, Path(folder)), settings, material, Path(folder), clock)
+    settings = replace(choose(config, facts(material)), steps=given["steps"])
+    meter = Meter()
+    clock = Clock(meter)
+    config = first_weights(config, settings, material, folder)
+    if given["trainer"] == "hotshoe":
+        trainer = ours(config, settings, material, folder, clock)
+    else:
+        trainer = trls(config, settings, material, folder, clock, given["groups"])
     trainer.train()
-    print(
-        json.dumps(
-            {
-                "step_seconds": clock.seconds[1:],
-                "losses": clock.losses,
-                "tokens": material.training.tokens,
-                "peak_bytes": peak_bytes(),
-            }
+    peak = peak_bytes()
+    validation = material.validation
+    sequences = material.training.sequences
+    return {
+        "threads": torch.get_num_threads(),
+        "step_tokens": clock.tokens,
+        "step_seconds": clock.seconds,
+        "losses": clock.losses,
+        "row_tokens": sum(len(row.input_ids) for row in sequences) / len(sequences),
+        "learned_tokens": sum(row.supervised_tokens for row in sequences) / len(sequences),
+        "peak_bytes": peak,
+        "validation_loss": validation_loss(trainer, validation.sequences) if validation else None,
+    }
+
+
+def validation_loss(trainer: Any, sequences: Sequence[Rendered], batch: int = 16) -> float:
+    """The mean loss over the learned tokens, computed in one plain way for every trainer: padded, all logits."""
+    model = trainer.model.eval()
+    total, tokens = 0.0, 0
+    for start in range(0, len(sequences), batch):
+        part = sequences[start : start + batch]
+        longest = max(len(row.input_ids) for row in part)
+        ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in part])
+        labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in part])
+        mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in part])
+        with torch.no_grad(), trainer.autocast_smart_context_manager():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+        wanted = labels[:, 1:].flatten()
+        total += float(
+            functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
         )
-    )
+        tokens += int((wanted != IGNORED).sum())
+    return total / tokens
 
 
 def first_weights(config: TrainingConfig, settings: Settings, material: Material, folder: Path) -> TrainingConfig:
@@ -107,10 +151,13 @@ def first_weights(config: TrainingConfig, settings: Settings, material: Material
 def ours(config: TrainingConfig, settings: Settings, material: Material, folder: Path, clock: Clock) -> Any:
     from training.run import build_trainer
 
-    return build_trainer(config, settings, material, folder, Meter(), [clock])
+    alone = replace(material, validation=None)  # which is measured after the run, not in it
+    return build_trainer(config, replace(settings, evaluation_steps=None), alone, folder, clock.meter, [clock])
 
 
-def trls(config: TrainingConfig, settings: Settings, material: Material, folder: Path, clock: Clock) -> Any:
+def trls(
+    config: TrainingConfig, settings: Settings, material: Material, folder: Path, clock: Clock, groups: bool
+) -> Any:
     """SFTTrainer on the same token ids and labels. It makes a quantised base's adapter bfloat16, which is undone."""
     from datasets import Dataset
     from peft import PeftModel
@@ -121,7 +168,7 @@ def trls(config: TrainingConfig, settings: Settings, material: Material, folder:
 
     base = AutoModelForCausalLM.from_pretrained(
         material.base.folder,
-        dtype=torch.float32,
+        dtype=getattr(torch, settings.dtype),
         device_map={"": "cpu"} if settings.method == "qlora" else None,
         quantization_config=nf4_config(settings) if settings.method == "qlora" else None,
     )
@@ -135,8 +182,10 @@ def trls(config: TrainingConfig, settings: Settings, material: Material, folder:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
         optim=settings.optimizer,
-        bf16=False,
-        gradient_checkpointing=False,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        train_sampling_strategy="group_by_length" if groups else "random",
+        include_num_input_tokens_seen="non_padding",
         max_length=None,
         logging_steps=1,
         save_strategy="no",
