@@ -5,11 +5,14 @@ Trainer's own log history is the one record: a resumed run finds in it what was 
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,6 +22,13 @@ from adapters.errors import TrainingStopped
 LONGEST_CURVE = 1000  # points of a curve in the card
 EXPLOSION_RATIO, EXPLOSION_NATS = 1.5, 1.0  # a loss above 1.5 times the first one and 1 nat, at every
 RECENT_STEPS = 5  # of so many steps in a row, has exploded
+LIVE_NAMES = {
+    "loss": "loss",
+    "eval_loss": "validation_loss",
+    "eval_score": "validation_score",
+    "learning_rate": "learning_rate",
+    "grad_norm": "gradient_norm",
+}
 
 
 @dataclass
@@ -115,6 +125,39 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
             )
 
 
+class Live(TrainerCallback):  # type: ignore[misc]
+    """Appends each log as a line of JSON to a file that a page can follow; each line is on the disk at once.
+
+    A resumed run first takes back the lines behind the step that it goes on from, and a line that was cut.
+    """
+
+    def __init__(self, file: Path, meter: Meter) -> None:
+        self.file = file
+        self.meter = meter
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kept = [line for line in _whole_lines(self.file) if json.loads(line)["step"] <= state.global_step]
+        self.file.write_text("".join(kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        known = {name: float(logs[key]) for key, name in LIVE_NAMES.items() if key in (logs or {})}
+        if not known:
+            return
+        line = {
+            "step": state.global_step,
+            "of_steps": state.max_steps,
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **{name: value if math.isfinite(value) else None for name, value in known.items()},
+            "tokens_per_second": round(self.meter.tokens_per_second, 1),
+        }
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 class Progress(TrainerCallback):  # type: ignore[misc]
     """A bar with loss, validation loss, tokens/s and time left in a terminal; else a plain line now and then."""
 
@@ -177,6 +220,19 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         passed = time.monotonic() - self.started_at
         left = passed / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
         return f"{_clock(passed)} passed, {_clock(left)} left"
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """The lines that are whole JSON objects with a step."""
+    made = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else ():
+        try:
+            is_whole = line.endswith("\n") and isinstance(json.loads(line)["step"], int)
+        except (ValueError, KeyError, TypeError):
+            continue
+        if is_whole:
+            made.append(line)
+    return made
 
 
 def _points(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:

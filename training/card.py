@@ -11,12 +11,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.baseline.report import summary
 from training.card_page import card_html
+from training.card_sections import against, forgetting_of, lineage_of, privacy_of, review_of
+from training.compare import Outcome, evaluating, evenly, last_turn, own_sequences, report
 from training.data.dataset import duplicate_count
+from training.goal import goal_of
+from training.samples import samples_of
 from training.saving import saved_bytes
+from training.served_check import PROBES, Tokens, check_served
+from training.verdict.evidence import Canaries, General
+from training.verdict.gather import evidence_of
+from training.verdict.judge import judge
+from training.verdict.ranks import ranked
 
 if TYPE_CHECKING:
+    from training.data.rows import Row
     from training.material import Material
+    from training.staging import Staging
     from training.trainer import Run
 
 CARD_FILE, PAGE_FILE = "card.json", "card.html"
@@ -61,28 +73,77 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     (folder / PAGE_FILE).write_text(card_html(json.loads(text)), encoding="utf-8")
 
 
-def make_card(run: Run, folder: Path) -> dict[str, Any]:
-    """The card of a finished run whose weights are in `folder`."""
-    config, settings, material = run.config, run.settings, run.material
+def make_card(run: Run, staging: Staging) -> dict[str, Any]:
+    """The card of a finished run whose weights are in the staging's result."""
+    config, material, result = run.config, run.material, _result(run)
     trained = [value for value in run.model.parameters() if value.requires_grad]
+    goal = goal_of(_rows(material), config.goal)
+    outcome = run.baseline.outcome(run.model) if run.baseline is not None else None
+    forgotten, readings = forgetting_of(run)
+    served = check_served(run.model, material.base, staging.result, staging.root / "canonical", _probes(material))
+    evidence = evidence_of(
+        *(material, run.settings, run.curve, result["best_step"], staging.checkpoints, outcome, goal),
+        canaries=_canaries(run),
+        general=General(readings.base_loss.tolist(), readings.adapter_loss.tolist()) if readings is not None else None,
+    )
+    verdict = judge(evidence)
+    gate = run.gate.summary() if run.gate is not None else None
+    samples, cost = _samples(run, outcome), _cost(run)
     return {
         "name": config.name,
+        "goal": goal.as_dict(),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "parent": config.parent,
-        "base": {"id": material.base.id, "digest": material.base.digest, "dtype": settings.dtype},
+        "base": {"id": material.base.id, "digest": material.base.digest, "dtype": run.settings.dtype},
         "template": {"digest": material.template.digest, "enable_thinking": material.enable_thinking},
         "data": _data(material, config.columns),
-        "gate": run.gate.summary() if run.gate is not None else None,
-        "settings": settings.as_dict(),
+        "gate": gate,
+        "settings": run.settings.as_dict(),
+        "review": review_of(run),
         "adapter": {
             "parameters": sum(value.numel() for value in trained),
-            "bytes": saved_bytes(folder),
+            "bytes": saved_bytes(staging.result),
         },
-        "result": _result(run),
-        "evaluation": run.baseline.compared(run.model) if run.baseline is not None else None,
-        "cost": _cost(run),
+        "result": result,
+        "evaluation": report(run.baseline.comparison, outcome) if run.baseline is not None and outcome else None,
+        "verdict": {**verdict.as_dict(), "evidence": evidence.as_dict()},
+        "check": served,
+        "baseline": summary(config.baseline) if config.baseline is not None else None,
+        "forgetting": forgotten,
+        "privacy": privacy_of(gate, verdict.flags, samples),
+        "samples": samples,
+        "cost": cost,
+        "plan": against(run.plan, cost),
+        "lineage": lineage_of(run),
         "versions": versions(),
     }
+
+
+def _probes(material: Material) -> list[Tokens]:
+    """Prompts that the adapter is asked in serving, to compare its forms by."""
+    return [last_turn(sequence)[0] for sequence in evenly(material.training.sequences, PROBES)]
+
+
+def _samples(run: Run, outcome: Outcome | None) -> dict[str, Any] | None:
+    if run.baseline is None or outcome is None or run.material.validation is None:
+        return None
+    owners = run.material.validation.owners
+    return samples_of(run.baseline.comparison, owners, outcome.adapter, run.config.samples)
+
+
+def _rows(material: Material) -> list[Row]:
+    """The rows of the run's data, those held out too, each once."""
+    owners = [material.training.owners[index] for index in own_sequences(material)]
+    rows = [*owners, *(material.validation.owners if material.validation is not None else ())]
+    return list({id(row): row for row in rows}.values())
+
+
+def _canaries(run: Run) -> Canaries | None:
+    planted, settings = run.material.canaries, run.settings
+    if not planted:
+        return None
+    with evaluating(run.model):
+        return ranked(run.model, run.material.template, planted, settings.seed, settings.supervise)
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -121,6 +182,7 @@ def _data(material: Material, columns: Sequence[str]) -> dict[str, Any]:
         **material.training.as_dict(),
         "duplicate_sequences": duplicate_count(material.training),
         "ignored_keys": dict(material.file.ignored_keys),
+        **({"replay": material.replay.as_dict()} if material.replay is not None else {}),
     }
     if material.validation is None:
         return {"training": training, "validation": None}

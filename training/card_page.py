@@ -7,7 +7,7 @@ another type or size than expected is shown as text or left out. The page needs 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +26,27 @@ SCORES = {
     "field_f1": "F1 of the other fields",
 }
 SECTIONS = (
+    ("Goal", ("goal",)),
+    ("Figures of the verdict", ("verdict", "figures")),
+    ("Checked as a server will", ("check",)),
+    ("Prompting instead", ("baseline",)),
+    ("Forgetting", ("forgetting",)),
+    ("Privacy", ("privacy",)),
     ("Training data", ("data", "training")),
     ("Validation data", ("data", "validation")),
     ("Data check", ("gate",)),
+    ("Plan against actual", ("plan",)),
+    ("Cost", ("cost",)),
     ("Settings", ("settings",)),
     ("Base", ("base",)),
     ("Template", ("template",)),
     ("Adapter", ("adapter",)),
-    ("Cost", ("cost",)),
+    ("Lineage", ("lineage",)),
     ("Versions", ("versions",)),
 )
+GOOD, BAD = ("learned",), ("diverged", "no effect")  # of the others something is to be done
+FLAG_NAMES = ("memorised", "forgot", "label noise")
+MOST_SAMPLES, MOST_ADVICE, DEEPEST = 6, 8, 3
 
 
 def card_html(card: Mapping[str, Any]) -> str:
@@ -51,6 +62,10 @@ def card_html(card: Mapping[str, Any]) -> str:
     return _template().render(
         title=text(card.get("name") or "An adapter without a name"),
         subtitle=_subtitle(card),
+        outcome=_outcome(card),
+        check=_check(card),
+        samples=_samples(card),
+        review=_review(card),
         verdict=text(evaluation["verdict"]) if evaluation.get("verdict") else _why_no_evaluation(card),
         is_worse=base_loss is not None and adapter_loss is not None and adapter_loss > base_loss,
         tiles=_tiles(card),
@@ -107,12 +122,67 @@ def _json(value: Any) -> str:
 
 def _subtitle(card: Mapping[str, Any]) -> str:
     method = part(card, "settings").get("method")
+    task = part(card, "goal").get("task")
     said = [
+        text(task) if task else "",
         f"{text(method)} on {text(part(card, 'base').get('id'))}" if method else "",
         f"from {text(card['parent'])}" if card.get("parent") else "",
         f"trained {text(card['created_at'])}" if card.get("created_at") else "",
     ]
     return ", ".join(piece for piece in said if piece)
+
+
+def _outcome(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The verdict on the run, how it is coloured, its flags and what to do."""
+    verdict = part(card, "verdict")
+    if not verdict.get("sentence"):
+        return None
+    primary = text(verdict.get("primary"))
+    flags = _texts(verdict.get("flags"), len(FLAG_NAMES))
+    kind = "bad" if primary in BAD else "good" if primary in GOOD and not flags else "warn"
+    return {
+        "kind": kind,
+        "sentence": text(verdict["sentence"]),
+        "flags": flags,
+        "advice": _texts(verdict.get("advice"), MOST_ADVICE),
+    }
+
+
+def _check(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    check = part(card, "check")
+    if not check.get("sentence"):
+        return None
+    return {"is_bad": check.get("passed") is not True, "sentence": text(check["sentence"])}
+
+
+def _samples(card: Mapping[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
+    """Wrong answers first: they say more."""
+    made = []
+    for key, heading in (("wrong", "Wrong answers"), ("right", "Right answers")):
+        rows = part(card, "samples").get(key)
+        kept = [row for row in rows if isinstance(row, Mapping)][:MOST_SAMPLES] if isinstance(rows, list) else []
+        if kept:
+            made.append(
+                (heading, [{name: text(row.get(name)) for name in ("question", "expected", "answer")} for row in kept])
+            )
+    return made
+
+
+def _review(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = card.get("review")
+    kept = [row for row in rows if isinstance(row, Mapping)][:MOST_ROWS] if isinstance(rows, list) else []
+    return [(text(row.get("severity")), _finding(row)) for row in kept]
+
+
+def _finding(row: Mapping[str, Any]) -> str:
+    named = " ".join(text(row[key]) for key in ("setting", "value") if row.get(key) is not None)
+    said = text(row.get("effect") or row.get("rule"))
+    better = f" Better: {text(row['suggestion'])}." if row.get("suggestion") else ""
+    return f"{named}: {said}.{better}" if named else f"{said}.{better}"
+
+
+def _texts(value: Any, most: int) -> list[str]:
+    return [text(item) for item in value[:most]] if isinstance(value, list) else []
 
 
 def _why_no_evaluation(card: Mapping[str, Any]) -> str:
@@ -155,9 +225,33 @@ def _compared_on(evaluation: Mapping[str, Any]) -> str:
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shown = [(text(str(key)).replace("_", " "), text(value)) for key, value in list(values.items())[:MOST_ROWS]]
-    left = len(values) - len(shown)
+    flat = list(_flat(values))
+    shown = flat[:MOST_ROWS]
+    left = len(flat) - len(shown)
     return [*shown, (f"{left} more", "in card.json")] if left > 0 else shown
+
+
+def _flat(values: Mapping[str, Any], before: str = "", depth: int = 1) -> Iterator[tuple[str, str]]:
+    """Objects within are spread out, those with an estimate and its interval become one text."""
+    for key, value in list(values.items())[: MOST_ROWS + 1]:
+        name = f"{before}{text(str(key)).replace('_', ' ')}"
+        if isinstance(value, Mapping) and value and depth < DEEPEST:
+            spread = _interval(value)
+            if spread:
+                yield name, spread
+            else:
+                yield from _flat(value, f"{name}: ", depth + 1)
+        else:
+            yield name, text(value)
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    """An estimate with its interval; empty for any other object."""
+    found = [number(value.get(key)) for key in ("estimate", "low", "high")]
+    if any(one is None for one in found):
+        return ""
+    estimate, low, high = (f"{one:,.4g}" for one in found if one is not None)
+    return f"{estimate} ({low} to {high})"
 
 
 def _fixed(value: Any, digits: int) -> str:

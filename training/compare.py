@@ -12,9 +12,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,37 +23,57 @@ from training.config import Settings
 from training.data.dataset import Prepared
 from training.data.template import IGNORED, ChatTemplate, Rendered
 from training.greedy import Decoding, greedy_answers
-from training.loss import supervised_loss_sum
 from training.material import Material
 from training.model import base_alone
-from training.packed import collate
 from training.scores import parse_answer, telling_scores
+from training.verdict.measure import measure, sample_size
 
 MOST_ROWS = 32  # are answered
 ROWS_AT_A_TIME = 8
 MOST_SECONDS = 30.0  # for the answers of one model
+MOST_SECONDS_SEEN = 10.0  # for the sample of rows trained on
 SHORT_TOKENS, SHORT_OBJECT_TOKENS = 64, 192  # longer expected answers are not asked for
 WORSE_NATS = 0.001  # a loss that is higher by less is called equal
 BASELINE_FILE = "baseline.json"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on the validation rows: its mean loss, and its answers to the first of the asked rows, as text."""
+    """One model on the validation rows: its mean loss, and its answers to the first of the asked rows, as text.
+
+    `rows` are nats of each validation row, `seen` of each sampled row that is trained on, with the model's `doubts`.
+    """
 
     loss: float
     answers: list[str]
     seconds: float
+    rows: list[float] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
+    doubts: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The base, the model before the first step where that is another, and the trained one."""
+
+    base: Measured
+    start: Measured
+    adapter: Measured
 
 
 class Comparison:
-    """The validation rows of one run, and how a model is measured on them."""
+    """The validation rows of one run and a sample of its own rows, and how a model is measured on them."""
 
-    def __init__(self, validation: Prepared, template: ChatTemplate, pass_size: int) -> None:
+    def __init__(
+        self, validation: Prepared, template: ChatTemplate, pass_size: int, seen: Sequence[Rendered] = ()
+    ) -> None:
         self.sequences = validation.sequences
+        self.seen = seen
         self.template = template
         self.pass_size = pass_size
-        asked = [last_turn(sequence) for sequence in evenly(self.sequences, MOST_ROWS)]
+        self.asked = evenly(range(len(self.sequences)), MOST_ROWS)  # places of the sequences that are answered
+        asked = [last_turn(self.sequences[place]) for place in self.asked]
         self.prompts = [prompt for prompt, _ in asked]
         self.expected = [self._text(answer) for _, answer in asked]
         self.longest = max(len(answer) for _, answer in asked)
@@ -64,24 +84,30 @@ class Comparison:
         are_objects = all(parse_answer(text) is not None for text in self.expected)
         return self.longest <= (SHORT_OBJECT_TOKENS if are_objects else SHORT_TOKENS)
 
-    def measure(self, model: Any, most_seconds: float = MOST_SECONDS) -> Measured:
+    def measure(self, model: Any, most_seconds: float = MOST_SECONDS, *, asks: bool = True) -> Measured:
         """The model as it is now, which comes back as it was."""
         started = time.monotonic()
         with evaluating(model):
-            loss = mean_loss(model, self.sequences, self.pass_size)
-            answers = self._answers(model, most_seconds) if self.asks else []
-        return Measured(loss, answers, time.monotonic() - started)
+            rows = measure(model, self.sequences, self.pass_size).losses
+            seen = measure(model, self.seen, self.pass_size, MOST_SECONDS_SEEN)
+            answers = self._answers(model, most_seconds) if asks and self.asks else []
+        loss = sum(rows) / sum(sequence.supervised_tokens for sequence in self.sequences)
+        return Measured(loss, answers, time.monotonic() - started, rows, seen.losses, seen.doubts)
 
-    def _answers(self, model: Any, most_seconds: float) -> list[str]:
-        deadline = time.monotonic() + most_seconds
+    def score(self, model: Any) -> float:
+        """The label accuracy, or else the exact match, of greedy answers to the asked rows, whatever time they take."""
+        with evaluating(model):
+            scores = telling_scores(self.expected, self._answers(model, None))
+        return float(scores.get("label_accuracy", scores["exact_match"]))
+
+    def _answers(self, model: Any, most_seconds: float | None) -> list[str]:
+        deadline = time.monotonic() + most_seconds if most_seconds is not None else None
         found: list[str] = []
         for start in range(0, len(self.prompts), ROWS_AT_A_TIME):
-            left = deadline - time.monotonic()
-            decoding = Decoding(
-                self.template.pad, self.template.stops, self.longest + 8, ROWS_AT_A_TIME, max(0.0, left)
-            )
+            left = max(0.0, deadline - time.monotonic()) if deadline is not None else None
+            decoding = Decoding(self.template.pad, self.template.stops, self.longest + 8, ROWS_AT_A_TIME, left)
             new = greedy_answers(model, self.prompts[start : start + ROWS_AT_A_TIME], decoding)
-            if time.monotonic() > deadline:  # what was cut short is no answer
+            if deadline is not None and time.monotonic() > deadline:  # what was cut short is no answer
                 break
             found += map(self._text, new)
         return found
@@ -91,10 +117,16 @@ class Comparison:
 
 
 class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Measures the base before the first step. A resumed run takes what its first start left in `folder`."""
+    """Measures the base before the first step. A resumed run takes what its first start left in `folder`.
 
-    def __init__(self, comparison: Comparison, folder: Path, say: Callable[[str], None]) -> None:
+    A run that goes on from an adapter starts elsewhere than at the base: then its start is measured, too.
+    """
+
+    def __init__(
+        self, comparison: Comparison, folder: Path, say: Callable[[str], None], *, goes_on: bool = False
+    ) -> None:
         self.comparison = comparison
+        self.goes_on = goes_on
         self.kept = folder / BASELINE_FILE
         self.say = say
 
@@ -106,27 +138,54 @@ class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self.say(f"measuring the base on {len(self.comparison.sequences):,} validation sequences")
         with base_alone(model):
             base = self.comparison.measure(model)
+        found = {"base": asdict(base)}
+        if self.goes_on:
+            found["start"] = asdict(self.comparison.measure(model, asks=False))
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         staged = self.kept.with_suffix(".partial")
-        staged.write_text(json.dumps(asdict(base)), encoding="utf-8")
+        staged.write_text(json.dumps(found), encoding="utf-8")
         staged.replace(self.kept)
 
-    def compared(self, model: Any) -> dict[str, Any]:
-        """The card's entry, with the trained model measured now."""
-        base = Measured(**json.loads(self.kept.read_bytes()))
-        return report(self.comparison, base, self.comparison.measure(model, 2 * MOST_SECONDS))
+    def outcome(self, model: Any) -> Outcome:
+        """What was measured before, with the trained model measured now."""
+        found = json.loads(self.kept.read_bytes())
+        base = Measured(**found["base"])
+        start = Measured(**found["start"]) if "start" in found else base
+        return Outcome(base, start, self.comparison.measure(model, 2 * MOST_SECONDS))
 
 
-def baseline_of(material: Material, settings: Settings, folder: Path, say: Callable[[str], None]) -> Baseline | None:
+def baseline_of(
+    material: Material, settings: Settings, folder: Path, say: Callable[[str], None], *, goes_on: bool = False
+) -> Baseline | None:
     """What measures the base of a run, which keeps its working files in `folder`; None without validation rows."""
+    comparison = comparison_of(material, settings)
+    return Baseline(comparison, folder, say, goes_on=goes_on) if comparison is not None else None
+
+
+def comparison_of(material: Material, settings: Settings) -> Comparison | None:
+    """How a model of this run is measured; None without validation rows."""
     if material.validation is None:
         return None
-    comparison = Comparison(material.validation, material.template, settings.evaluation_pass_size)
-    return Baseline(comparison, folder, say)
+    seen = [material.training.sequences[index] for index in seen_indices(material, settings.epochs)]
+    return Comparison(material.validation, material.template, settings.evaluation_pass_size, seen)
 
 
-def report(comparison: Comparison, base: Measured, adapter: Measured) -> dict[str, Any]:
+def seen_indices(material: Material, epochs: float) -> list[int]:
+    """Which of the training sequences are measured: a sample of the run's own rows, evenly spread."""
+    own = own_sequences(material)
+    return evenly(own, sample_size(len(own), epochs))
+
+
+def own_sequences(material: Material) -> list[int]:
+    """The training sequences that are of the data, and neither replayed nor canaries."""
+    replayed = {id(row) for row in material.replay.rows} if material.replay is not None else set()
+    owners = material.training.owners[: len(material.training.owners) - len(material.canaries)]
+    return [index for index, row in enumerate(owners) if id(row) not in replayed]
+
+
+def report(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
     """What the card says of the two. Answers are scored on the rows that both have answered."""
+    base, adapter = outcome.base, outcome.adapter
     rows = min(len(base.answers), len(adapter.answers))
     expected = comparison.expected[:rows]
     scores = {
@@ -160,18 +219,6 @@ def why_no_answers(comparison: Comparison) -> str:
     return f"expected answers have up to {comparison.longest} tokens: too long for equality to mean something"
 
 
-def mean_loss(model: Any, sequences: Sequence[Rendered], pass_size: int) -> float:
-    """The mean cross entropy over all supervised tokens, as the trainer's validation computes it."""
-    total, tokens = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(sequences), pass_size):
-            batch = collate(sequences[start : start + pass_size])
-            batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-            total += float(supervised_loss_sum(model, batch))
-            tokens += batch["shift_labels"].numel()
-    return total / tokens
-
-
 def last_turn(sequence: Rendered) -> tuple[list[int], list[int]]:
     """(the prompt of the last supervised turn, the tokens that answer it)."""
     end = max(place for place, label in enumerate(sequence.labels) if label != IGNORED) + 1
@@ -181,10 +228,10 @@ def last_turn(sequence: Rendered) -> tuple[list[int], list[int]]:
     return list(sequence.input_ids[:start]), list(sequence.input_ids[start:end])
 
 
-def evenly(sequences: Sequence[Rendered], most: int) -> list[Rendered]:
+def evenly(values: Sequence[Value], most: int) -> list[Value]:
     """At most so many of them, evenly spread."""
-    stride = max(1.0, len(sequences) / most)
-    return [sequences[int(index * stride)] for index in range(min(most, len(sequences)))]
+    stride = max(1.0, len(values) / most)
+    return [values[int(index * stride)] for index in range(min(most, len(values)))]
 
 
 @contextmanager

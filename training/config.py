@@ -22,6 +22,9 @@ SUPERVISE = ("all", "last")
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 REPORTERS = ("tensorboard", "wandb", "none")
+BEST_BY = ("loss", "score")
+GOALS = ("classification", "generation", "role play", "agent routing", "rag")
+MOST_CANARIES = 100
 LORA_SETTINGS = ("rank", "alpha", "target_modules", "use_rslora", "dropout")  # without a meaning for `full`
 WANTED_STEPS = 100  # below this many steps in all, a smaller batch teaches more
 SMALL_MODEL_PARAMETERS = 300_000_000
@@ -128,11 +131,42 @@ class TrainingConfig:
         default=True,
         metadata={"doc": "Measure the base on the validation rows, too, and compare it with the adapter in the card."},
     )
+    best_by: str = field(
+        default="loss",
+        metadata={
+            "doc": "Which weights are kept: of the lowest validation loss, or of the best score (label accuracy, else "
+            "exact match of greedy answers to 32 validation rows)."
+        },
+    )
+    goal: str | None = field(
+        default=None,
+        metadata={
+            "doc": "What it is trained for: classification, generation, role play, agent routing or rag; default as "
+            "the rows look."
+        },
+    )
+    canaries: int = field(
+        default=0,
+        metadata={"doc": "Random rows planted among those trained on, to see whether single rows are memorised."},
+    )
+    baseline: Path | None = field(
+        default=None, metadata={"doc": "Report of `hotshoe baseline` on this data, whose verdict the card keeps."}
+    )
+    samples: int = field(
+        default=3, metadata={"doc": "Right and wrong answers to validation rows in the card, so many of each; 0 none."}
+    )
     data_check: bool = field(
         default=True, metadata={"doc": "Check the data first, as `hotshoe data check` does; what blocks ends the run."}
     )
     rules: tuple[str, ...] = field(
         default=(), metadata={"doc": "Levels of the check's rules: CODE=block, warn, note or off (docs/data.md)."}
+    )
+    replay: Path | None = field(
+        default=None,
+        metadata={"doc": "General rows to learn beside the task's, in any of these forms, against forgetting."},
+    )
+    replay_share: float = field(
+        default=0.1, metadata={"doc": "Share of all learned rows that are drawn of the replay file."}
     )
     seed: int = field(default=17, metadata={"doc": "Seed of initial weights, order of rows and the held-out share."})
     dtype: str | None = field(
@@ -177,10 +211,15 @@ class TrainingConfig:
             ("weight_decay", 0 <= self.weight_decay <= 1, "between 0 and 1"),
             ("max_gradient_norm", 0 < self.max_gradient_norm < math.inf, "above 0"),
             ("patience", self.patience >= 0, "0 or more"),
+            ("replay_share", 0 < self.replay_share < 1, "above 0 and below 1"),
             ("seed", 0 <= self.seed < 2**32, "between 0 and 2^32 - 1"),
             ("validation_share", self.validation_share is None or 0 <= self.validation_share < 1, "from 0 to below 1"),
             ("target_modules", _are_projections(self.target_modules), f"among {', '.join(PROJECTIONS)}"),
             ("checkpoint_steps", _within(self.checkpoint_steps, 0, 1_000_000), "between 1 and 1000000"),
+            ("best_by", self.best_by in BEST_BY, f"one of {', '.join(BEST_BY)}"),
+            ("goal", self.goal is None or self.goal in GOALS, f"one of {', '.join(GOALS)}"),
+            ("canaries", 0 <= self.canaries <= MOST_CANARIES, f"between 0 and {MOST_CANARIES}"),
+            ("samples", 0 <= self.samples <= 20, "between 0 and 20"),
             ("report_to", _are_reporters(self.report_to), f"among {', '.join(REPORTERS)}, none alone"),
         )
         for key, is_fine, wanted in checks:
@@ -246,6 +285,8 @@ class Settings:
     gradient_checkpointing: bool
     optimizer: str
     checkpoint_steps: int
+    best_by: str = "loss"
+    canaries: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As in the card. A run without an adapter has no settings of one."""
@@ -309,6 +350,8 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         gradient_checkpointing=_default_checkpointing(config, facts),
         optimizer="paged_adamw_8bit" if facts.device == "cuda" else "adamw_torch",
         checkpoint_steps=config.checkpoint_steps or min(MOST_STEPS_BETWEEN, math.ceil(steps / CHECKPOINTS_A_RUN)),
+        best_by=config.best_by,
+        canaries=config.canaries,
     )
 
 

@@ -58,6 +58,25 @@ def cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch
 
 def supervised_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     """The summed cross entropy of a packed batch under a causal language model or its PEFT wrapper; float32."""
+    return cross_entropy_sum(*_predicting(model, batch), batch["shift_labels"])
+
+
+@torch.no_grad()
+def supervised_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of each learned token, and of the likeliest token in its place; (num_supervised,) each, float32."""
+    hidden, weight = _predicting(model, batch)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    size = max(1, BLOCK_BYTES // (4 * weight.shape[0]))
+    for start in range(0, hidden.shape[0], size):
+        logits = (hidden[start : start + size].to(weight.dtype) @ weight.t()).float()
+        wanted = batch["shift_labels"][start : start + size].unsqueeze(1)
+        normaliser = logits.logsumexp(dim=1)
+        found.append((normaliser - logits.gather(1, wanted).squeeze(1), normaliser - logits.amax(dim=1)))
+    return torch.cat([losses for losses, _ in found]), torch.cat([least for _, least in found])
+
+
+def _predicting(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states that learned tokens are predicted from, (num_supervised, hidden), and the output layer's weight."""
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     packing = Packing(int(batch["prefix"]), batch["gather"], batch["scatter"])
     states = causal_lm.model(
@@ -67,5 +86,4 @@ def supervised_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
         use_cache=False,
         packing=packing,
     ).last_hidden_state
-    hidden = states[0].index_select(0, batch["predicting"])
-    return cross_entropy_sum(hidden, causal_lm.lm_head.weight, batch["shift_labels"])
+    return states[0].index_select(0, batch["predicting"]), causal_lm.lm_head.weight

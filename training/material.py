@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from adapters.bases import BaseModel, stored_dtype
 from adapters.errors import ConfigInvalid, DataInvalid
+from training.canaries import Canary, canaries_of, row_of
 from training.config import Facts, Settings, TrainingConfig
 from training.data.columns import Columns
 from training.data.dataset import Prepared, hold_out, prepare
-from training.data.formats import DataFile, read_rows
+from training.data.formats import DataFile, read_data, read_rows
+from training.data.replay import Replay, replayed
 from training.data.rows import Row
 from training.data.stopping import refuse_untrained_end
 from training.data.template import ChatTemplate, load_template
@@ -32,6 +34,8 @@ class Material:
     validation_file: DataFile | None  # None when the validation rows were held out of the training file
     validation: Prepared | None
     turns: tuple[int, int]  # supervised turns with and without reasoning
+    canaries: tuple[Canary, ...] = ()  # planted behind the training rows, one sequence each
+    replay: Replay | None = None  # between the training rows and the canaries
 
     @property
     def enable_thinking(self) -> bool | None:
@@ -62,10 +66,20 @@ def gather(config: TrainingConfig) -> Material:
             source, chosen, template, max_length=length, over_long=config.over_long, supervise=config.supervise
         )
 
-    training = ready(file, rows)
+    canaries = tuple(canaries_of(config.canaries, config.seed))
+    replay = _replay(config, len(rows))
+    training = ready(file, [*rows, *(replay.rows if replay else ()), *map(row_of, canaries)])
     validation = ready(validation_file or file, held_out) if held_out else None
     turns = [template.thinks(row.messages[i]) for row in rows for i in row.learned_turns(config.supervise)]
-    return Material(base, template, file, training, validation_file, validation, (sum(turns), len(turns) - sum(turns)))
+    counts = (sum(turns), len(turns) - sum(turns))
+    return Material(base, template, file, training, validation_file, validation, counts, canaries, replay)
+
+
+def _replay(config: TrainingConfig, rows: int) -> Replay | None:
+    """The general rows of the run, drawn for so many of its own."""
+    if config.replay is None:
+        return None
+    return replayed(read_data(config.replay, Columns(config.columns)), rows, config.replay_share, config.seed)
 
 
 def read_both(config: TrainingConfig) -> tuple[DataFile, DataFile | None]:
@@ -139,6 +153,9 @@ def announcement(config: TrainingConfig, material: Material, settings: Settings)
         for name, places in (("cut", part.cut), ("dropped", part.dropped)) if part is not None else ():
             if places:
                 lines.append(f"{len(places)} {kind}rows above {settings.max_length:,} tokens {name}: {_first(places)}")
+    if material.replay is not None:
+        drawn = material.replay
+        lines.append(f"replay: {len(drawn.rows):,} of {len(drawn.file.rows):,} rows of {drawn.file.path}")
     if material.file.left_aside:
         lines.append(f"not read: {_first(material.file.left_aside)}")
     ignored = ", ".join(f"{key} ({count})" for key, count in material.file.ignored_keys.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from training.material import Material
 
 FEWEST_STEPS_TO_WARM_UP = 20
+BEST_METRICS = {"loss": "eval_loss", "score": "eval_choice"}
 KEPT_CHECKPOINTS = {"qlora": 2, "lora": 2, "full": 1}  # beside the best; one of every weight is large
 
 
@@ -61,8 +63,9 @@ def build_trainer(
     checkpoints: Path,
     meter: Meter,
     callbacks: list[TrainerCallback],
+    score: Callable[[Any], float] | None = None,
 ) -> SupervisedTrainer:
-    """A trainer ready to run, with the model loaded. Its checkpoints go to `checkpoints`."""
+    """A trainer ready to run, with the model loaded. Its checkpoints go to `checkpoints`; `score` chooses the best."""
     device = _device()
     arguments = training_arguments(settings, checkpoints, device)
     set_seed(settings.seed)
@@ -81,6 +84,7 @@ def build_trainer(
         data_collator=partial(collate, shares_prefix=not settings.dropout),
         callbacks=callbacks,
         meter=meter,
+        score=score,
         kept_checkpoints=KEPT_CHECKPOINTS[settings.method],
     )
     trainer.remove_callback(PrinterCallback)
@@ -112,8 +116,8 @@ def training_arguments(settings: Settings, checkpoints: Path, device: str) -> Tr
         save_steps=settings.evaluation_steps or 1,
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False if validates else None,
+        metric_for_best_model=BEST_METRICS[settings.best_by] if validates else None,
+        greater_is_better=settings.best_by == "score" if validates else None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

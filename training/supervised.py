@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from transformers import Trainer, TrainerState
 from training.callbacks import Meter
 from training.checkpoints import STATE_FILE, is_complete, prune, seal
 from training.data.template import Rendered
-from training.loss import supervised_loss_sum
+from training.loss import supervised_loss_sum, supervised_losses
+from training.verdict.rows import RowFiles, per_row
+
+TIE_NATS, LARGEST_LOSS = 1e-5, 100.0  # what a nat counts beside a score, and at most so many
 
 
 class Sequences(torch.utils.data.Dataset[Rendered]):
@@ -35,12 +39,20 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, meter: Meter, kept_checkpoints: int = 2, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        meter: Meter,
+        kept_checkpoints: int = 2,
+        score: Callable[[Any], float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.meter = meter
+        self.score = score
         self.kept_checkpoints = kept_checkpoints
-        self._validation_sum = 0.0
-        self._validation_tokens = 0
+        self.rows = RowFiles(Path(self.args.output_dir))
+        self._validation: list[float] = []  # the loss of each learned token
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -64,17 +76,22 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
     ) -> tuple[torch.Tensor, None, None]:
         """The mean loss of one validation batch, which holds no logits longer than a block of them."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            total = supervised_loss_sum(self.accelerator.unwrap_model(model), inputs)
-        self._validation_sum += float(total)
-        self._validation_tokens += inputs["shift_labels"].numel()
-        return total / inputs["shift_labels"].numel(), None, None
+        with self.compute_loss_context_manager():
+            losses, _ = supervised_losses(self.accelerator.unwrap_model(model), inputs)
+        self._validation += losses.tolist()
+        return losses.mean(), None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._validation_sum, self._validation_tokens = 0.0, 0
+        """Beside the loss, each row's is kept in a file of this step; of equal scores the lower loss is the better."""
+        self._validation = []
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_loss"] = self._validation_sum / max(1, self._validation_tokens)
+        output.metrics[f"{prefix}_loss"] = sum(self._validation) / max(1, len(self._validation))
+        if self.score is not None:
+            score = self.score(self.accelerator.unwrap_model(self.model))
+            output.metrics[f"{prefix}_score"] = score
+            output.metrics[f"{prefix}_choice"] = score - TIE_NATS * min(output.metrics[f"{prefix}_loss"], LARGEST_LOSS)
+        self.rows.write(self.state.global_step, per_row(self._validation, self.eval_dataset.rows))
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

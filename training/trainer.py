@@ -1,8 +1,8 @@
 """From a data file to an adapter folder: read, render, choose settings, train with transformers' Trainer, save, card.
 
 `train(config)` is the whole of it. Nothing is left behind but the finished folder: PEFT's two files (or a base of its
-own from full fine-tuning), `card.json` and the TensorBoard log. A run that fails leaves none; one that was cut off
-leaves its checkpoints, for `resume`.
+own from full fine-tuning), `card.json`, the TensorBoard log and `metrics.jsonl`. A run that fails leaves none; one that
+was cut off leaves its checkpoints, for `resume`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import ConfigInvalid, StorageFull, TrainingInterrupted
-from training.callbacks import Curve, Guard, Meter, Progress
+from training.callbacks import Curve, Guard, Live, Meter, Progress
 from training.card import make_card, write_card
+from training.card_sections import plan_of
 from training.checkpoints import Checkpoint, choose_checkpoint, last_complete
-from training.compare import Baseline, baseline_of
+from training.compare import Baseline, baseline_of, comparison_of
 from training.config import Settings, TrainingConfig, choose
 from training.gate.check import passed
 from training.gate.report import Report
@@ -32,7 +33,7 @@ from training.reporting import check_reporters, reporters
 from training.saving import save_result
 from training.staging import Staging, staged, staging_folder
 
-RUNS = "runs"  # the TensorBoard log in the result
+RUNS, LIVE = "runs", "metrics.jsonl"  # the TensorBoard log in the result, and the one that a page can follow
 FULL_DISK_MARKS = (  # how torch and safetensors say it, which have no errno
     "No space left on device",
     "File too large",
@@ -70,6 +71,7 @@ class Run:
     model: Any = None  # a PeftModel; after training with its best adapter
     state: Any = None  # Trainer's, after training
     baseline: Baseline | None = None  # where base and adapter are compared
+    plan: dict[str, Any] | None = None  # what was expected of it
 
     def train(self, staging: Staging, progress: Progress, last: Checkpoint | None = None) -> None:
         """Load the model and train it, from `last` on where it is given; working files go into `staging`."""
@@ -80,13 +82,18 @@ class Run:
             self.meter.go_on(last.counted)
             self.started = self.meter.started
         if self.config.compare:
-            self.baseline = baseline_of(self.material, self.settings, staging.checkpoints, progress.say)
+            goes_on = self.config.initial_adapter is not None
+            self.baseline = baseline_of(
+                self.material, self.settings, staging.checkpoints, progress.say, goes_on=goes_on
+            )
         measured = [self.baseline] if self.baseline is not None else []
         step = last.step if last is not None else 0
         with reporters(self.config, self.settings, staging.result, step) as reporting, listening() as stop:
-            callbacks = [Guard(), *measured, progress, *reporting, Interrupter(stop)]
+            live = Live(staging.result / LIVE, self.meter)
+            callbacks = [live, Guard(), *measured, progress, *reporting, Interrupter(stop)]
+            score = _score(self.material, self.settings)
             trainer = build_trainer(
-                self.config, self.settings, self.material, staging.checkpoints, self.meter, callbacks
+                self.config, self.settings, self.material, staging.checkpoints, self.meter, callbacks, score
             )
             try:
                 if last is not None and last.is_final:
@@ -126,11 +133,23 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
             write_identity(staging.identity, identity(config, settings, material))
         lines = [announcement(config, material, settings), memory(settings, material.base).line()]
         progress.say("\n".join([*lines, *([gate.line()] if gate is not None else [])]))
+        run.plan = plan_of(run)
         run.train(staging, progress, last)
         save_result(run.model, staging.result, material.base, config.base)
-        card = make_card(run, staging.result)
+        card = make_card(run, staging)
         write_card(staging.result, card)
     return TrainingResult(config.output, card)
+
+
+def _score(material: Material, settings: Settings) -> Callable[[Any], float] | None:
+    """What chooses the weights by their answers; raises ConfigInvalid where there are none that can be scored."""
+    if settings.best_by != "score":
+        return None
+    comparison = comparison_of(material, settings)
+    if comparison is None or not comparison.asks:
+        why = "there are no validation rows" if comparison is None else "the expected answers are too long to be equal"
+        raise ConfigInvalid(f"best_by is score, but {why}: take best_by loss.", param="best_by")
+    return comparison.score
 
 
 def _last(staging: Staging, found: dict[str, Any], say: Callable[[str], None]) -> Checkpoint:
@@ -143,7 +162,7 @@ def _last(staging: Staging, found: dict[str, Any], say: Callable[[str], None]) -
             param="resume",
         )
     for left in staging.result.iterdir():
-        if left.name != RUNS:
+        if left.name not in (RUNS, LIVE):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     say(f"going on after step {last.step}")
     return last

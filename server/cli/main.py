@@ -15,6 +15,9 @@ VERB_MODULES = (
     "server.cli.bases",  # base prepare | show, inspect
     "server.cli.data",  # data show
     "server.cli.train",  # train
+    "server.cli.card",  # card show | diff | check | readme | page
+    "server.cli.plan",  # plan
+    "server.cli.baseline",  # baseline
     "server.cli.review",  # review
     "server.cli.evaluate",  # eval
     "server.cli.serve",  # serve, doctor

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from server.cli.output import print_json
+from server.cli.output import EXIT_NO, print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("train")(_with_options(train))
 
 
-def train(config: Path | None, from_: str | None, resume: bool, as_json: bool, **flags: Any) -> None:
+def train(config: Path | None, from_: str | None, resume: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:
     """Train an adapter on chat data; with no other flag the settings suit the data and the base.
 
     A run that was stopped or killed goes on with --resume, and ends in the weights it would have had.
@@ -32,11 +32,16 @@ def train(config: Path | None, from_: str | None, resume: bool, as_json: bool, *
 
     quieten()
     with tempfile.TemporaryDirectory(prefix="hotshoe-from-") as scratch:
+        if dry_run:
+            _measure(chosen, source, Path(scratch), as_json)
+            return
         result = _train(chosen, source, Path(scratch), resume)
     if as_json:
         print_json({"path": str(result.folder), "card": result.card})
     else:
         _report(result)
+    if not result.card["check"]["passed"]:
+        raise typer.Exit(EXIT_NO)
 
 
 def _with_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -52,11 +57,15 @@ def _with_options(verb: Callable[..., None]) -> Callable[..., None]:
             str | None, typer.Option("--from", help="Go on from NAME@N of the server at HOTSHOE_URL, or from a folder.")
         ],
         "resume": Annotated[bool, typer.Option("--resume", help="Go on with the run that was cut off in this output.")],
+        "dry_run": Annotated[
+            bool, typer.Option("--dry-run", help="Measure three steps, say when the run would end, and leave nothing.")
+        ],
         "as_json": AsJson,
     }
     given = {name: _option(name, hint, docs[name]) for name, hint in settable().items() if name != "data"}
     annotations = {**ours, **given}
-    defaults: dict[str, Any] = {name: False if name in ("resume", "as_json") else None for name in annotations}
+    switches = ("resume", "dry_run", "as_json")
+    defaults: dict[str, Any] = {name: False if name in switches else None for name in annotations}
 
     @functools.wraps(verb)
     def command(**values: Any) -> None:
@@ -106,8 +115,24 @@ def _check_first(chosen: dict[str, Any]) -> None:
 
 
 def _train(chosen: dict[str, Any], source: str | None, scratch: Path, resume: bool) -> Any:
-    from training.config import TrainingConfig
     from training.trainer import train as run
+
+    return run(_config(chosen, source, scratch), resume=resume)
+
+
+def _measure(chosen: dict[str, Any], source: str | None, scratch: Path, as_json: bool) -> None:
+    from training.planner.dry_run import dry_run, lines
+
+    found = dry_run(_config(chosen, source, scratch))
+    if as_json:
+        print_json(found)
+    else:
+        for line in lines(found):
+            typer.echo(line)
+
+
+def _config(chosen: dict[str, Any], source: str | None, scratch: Path) -> Any:
+    from training.config import TrainingConfig
 
     if source is not None and Path(source).is_dir():
         chosen |= {"initial_adapter": Path(source), "parent": source}
@@ -115,7 +140,7 @@ def _train(chosen: dict[str, Any], source: str | None, scratch: Path, resume: bo
         from training.lineage import fetch_version
 
         chosen |= {"parent": fetch_version(source, scratch), "initial_adapter": scratch}
-    return run(TrainingConfig(**chosen), resume=resume)
+    return TrainingConfig(**chosen)
 
 
 def _report(result: Any) -> None:
@@ -132,3 +157,11 @@ def _report(result: Any) -> None:
     if evaluation is not None:
         is_worse = evaluation["loss"]["adapter"] > evaluation["loss"]["base"]
         typer.secho(f"  {evaluation['verdict']}", fg="red" if is_worse else None)
+    verdict, check = result.card["verdict"], result.card["check"]
+    flags = f" [{', '.join(verdict['flags'])}]" if verdict["flags"] else ""
+    is_good = verdict["primary"] == "learned" and not flags
+    typer.secho(f"  {verdict['sentence']}{flags}", fg="green" if is_good else "yellow", bold=True)
+    for line in verdict["advice"]:
+        typer.echo(f"  -> {line}")
+    if not check["passed"]:
+        typer.secho(f"  {check['sentence']}", fg="red")

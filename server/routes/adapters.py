@@ -6,10 +6,10 @@ import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
 from adapters.errors import NotFound
@@ -33,6 +33,10 @@ from server.wire import VersionNumber, adapter_row, listing, version_row
 
 MAX_WAIT_SECONDS = 600.0
 MAX_EVENT = 2**63 - 1
+SHOWN_ONLY = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox",
+    "x-content-type-options": "nosniff",
+}
 FILES = {CONFIG_FILE: "application/json", WEIGHTS_FILE: "application/octet-stream"}
 
 
@@ -92,12 +96,21 @@ def router(services: Services) -> APIRouter:
             version = await services.prover.wait(version, wait)
         return {**await shown(services, version), "card": version.card}
 
-    @routes.get("/{name}/versions/{number}/card", summary="What the uploader says of the version")
-    async def read_version_card(request: Request, name: str, number: VersionNumber) -> dict[str, Any]:
+    @routes.get(
+        "/{name}/versions/{number}/card",
+        summary="What the uploader says of the version: as JSON, a page, or the Hub's README.md",
+        responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/html", "text/markdown")}}},
+    )
+    async def read_version_card(
+        request: Request,
+        name: str,
+        number: VersionNumber,
+        form: Literal["json", "html", "readme"] = Query("json", alias="format"),
+    ) -> Response:
         version = await own_version(services, request, name, number)
         if version.card is None:
             raise NotFound(f"{version.ref} came without a card.")
-        return version.card
+        return await asyncio.to_thread(card_as, form, version.card)
 
     @routes.get(
         "/{name}/versions/{number}/files/{file}", summary="A canonical file of the version, or its chat template"
@@ -124,6 +137,19 @@ def router(services: Services) -> APIRouter:
         return listing([event.as_dict() for event in found])
 
     return routes
+
+
+def card_as(form: str, card: dict[str, Any]) -> Response:
+    """A card in one of its forms. It is the uploader's claim: a browser may do nothing with it but show it."""
+    if form == "html":
+        from training.card_page import card_html
+
+        return HTMLResponse(card_html(card), headers=SHOWN_ONLY)
+    if form == "readme":
+        from training.card_readme import readme
+
+        return PlainTextResponse(readme(card), media_type="text/markdown", headers=SHOWN_ONLY)
+    return JSONResponse(card)
 
 
 async def own_version(services: Services, request: Request, name: str, number: int) -> AdapterVersion:

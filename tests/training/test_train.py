@@ -51,6 +51,7 @@ def test_a_run_leaves_a_folder_that_peft_loads_and_a_card(
         "adapter_model.safetensors",
         "card.html",
         "card.json",
+        "metrics.jsonl",
         "runs",
     ]
     assert list((result.folder / "runs").glob("events.out.tfevents.*"))

@@ -25,6 +25,7 @@ class Prepared:
     rows: int
     cut: list[str] = field(default_factory=list)  # file:line of rows whose end was cut
     dropped: list[str] = field(default_factory=list)  # file:line of rows left out for their length
+    owners: list[Row] = field(default_factory=list)  # the row that each sequence was made of
 
     @property
     def tokens(self) -> int:
@@ -68,6 +69,7 @@ def prepare(
         refusal = _fit(made, row, sequences, max_length, over_long)
         if refusal is not None:
             problems.append(refusal.problem(file.where(row)))
+        made.owners += [row] * (len(made.sequences) - len(made.owners))
     if problems:
         raise bad_rows(file.path, problems, len(rows))
     if not made.supervised_tokens:

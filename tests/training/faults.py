@@ -1,0 +1,181 @@
+"""Runs that are made to go wrong in one way each, on a base of 0.2M parameters, and what the verdict says of them.
+
+    python -m tests.training.faults --seeds 100-119        the confusion matrix of docs/verdict.md
+
+The task: four words, of which the last decides between four answers. The base has read such words before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import TrainingStopped
+from tests.fixtures.bases import tiny_qwen2
+from tests.training.conftest import chat, write_jsonl
+from training.config import TrainingConfig
+from training.trainer import train
+
+KEYS = {"lamp": "light", "bulb": "light", "door": "entry", "gate": "entry"} | {
+    "radio": "sound",
+    "bell": "sound",
+    "oven": "heat",
+    "stove": "heat",
+}
+ANSWERS = sorted(set(KEYS.values()))
+SYLLABLES = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "wu", "za")
+BASE_ROWS = 600
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to run: the rows, the settings, and the verdict and flags that are right for it."""
+
+    name: str
+    primary: str | None  # None: flags alone are asked for
+    flags: tuple[str, ...] = ()
+    rows: int = 160
+    validation: int = 64
+    noise: float = 0.0  # of the rows have another answer
+    answers: str = "told"  # by the last word; "random": any of the four; "unique": a word of its own
+    asked: dict[str, Any] = field(default_factory=dict)
+
+
+FAULTS = (
+    Fault("learned", "learned"),
+    Fault("too few steps", "underfit", asked={"epochs": 1.0, "evaluations": 4}),
+    Fault("too many epochs on few rows", "overfit", rows=24, answers="random", asked={"epochs": 30.0, "patience": 0}),
+    Fault("learning rate far too high", "diverged", asked={"learning_rate": 0.1, "max_gradient_norm": 100.0}),
+    Fault("learning rate far too low", "no effect", asked={"learning_rate": 1e-7}),
+    Fault("few validation rows", "cannot tell", validation=8),
+    Fault(
+        "rows learned by heart",
+        None,
+        ("memorised",),
+        rows=32,
+        answers="unique",
+        asked={"epochs": 40.0, "evaluations": 1},
+    ),
+    Fault("canaries learned by heart", "learned", ("memorised",), asked={"canaries": 3, "epochs": 20.0}),
+    Fault("canaries and few epochs", "learned", asked={"canaries": 3}),
+    Fault("wrong labels", "learned", ("label noise",), noise=0.15),
+)
+
+
+def base_of(folder: Path) -> Path:
+    """A tiny base that has learned to spell the words: full fine-tuning on rows that repeat the last word."""
+    draw = random.Random(7)
+    rows = []
+    for _ in range(BASE_ROWS):
+        words = [*(_word(draw) for _ in range(3)), draw.choice([*KEYS, *ANSWERS, _word(draw)])]
+        rows.append(chat(" ".join(words), words[-1], system=None))
+    raw = tiny_qwen2(folder / "raw", initializer_range=0.05)
+    config = TrainingConfig(
+        data=write_jsonl(folder / "words.jsonl", rows),
+        name="words",
+        base=str(raw),
+        out=folder / "base",
+        method="full",
+        epochs=10.0,
+        batch_size=16,
+        learning_rate=3e-3,
+        dtype="float32",
+        validation_share=0.0,
+        **CHEAP,
+    )
+    return train(config, lambda line: None).folder
+
+
+CHEAP: dict[str, Any] = {"data_check": False, "report_to": ("none",), "checkpoint_steps": 10_000}
+
+
+def run(fault: Fault, seed: int, base: Path, folder: Path) -> dict[str, Any]:
+    """The card's verdict on one run of the fault; of a run that the guard stopped, only what it came to."""
+    draw = random.Random(f"{fault.name} {seed}")
+    sides = {}
+    for side, count in (("training", fault.rows), ("validation", fault.validation)):
+        rows = [_row(fault, draw) for _ in range(count)]
+        sides[side] = write_jsonl(folder / f"{side}.jsonl", rows)
+    asked = {"epochs": 5.0, "learning_rate": 1e-2, "rank": 8, "batch_size": 16, "evaluations": 5, "samples": 0}
+    config = TrainingConfig(
+        data=sides["training"],
+        validation=sides["validation"],
+        name="n",
+        base=str(base),
+        out=folder / "out",
+        dtype="float32",
+        seed=seed,
+        **{**asked, **fault.asked, **CHEAP},
+    )
+    try:
+        found: dict[str, Any] = train(config, lambda line: None).card["verdict"]
+    except TrainingStopped as error:
+        return {"primary": "diverged", "flags": [], "sentence": str(error)}
+    finally:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    return found
+
+
+def runs(faults: tuple[Fault, ...], seeds: range, base: Path) -> Iterator[tuple[Fault, int, dict[str, Any]]]:
+    """Each fault with each seed."""
+    for fault in faults:
+        for seed in seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                yield fault, seed, run(fault, seed, base, Path(folder))
+
+
+def _row(fault: Fault, draw: random.Random) -> dict[str, Any]:
+    key = draw.choice(sorted(KEYS))
+    answer = KEYS[key]
+    if fault.answers == "unique":
+        answer = _word(draw)
+    elif fault.answers == "random":
+        answer = draw.choice(ANSWERS)
+    elif draw.random() < fault.noise:
+        answer = draw.choice([other for other in ANSWERS if other != answer])
+    return chat(" ".join([*(_word(draw) for _ in range(3)), key]), answer, system=None)
+
+
+def _word(draw: random.Random) -> str:
+    return "".join(draw.choices(SYLLABLES, k=draw.choice((2, 3))))
+
+
+def main() -> None:
+    from training.quiet import quieten
+
+    quieten()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="100-119")
+    parser.add_argument("--faults", default="", help="names, with commas between; default all")
+    parser.add_argument("--base", type=Path, help="a base made before")
+    parser.add_argument("--out", type=Path, help="a file for one line of JSON a run")
+    asked = parser.parse_args()
+    first, last = map(int, asked.seeds.split("-"))
+    chosen = tuple(fault for fault in FAULTS if not asked.faults or fault.name in asked.faults.split(","))
+    with tempfile.TemporaryDirectory() as folder:
+        base = asked.base or base_of(Path(folder))
+        counts: dict[str, Counter[str]] = {}
+        for fault, seed, found in runs(chosen, range(first, last + 1), base):
+            said = " + ".join([found["primary"], *found["flags"]])
+            counts.setdefault(fault.name, Counter())[said] += 1
+            sys.stdout.write(f"{fault.name} {seed}: {said} | {found['sentence']}\n")
+            sys.stdout.flush()
+            if asked.out:
+                with asked.out.open("a") as file:
+                    file.write(json.dumps({"fault": fault.name, "seed": seed, "verdict": found}) + "\n")
+    for fault in chosen:
+        right = " + ".join([fault.primary or "any", *fault.flags])
+        sys.stdout.write(f"{fault.name} ({right}): {dict(counts[fault.name])}\n")
+
+
+if __name__ == "__main__":
+    main()
