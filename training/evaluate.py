@@ -77,10 +77,11 @@ class Latency:
 
 def load_examples(path: Path, columns: Columns | None = None) -> list[Example]:
     """The rows of a data file as questions with their answers; raises DataInvalid with every bad row."""
-    return [_example(row) for row in read_data(path, columns).rows]
+    return [example_of(row) for row in read_data(path, columns).rows]
 
 
-def _example(row: Row) -> Example:
+def example_of(row: Row) -> Example:
+    """A row as a question with its answer."""
     turn = row.learned_turns()[-1]
     answer = row.messages[turn]
     prompt = Prompt(row.messages[:turn], row.tools, is_thought(answer))

@@ -37,6 +37,7 @@ class Reference:
         card = read_card(adapter or base.folder)
         if adapter is not None:
             refuse_another_base(card, base, adapter)
+        self.base = base
         self.template = load_template(base.folder)
         self.enable_thinking: bool | None = _entry(card, "template").get("enable_thinking")
         self.supervise: str = _entry(card, "settings").get("supervise") or "all"
@@ -143,7 +144,7 @@ def open_reference(model: str | Path, base: str | Path | None = None) -> Referen
 
     folder = Path(model)
     if (folder / "adapter_config.json").is_file():
-        return Reference(open_base(base or _claimed_base(folder) or EMBEDDED), folder)
+        return Reference(open_base(base or claimed_base(folder) or EMBEDDED), folder)
     if str(model) == EMBEDDED:
         return Reference(open_base(EMBEDDED))
     if (folder / "config.json").is_file():
@@ -177,7 +178,8 @@ def refuse_another_base(card: Mapping[str, Any], base: BaseModel, adapter: Path)
         )
 
 
-def _claimed_base(adapter: Path) -> str | None:
+def claimed_base(adapter: Path) -> str | None:
+    """The base that an adapter's own config names, where that is a folder here."""
     try:
         claim = json.loads((adapter / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):

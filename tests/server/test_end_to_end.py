@@ -110,6 +110,23 @@ def test_a_folder_that_vllms_own_call_loads_is_proven_and_answers_until_it_is_un
         ask(sdk, "policy-v1")
 
 
+def test_evaluating_over_http_and_without_a_server_gives_the_same_answers(
+    served: Served, router: list[dict[str, Any]], scratch: Path
+) -> None:
+    rows = [{"prompt": f"Name a colour that begins with {letter}.", "completion": "red"} for letter in "abcdef"]
+    data = scratch / "asked.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = []
+    for model in ("router@1", str(scratch / "router1")):
+        options = ("--max-tokens", "6", "--noise-rows", "0", "--metrics", "exact_match", "--json")
+        done = served.run("eval", str(data), "--model", model, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads(done.stdout)["report"]
+        answers.append({row["place"]: row["answer"] for row in report["rows_shown"]})
+    over_http, here = answers
+    assert over_http == here and len(here) == 6
+
+
 @pytest.mark.parametrize("model", ["smollm2-135m-instruct", "router@1"])
 def test_streams_completions_responses_and_messages_answer(
     sdk: openai.OpenAI, served: Served, router: list[dict[str, Any]], model: str

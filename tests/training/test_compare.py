@@ -231,7 +231,7 @@ def test_prompts_think_as_the_card_says_and_else_as_the_row(qwen3_bytes_base: Pa
 def test_eval_of_a_served_version_asks_with_its_cards_thinking_its_rows_tools_and_earlier_turns(
     trained: TrainingResult, qwen2_base: Path, tmp_path: Path
 ) -> None:
-    from server.cli.evaluate import _enable_thinking
+    from training.evaluation.answering import enable_thinking
 
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -249,12 +249,17 @@ def test_eval_of_a_served_version_asks_with_its_cards_thinking_its_rows_tools_an
     with running(load_base(qwen2_base), tmp_path / "server") as server:
         assert server.push("rooms", folder).json()["status"] == "ready"
         for name, thinking in (("rooms", False), ("rooms@1", False), ("rooms@stable", False), ("tiny-qwen2", None)):
-            assert _enable_thinking(server.url, "", name) is thinking, name
+            assert enable_thinking(server.url, "", name) is thinking, name
         shown = hotshoe("eval", data, "--model", "rooms", "--url", server.url, "--json").stdout
         printed, _ = json.JSONDecoder().raw_decode(shown[shown.index("{\n") :])  # the server logs to the same stream
         assert (printed["answered_by"], printed["rows"]) == (["rooms@1"], 2)
         assert printed["ttft_p50_seconds"] > 0
         with pytest.raises(InvalidRequest, match="nobody"):
             hotshoe("eval", data, "--model", "nobody", "--url", server.url)
-        with pytest.raises(ConfigInvalid, match="adapter folder"):
-            hotshoe("eval", data, "--model", "rooms", "--url", server.url, "--against-base")
+        options = ("--url", server.url, "--against-base", "--json")
+        shown = hotshoe("eval", data, "--model", "rooms", *options).stdout
+        printed, _ = json.JSONDecoder().raw_decode(shown[shown.index("{\n") :])
+        assert printed["report"]["against"][0]["answered_by"] == ["tiny-qwen2"]
+        assert "base_exact_match" in printed and printed["report"]["noise"]["rows"] == 2
+        with pytest.raises(ConfigInvalid, match="server's base"):
+            hotshoe("eval", data, "--model", "tiny-qwen2", *options)

@@ -24,6 +24,7 @@ class Measure:
     corpus: Callable[[Integers], float] | None = field(default=None, compare=False)
     signature: str = ""
     less_is_better: bool = False
+    bounds: tuple[float, float] | None = (0.0, 1.0)  # that a score can have; None where it has no ends
 
     @property
     def is_mean(self) -> bool:

@@ -47,7 +47,7 @@ def task_of(expected: Sequence[str], label: str | None = None) -> Task:
 
 def chosen(task: Task, wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The metrics to compute: those that were asked for, else those of the task; raises ConfigInvalid."""
-    if not wanted:
+    if wanted is None:
         return task.metrics
     for name in wanted:
         if name not in METRICS:

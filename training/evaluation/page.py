@@ -1,0 +1,134 @@
+"""A report as one self-contained page, without script or network: figures, and every row's answers, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation.confusion import confusion_svg
+from training.evaluation.lines import named, shown
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TEMPLATE_FILE = "report.html"
+MOST_ROWS = 500  # of the answers; the file of --out has all
+MOST_LABELS = 200
+
+
+def report_html(report: Mapping[str, Any]) -> str:
+    """The whole page; everything from the data and from models is escaped, control characters are made visible."""
+    from markupsafe import Markup
+
+    rows = report["rows_shown"]
+    pairs = report.get("confusion") or ()
+    return _template().render(
+        report=report,
+        primary=named(report["primary"]),
+        figures=_figures(report),
+        against=[(rival["name"], _differences(rival["metrics"])) for rival in report["against"]],
+        similarity=_similarity(report),
+        labels=(report.get("labels") or ())[:MOST_LABELS],
+        confusion=Markup(confusion_svg(pairs)) if pairs else "",  # noqa: S704 - every name in it is escaped
+        forgetting=report.get("forgetting"),
+        judges=_judges(report),
+        shown_rows=[_row(row) for row in rows[:MOST_ROWS]],
+        left_rows=max(0, len(rows) - MOST_ROWS),
+        rivals=list(rows[0]["rivals"]) if rows else [],
+        number=shown,
+        text=visible,
+    )
+
+
+def visible(value: Any) -> str:
+    """A text with its control and direction characters replaced, so that nothing in it can hide or turn the line."""
+    text = "" if value is None else str(value)
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, estimate, interval, and what else there is to know of each metric."""
+    made = []
+    for name, found in report["metrics"].items():
+        signature = report["signatures"].get(name, "")
+        noise = found.get("noise")
+        said = [f"batching moves it by {noise['floor']:.3f}"] if noise and noise["floor"] else []
+        said += [f"{found['left_out']:,} rows left out"] if found.get("left_out") else []
+        made.append(
+            (named(name), shown(found["estimate"]), _interval(found), "; ".join([*said, signature]).strip("; "))
+        )
+    return made
+
+
+def _differences(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (
+            named(name),
+            shown(found.get("rival")),
+            "-" if found["estimate"] is None else f"{found['estimate']:+.3f}",
+            _interval(found, "+.3f"),
+            f"{found['p']:.3g}" if "p" in found else "-",
+        )
+        for name, found in metrics.items()
+    ]
+
+
+def _similarity(report: Mapping[str, Any]) -> Any:
+    found = report["similarity"]
+    if not found:
+        return None
+    rows = []
+    for name, part in found["bins"].items():
+        figure = part.get("metrics", {}).get(report["primary"])
+        estimate, interval = (shown(figure["estimate"]), _interval(figure)) if figure else ("-", "")
+        rows.append((name, f"{part['rows']:,}", f"{part['clusters']:,}", estimate, interval))
+    return {"rows": rows, "why": found["why"], "bin": found["verdict_bin"] or "cannot tell"}
+
+
+def _judges(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    judge = report.get("judge")
+    if not judge:
+        return []
+    made = []
+    for name, found in judge["against"].items():
+        rows = [
+            ("win rate", f"{shown(found['win_rate']['estimate'])} {_interval(found['win_rate'])}"),
+            ("won, lost, tied, judged differently in the two orders", ", ".join(str(found[key]) for key in _OUTCOMES)),
+            ("position bias", shown(found["position_bias"])),
+            ("replies that were no vote, failed requests", f"{found['invalid_replies']}, {found['errors']}"),
+        ]
+        made.append((f"{judge['model']} on {found['rows']:,} rows against {name}", rows))
+    return made
+
+
+_OUTCOMES = ("wins", "losses", "ties", "undecided")
+
+
+def _interval(found: Mapping[str, Any], form: str = ".3f") -> str:
+    if found.get("estimate") is None:
+        return ""
+    few = "" if found["is_telling"] else " (few clusters)"
+    return f"[{found['low']:{form}}, {found['high']:{form}}]{few}"
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    score = row["score"]
+    kind = "right" if score is not None and score >= 1 else "wrong" if score is not None and score <= 0 else "part"
+    return {**row, "kind": kind, "columns": _columns(row)}
+
+
+def _columns(row: Mapping[str, Any]) -> Sequence[tuple[str, str, float | None]]:
+    rivals = [(name, found["answer"], found["score"]) for name, found in row["rivals"].items()]
+    return [("expected", row["expected"], None), ("answer", row["answer"], row["score"]), *rivals]
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((Path(__file__).parent / TEMPLATE_FILE).read_text(encoding="utf-8"))
