@@ -19,13 +19,14 @@ from typing import Any
 
 from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX, BaseModel, load_base
 from adapters.canonical import canonicalise, check, digest_folder
-from adapters.durable import write_file
+from adapters.durable import sync, write_file
 from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputExists, ParityFailed, Problem, StorageFull
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan
-from adapters.parity_report import Tell, dtype_of, percents, prove
+from adapters.parity_report import Tell, dtype_of, logits_problems, percents, prove
+from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.serving import TEMPLATE_FILE
 from adapters.staging import explained, json_bytes, publish, sha256, staging
 
@@ -90,6 +91,8 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
     """
     tell = report or (lambda _: None)
     _check_request(request)
+    if needs_peft(request.adapter, request.base):
+        return _export_by_peft(request, tell)
     plan = plan_merge(request.adapter, request.base, dtype=request.dtype)
     tell({"stage": "planned", **plan.as_dict()})
     try:
@@ -99,12 +102,45 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
             _write_companions(request, folder)
             parity = _prove(request, plan, folder, tell)
             write_file(folder / PARITY, json_bytes(parity))
-            manifest = _seal(request, plan, folder)
+            manifest = _seal(request, dtype_of(plan), folder)
             publish(folder, request.out)
     except OSError as error:
         raise explained(error) from error
     tell({"stage": "done"})
     return ExportResult(request.out, manifest, parity, _lacking(request))
+
+
+def _export_by_peft(request: ExportRequest, tell: Tell) -> ExportResult:
+    """The same for an adapter that is more than low-rank updates; its logits are always compared."""
+    tell({"stage": "merging", "percent": 0})
+    try:
+        with staging(request.out) as folder:
+            weights = folder / "weights"
+            made = merge_by_peft(request.adapter, request.base, weights, dtype=request.dtype, served=request.served)
+            for path in weights.iterdir():
+                if path.suffix == ".safetensors" or path.name == WEIGHT_INDEX:
+                    path.rename(folder / path.name)
+            shutil.rmtree(weights)
+            _write_companions(request, folder, is_untied=made["untied"])
+            parity = _judged(request, made["logits"], tell)
+            write_file(folder / PARITY, json_bytes(parity))
+            manifest = _seal(request, made["dtype"], folder)
+            for path in folder.glob("*.safetensors"):
+                sync(path)
+            publish(folder, request.out)
+    except OSError as error:
+        raise explained(error) from error
+    tell({"stage": "done"})
+    return ExportResult(request.out, manifest, parity, _lacking(request))
+
+
+def _judged(request: ExportRequest, logits: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    problems = logits_problems(logits)
+    parity: dict[str, Any] = {"verdict": "passed", "level": "logits", "merged_by": "peft", "logits": logits}
+    parity["notes"] = ["PEFT merged this adapter: it is more than low-rank updates.", *_notes(request)]
+    if problems:
+        parity.update(verdict="failed", problems=problems)
+    return _passed(request, parity, tell)
 
 
 def canonical_copy(source: Path, base: BaseModel, out: Path, *, base_is_named: bool = False) -> Path:
@@ -161,15 +197,17 @@ def _left_out(folder: Path) -> list[str]:
     return [name for name in names if name not in weights and not name.endswith(".safetensors") and name[0] != "."]
 
 
-def _write_companions(request: ExportRequest, folder: Path) -> None:
+def _write_companions(request: ExportRequest, folder: Path, *, is_untied: bool = False) -> None:
     for path in _companions(request.base.folder):
         if path.name == TEMPLATE_FILE and request.chat_template is not None:
             continue
         content = path.read_bytes()
-        if path.name == "config.json" and request.dtype:
+        if path.name == "config.json" and (request.dtype or is_untied):
             config = json.loads(content)
             keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-            content = (json.dumps({**config, **dict.fromkeys(keys, request.dtype)}, indent=2) + "\n").encode()
+            changes: dict[str, Any] = dict.fromkeys(keys, request.dtype) if request.dtype else {}
+            changes |= {"tie_word_embeddings": False} if is_untied else {}
+            content = (json.dumps({**config, **changes}, indent=2) + "\n").encode()
         write_file(folder / path.name, content)
     if request.chat_template is not None:
         write_file(folder / TEMPLATE_FILE, request.chat_template.encode())
@@ -179,6 +217,10 @@ def _prove(request: ExportRequest, plan: MergePlan, folder: Path, tell: Tell) ->
     """The parity report; raises ParityFailed, after `tell` got the report."""
     parity = prove(plan, folder, with_logits=request.with_logits, served=request.served, tell=tell)
     parity["notes"] = _notes(request)
+    return _passed(request, parity, tell)
+
+
+def _passed(request: ExportRequest, parity: dict[str, Any], tell: Tell) -> dict[str, Any]:
     if parity["verdict"] != "passed":
         tell({"stage": "failed", "parity": parity})
         raise ParityFailed(
@@ -216,7 +258,7 @@ def _says(value: Any, words: set[str]) -> bool:
     return isinstance(value, str) and value.lower() in words
 
 
-def _seal(request: ExportRequest, plan: MergePlan, folder: Path) -> dict[str, Any]:
+def _seal(request: ExportRequest, dtype: str, folder: Path) -> dict[str, Any]:
     """Write manifest.json: the digest of every file and of the inputs; no times, so that a re-run is the same."""
     files = {
         path.name: {"sha256": sha256(path), "size_bytes": path.stat().st_size} for path in sorted(folder.iterdir())
@@ -224,7 +266,7 @@ def _seal(request: ExportRequest, plan: MergePlan, folder: Path) -> dict[str, An
     manifest = {
         "format": request.format,
         "source": request.source,
-        "dtype": dtype_of(plan),
+        "dtype": dtype,
         "base": {"id": request.base.id, "digest": request.base.digest},
         "adapter": {"digest": digest_folder(request.adapter)},
         "files": files,

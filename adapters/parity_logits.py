@@ -39,12 +39,12 @@ def probe(spec: Mapping[str, Any]) -> dict[str, Any]:
     served = spec.get("served") or []
     sequences = probe_sequences(spec["base"], model.config.vocab_size)
     adapted = PeftModel.from_pretrained(model, spec["adapter"])
-    reference, served_peft = _forward(adapted, sequences), against_served(adapted, served)
+    reference, served_peft = forward(adapted, sequences), against_served(adapted, served)
     own = _rounded(adapted.merge_and_unload(), spec["dtype"])
-    rounded = _forward(own, sequences)
+    rounded = forward(own, sequences)
     del model, adapted, own
     merged = load(spec["merged"])
-    ours, served_ours = _forward(merged, sequences), against_served(merged, served)
+    ours, served_ours = forward(merged, sequences), against_served(merged, served)
     return {
         "probe": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
         "merged_against_peft": compare_logits(reference, ours).as_dict(),
@@ -90,7 +90,8 @@ def _rounded(model: Any, dtype: str) -> Any:
     return model
 
 
-def _forward(model: Any, sequences: list[list[int]]) -> Logits:
+def forward(model: Any, sequences: list[list[int]]) -> Logits:
+    """The logits of each sequence, (length, vocabulary), one sequence at a time."""
     import torch
 
     with torch.no_grad():
@@ -102,7 +103,7 @@ def against_served(model: Any, served: list[dict[str, Any]]) -> dict[str, Any] |
     differences: list[float] = []
     agreements: list[bool] = []
     for answer in served:
-        logits = _forward(model, [answer["ids"]])[0].astype(np.float64)
+        logits = forward(model, [answer["ids"]])[0].astype(np.float64)
         for row, top in zip(logits, answer["top"], strict=False):  # row i predicts token i + 1
             named = np.array([int(token) for token in top])
             shifted = row - row.max()

@@ -199,14 +199,15 @@ def _progress(is_silent: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _describe(result: dict[str, Any]) -> None:
-    parity, weights = result["parity"], result["parity"]["weights"]
+    parity, weights = result["parity"], result["parity"].get("weights")
     typer.echo(
         f"{result['source']} -> {result['path']}  ({len(result['files'])} files, {result['size_bytes']:,} bytes)"
     )
-    typer.echo(
-        f"weights: {weights['changed_tensors']} changed, {weights['unchanged_tensors_equal']} unchanged and equal; "
-        f"relative error {weights['relative_error']:.3g}, of which rounding {weights['rounding_floor']:.3g}"
-    )
+    if weights:
+        typer.echo(
+            f"weights: {weights['changed_tensors']} changed, {weights['unchanged_tensors_equal']} unchanged and equal; "
+            f"relative error {weights['relative_error']:.3g}, of which rounding {weights['rounding_floor']:.3g}"
+        )
     if parity["level"] == "logits":
         merged, floor = parity["logits"]["merged_against_peft"], parity["logits"]["rounding_floor"]
         typer.echo(

@@ -1,0 +1,115 @@
+"""The merge of what is more than low-rank updates: PEFT's own, in a process of its own.
+
+DoRA, trained biases, modules, tokens and embeddings change a model in ways that PEFT defines, so PEFT merges them: in
+float32, rounded once. It holds the whole model in memory. `python -m adapters.peft_merge SPEC.json` has the folders
+`base`, `adapter` and `out` and the `dtype`; it writes the weights into `out` and the comparison of logits on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.bases import BaseModel, stored_dtype
+from adapters.canonical import check
+from adapters.errors import MergeFailed
+from adapters.inspect import inspect_folder
+from adapters.lora_config import MAX_RANK
+
+MEMORY_FACTOR = 8  # bytes per weight: the model in float32, and once more when it is read back
+
+
+def needs_peft(adapter: Path, base: BaseModel) -> bool:
+    """The adapter can be merged and is more than low-rank updates of the seven projections."""
+    found = check(inspect_folder(adapter), base, max_rank=MAX_RANK, base_is_served=True)
+    return found.verdict == "export_only"
+
+
+def merge_by_peft(
+    adapter: Path, base: BaseModel, out: Path, *, dtype: str | None, served: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write the merged weights into `out`; returns `dtype`, whether they were `untied`, and the logits' comparison.
+
+    Raises MergeFailed where PEFT cannot merge it, or the model does not fit into memory.
+    """
+    from adapters.parity_report import available_memory_bytes
+
+    weights = sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) // 2
+    needed, free = weights * MEMORY_FACTOR, available_memory_bytes()
+    if needed > free:
+        raise MergeFailed(
+            f"This adapter is merged by PEFT, which needs about {needed:,} bytes of memory for the base "
+            f"{base.id}; {free:,} are free. Export it on a machine with more: hotshoe export DIR --base BASE."
+        )
+    chosen = dtype or stored_dtype(base.config) or "float32"
+    spec = {"base": str(base.folder), "adapter": str(adapter), "out": str(out), "dtype": chosen}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "spec.json"
+        path.write_text(json.dumps({**spec, "served": list(served)}))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        command = [sys.executable, "-m", "adapters.peft_merge", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise MergeFailed(f"PEFT cannot merge this adapter into {base.id}: {last[:500]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def main(spec_path: str) -> None:
+    import torch
+
+    from adapters.parity_logits import THREADS
+
+    torch.set_num_threads(THREADS)
+    print(json.dumps(_merge(json.loads(Path(spec_path).read_text()))))
+
+
+def _merge(spec: Mapping[str, Any]) -> dict[str, Any]:
+    import torch
+    from peft import PeftModel
+
+    from adapters.parity import compare_logits
+    from adapters.parity_logits import against_served, forward, load, probe_sequences
+
+    out, dtype = Path(spec["out"]), getattr(torch, spec["dtype"])
+    model = load(spec["base"])
+    sequences = probe_sequences(spec["base"], model.config.vocab_size)
+    was_tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    adapted = PeftModel.from_pretrained(model, spec["adapter"]).eval()
+    reference, served = forward(adapted, sequences), against_served(adapted, spec["served"])
+    merged = adapted.merge_and_unload().to(dtype)
+    untied = was_tied and _untie(merged)
+    merged.save_pretrained(out, safe_serialization=True)
+    rounded = forward(merged.float(), sequences)
+    del model, adapted, merged
+    again = load(str(out))
+    ours, served_ours = forward(again, sequences), against_served(again, spec["served"])
+    logits = {
+        "probe": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
+        "merged_against_peft": compare_logits(reference, ours).as_dict(),
+        "rounding_floor": compare_logits(reference, rounded).as_dict(),
+        "merged_against_rounded_peft": compare_logits(rounded, ours).as_dict(),
+        "served_against_peft": served,
+        "served_against_merged": served_ours,
+    }
+    return {"dtype": spec["dtype"], "untied": untied, "logits": logits}
+
+
+def _untie(model: Any) -> bool:
+    """Where training parted an output layer from the embeddings that it was tied to, the config says so."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight.data_ptr() == embeddings.weight.data_ptr():
+        return False
+    model.config.tie_word_embeddings = False
+    return True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
