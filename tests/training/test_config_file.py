@@ -41,6 +41,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "thinking": ("off", False),
     "evaluations": ("3", 3),
     "patience": ("1", 1),
+    "replay": ("general.jsonl", Path("general.jsonl")),
+    "replay_share": ("0.2", 0.2),
     "seed": ("5", 5),
     "dtype": ("float32", "float32"),
     "gradient_checkpointing": ("on", True),
