@@ -15,13 +15,15 @@ import pytest
 from tests.training.conftest import chat, write_jsonl
 from training.data.formats import read_data
 from training.data.rows import Row
+from training.evaluation.card import figures_of
 from training.evaluation.confusion import confusion_svg, matrix
 from training.evaluation.figures import Grouping, difference, figure, noise, sides
 from training.evaluation.lines import report_lines
 from training.evaluation.page import report_html
 from training.evaluation.report import LONGEST_SHOWN, Answered, Asked, Choice, Report, made
+from training.evaluation.run import MODEL_METRICS
 from training.evaluation.similarity import nearness
-from training.metrics import items
+from training.metrics import METRICS, items
 from training.metrics.measure import Measure
 
 LABELS = ("billing", "shipping", "account")
@@ -254,3 +256,23 @@ def test_of_many_labels_the_picture_keeps_the_most_wanted_and_joins_the_rest() -
     assert sum(map(sum, counts)) == sum(pair["rows"] for pair in pairs)
     assert counts[0][-1] == 3 and counts[-1][0] == 2
     assert confusion_svg(pairs).count("<rect") == 31 * 32
+
+
+def test_a_card_takes_figures_without_texts(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "rows.jsonl", [f"{word} of {word[::-1]}" for word in ("lamp", "radio", "parcel", "door")])
+    expected, answers = ["on", "off"] * 2, ["on", "off", "off", "off"]
+    found = figures_of(rows, expected, answers, ["on"] * 4, rows)
+    assert found["metrics"]["exact_match"]["estimate"] == 0.75
+    assert found["against"][0]["metrics"]["exact_match"]["estimate"] == 0.25
+    assert found["similarity"]["bins"]["near"]["rows"] == 4
+    assert "lamp" not in json.dumps(found, allow_nan=False)
+
+
+def test_every_metric_is_in_the_docs_and_what_ships_is_counted_there() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    table = text.split("| Metric | What it is |", 1)[1].split("\n\n", 1)[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split(" | ")[0] for line in table.splitlines())))
+    assert named == {*METRICS, *MODEL_METRICS}
+    folder = Path(__file__).parents[2] / "training" / "evaluation"
+    for name, word in (("general.jsonl", "passages"), ("instructions.jsonl", "small ones")):
+        assert f"{len((folder / name).read_text().splitlines())} {word}" in text

@@ -1,18 +1,15 @@
-"""What a run's card takes of an evaluation: figures with intervals, and what was forgotten; plain values."""
+"""What a run's card takes of an evaluation: figures with intervals, as plain values without texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.data.rows import Row
 from training.evaluation.report import Answered, Asked, made
 from training.evaluation.similarity import nearness
 from training.gate.subject import question
 from training.groups import clusters_of
-
-if TYPE_CHECKING:
-    from training.data.template import ChatTemplate
 
 
 def figures_of(
@@ -27,14 +24,3 @@ def figures_of(
     rivals = [Answered("base", base_answers)] if base_answers is not None else []
     near = nearness(rows, trained) if trained else None
     return made({"grouped_by": "template"}, asked, Answered("adapter", answers), rivals, near=near).summary()
-
-
-def forgotten(model: Any, template: ChatTemplate) -> dict[str, Any] | None:
-    """What the adapter on a model made its base forget; None for a model without one."""
-    if not hasattr(model, "disable_adapter"):
-        return None
-    from training.compare import evaluating
-    from training.evaluation.forgetting import forgetting
-
-    with evaluating(model):
-        return forgetting(model, template).as_dict()
