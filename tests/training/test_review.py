@@ -470,6 +470,23 @@ def test_steps_count_held_out_rows_packing_and_a_limit(look: Look, tmp_path: Pat
     assert view(merged(AXOLOTL, {"max_steps": 7}), data).steps == 7
 
 
+def test_with_data_our_own_config_is_reviewed_with_what_training_would_choose(tmp_path: Path, qwen2_base: Path) -> None:
+    rows = "".join(json.dumps({"prompt": f"question {n}", "completion": "yes"}) + "\n" for n in range(50))
+    (tmp_path / "rows.jsonl").write_text(rows, "utf-8")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(OURS | {"base": str(qwen2_base), "rank": 8}), "utf-8")
+    made = review(Asked(path, data=tmp_path / "rows.jsonl")).as_dict()
+    facts = made["facts"]
+    assert (facts["training_rows"], facts["rows_a_step"], facts["steps"]) == (50, 4, 39)
+    found_rules = {row["rule"]: row for row in made["findings"]}
+    assert {"steps_few", "validation_none"} <= set(found_rules)  # rows are held out from a hundred on
+    assert found_rules["steps_few"]["is_default"] and made["settings"]["alpha"]["value"] == 16.0
+    many = "".join(json.dumps({"prompt": f"question {n}", "completion": "yes"}) + "\n" for n in range(1000))
+    (tmp_path / "rows.jsonl").write_text(many, "utf-8")
+    made = review(Asked(path, data=tmp_path / "rows.jsonl")).as_dict()
+    assert made["facts"]["training_rows"] == 900 and made["findings"] == []
+
+
 def test_a_run_of_ours_is_reviewed_from_its_settings_and_facts() -> None:
     facts = Facts(60, 80, False, 134_000_000, 8192, "float32", "cpu", 2**34, False)
     chosen = choose(TrainingConfig(data=Path("x"), name="x"), facts).as_dict()

@@ -14,7 +14,8 @@ from training.review import optimisation, precision, rendering, running, shape
 from training.review.dialects import DIALECTS
 from training.review.facts import SERVED_MAX_RANK, Base, Data, Known, base_named, data_of, data_of_facts
 from training.review.findings import LEVELS, Finding, shown
-from training.review.reading import read, translate
+from training.review.ours import chosen
+from training.review.reading import our_config, read, translate
 from training.review.rules import RULES
 from training.review.view import View
 from training.review.words import Given, Reading
@@ -78,6 +79,8 @@ def review(asked: Asked) -> Review:
         is_cpu=asked.gpu == "cpu",
         max_rank=asked.max_rank,
     )
+    if reading.dialect == "hotshoe" and reading.refused is None:
+        chosen(reading, our_config(asked.config), known)
     view = View(reading, known)
     return Review(asked.config.name, reading, found(view, levels), _facts(view))
 

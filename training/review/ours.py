@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from training.config import TrainingConfig
+from training.config import SMALL_MODEL_PARAMETERS, Facts, TrainingConfig, choose
+from training.review.facts import Known
 from training.review.values import Convert, flag, lower, names, number, strict_flag, text, whole
 from training.review.words import Given, Reading, is_set
 
@@ -39,6 +40,7 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
 }
 # What a run's own settings have beside what a config asks for.
 OF_A_RUN = frozenset({"pass_size", "accumulation", "evaluation_pass_size", "steps", "evaluation_steps", "optimizer"})
+MOST_HELD_OUT = 256
 KNOWN = frozenset({item.name for item in fields(TrainingConfig)} | {"from"}) | OF_A_RUN
 MARKS = frozenset({"data", "name", "tokens_per_pass", "over_long", "supervise", "columns", "evaluations", "from"})
 DEFAULTS: Mapping[str, tuple[str, Any]] = {
@@ -50,6 +52,42 @@ DEFAULTS: Mapping[str, tuple[str, Any]] = {
     "over_long": ("over_long", "error"),
     "seed": ("seed", 17),
 }
+
+
+def chosen(reading: Reading, config: TrainingConfig, known: Known) -> None:
+    """What `hotshoe train` would choose for this data and base where the file leaves a setting open."""
+    data, base = known.data, known.base
+    if data is None:
+        return
+    held = _held_out(config, data.rows)
+    facts = Facts(
+        rows=data.rows - held,
+        longest_row_tokens=data.longest,
+        has_validation=bool(held or config.validation),
+        parameters=int(base.parameters or SMALL_MODEL_PARAMETERS),
+        context_length_tokens=base.context_length_tokens or data.longest or 1,
+        base_dtype="float32" if known.is_cpu else "bfloat16",
+        device="cpu" if known.is_cpu or known.gpu is None else "cuda",
+        device_memory_bytes=1 << 50,  # the memory decides between lora and qlora, which is not reviewed here
+        has_bfloat16=not known.is_cpu,
+    )
+    settings = choose(config, facts).as_dict()
+    for key in ("rank", "alpha", "learning_rate", "epochs", "gradient_checkpointing", "optimizer"):
+        if key in settings and key in WORDS:
+            reading.values.setdefault(WORDS[key][0], Given(settings[key], key))
+    reading.values.setdefault("batch", Given(settings["batch_size"], "batch_size"))
+    reading.values.setdefault("save_steps", Given(settings["checkpoint_steps"], "checkpoint_steps"))
+    reading.values.setdefault("validation", Given(held, "validation_share"))
+
+
+def _held_out(config: TrainingConfig, rows: int) -> int:
+    """Rows that a run takes for validation out of the data, as `training.material.gather` does."""
+    from training.material import ROWS_FOR_HOLDING_OUT, SHARE_HELD_OUT
+
+    share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
+    if config.validation is not None or not share:
+        return 0
+    return min(MOST_HELD_OUT, round(share * rows)) if config.validation_share or rows >= ROWS_FOR_HOLDING_OUT else 0
 
 
 def finish(reading: Reading, raw: Mapping[str, Given]) -> None:

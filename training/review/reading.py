@@ -9,6 +9,7 @@ from pathlib import Path
 from adapters.errors import ConfigInvalid
 from adapters.strict_json import JsonInvalid, parse_json
 from adapters.strict_yaml import MAX_BYTES, read_mapping
+from training.config import TrainingConfig
 from training.review.dialects import DIALECTS, Dialect
 from training.review.llama_factory import V1
 from training.review.words import Given, Reading, Unknown
@@ -25,7 +26,7 @@ def read(path: Path, dialect: str | None = None) -> Reading:
     chosen = _named(dialect) if dialect is not None else detect(path, top)
     reading = translate(chosen, top, path.read_text("utf-8", errors="replace").splitlines())
     if chosen.name == "hotshoe":
-        reading.refused = _refused(path)
+        reading.refused = refusal(path)
     return reading
 
 
@@ -149,14 +150,18 @@ def _inner_line(lines: Sequence[str], section: int, key: str) -> int:
     return next((at + 1 for at in range(section - 1, len(lines)) if lines[at].strip(" -{").startswith(begins)), section)
 
 
-def _refused(path: Path) -> str | None:
-    """Why `hotshoe train` would not take the file; None where it would."""
-    from training.config import TrainingConfig
+def our_config(path: Path) -> TrainingConfig:
+    """The file as `hotshoe train` takes it, data and name apart, which flags may give; raises ConfigInvalid."""
     from training.config_file import FROM, read_config
 
+    given = {key: value for key, value in read_config(path).items() if key != FROM}
+    return TrainingConfig(**{"data": Path("data"), "name": "adapter", **given})
+
+
+def refusal(path: Path) -> str | None:
+    """Why `hotshoe train` would not take the file; None where it would."""
     try:
-        given = {key: value for key, value in read_config(path).items() if key != FROM}
-        TrainingConfig(**{"data": Path("data"), "name": "adapter", **given})
+        our_config(path)
     except ConfigInvalid as error:
         return error.message
     return None

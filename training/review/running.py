@@ -39,9 +39,9 @@ def base(view: View) -> Iterator[Finding]:
 
 def is_unfinished(name: str) -> bool:
     """A checkpoint before instruction tuning, by the names that Qwen gives: Qwen3's say so, Qwen2.5's others do."""
-    if "qwen3" in name:
+    if name.startswith("qwen3"):
         return name.endswith("-base")
-    return "qwen2" in name and not any(word in name.split("-") for word in INSTRUCTED)
+    return name.startswith("qwen2") and not any(word in name.split("-") for word in INSTRUCTED)
 
 
 def validation(view: View) -> Iterator[Finding]:
@@ -50,7 +50,7 @@ def validation(view: View) -> Iterator[Finding]:
     if (view.reading.dialect == "peft" or "epochs" not in view.reading.values) and not ours:
         return
     if ours:
-        if held == 0 and view.is_written("validation"):
+        if held == 0:
             yield view.finding("validation_none", "validation")
         return
     if not held:
