@@ -121,6 +121,14 @@ def test_it_forgot_when_text_is_surely_stranger_or_checks_are_surely_lost() -> N
     json.dumps(lost, allow_nan=False)
 
 
+def test_an_adapter_whose_predictions_are_no_numbers_is_called_broken() -> None:
+    found = readings(0.0, 24)
+    found.adapter_loss[3] = np.nan
+    said = found.as_dict()
+    assert said["forgot"] and "broken" in said["sentence"] and "1 of 24" in said["sentence"]
+    json.dumps(said, allow_nan=False)
+
+
 def test_an_idle_adapter_moves_nothing_and_a_wild_one_is_seen(base: BaseModel, idle: Path, wild: Path) -> None:
     calm = Reference(base, idle)
     nothing = forgetting(calm.model, calm.template).as_dict()

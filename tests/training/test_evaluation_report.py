@@ -258,6 +258,17 @@ def test_of_many_labels_the_picture_keeps_the_most_wanted_and_joins_the_rest() -
     assert confusion_svg(pairs).count("<rect") == 31 * 32
 
 
+def test_one_row_is_reported_without_certainty() -> None:
+    about = {"model": "m", "data": "d", "grouped_by": "template", "notes": []}
+    for expected, answer in (("A sentence.", ""), ('{"intent": "on"}', '{"intent": "on"}')):
+        report = made(about, asked([expected]), Answered("m", [answer]), [Answered("base", [answer])]).as_dict()
+        for name, found in report["metrics"].items():
+            assert not found["is_telling"], name
+            assert found["low"] <= found["estimate"] <= found["high"] and found["high"] - found["low"] > 0.5, name
+        assert "the intervals tell little" in "\n".join(report_lines(report))
+        Tags(report_html(report))
+
+
 def test_a_card_takes_figures_without_texts(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "rows.jsonl", [f"{word} of {word[::-1]}" for word in ("lamp", "radio", "parcel", "door")])
     expected, answers = ["on", "off"] * 2, ["on", "off", "off", "off"]

@@ -72,6 +72,8 @@ class Readings:
 
     def as_dict(self) -> dict[str, Any]:
         """Figures with intervals over passages and over checks, by language, and whether it forgot."""
+        if not np.isfinite([*self.adapter_loss, *self.divergence, *self.adapter_margin]).all():
+            return self._broken()
         moved = interval(self.adapter_loss - self.base_loss)
         passed = self.base_margin >= PASSING
         kept = (self.adapter_margin[passed] > 0).astype(np.float64)
@@ -101,6 +103,22 @@ class Readings:
                 },
                 "lost": [{"kind": check.kind, "prompt": check.prompt, "right": check.right} for check in lost],
             },
+        }
+
+    def _broken(self) -> dict[str, Any]:
+        """Of an adapter whose predictions are no numbers there is nothing to measure, and nothing is left."""
+        count, of = int((~np.isfinite(self.adapter_loss)).sum()), len(self.passages)
+        nothing = {"estimate": None, "low": None, "high": None}
+        return {
+            "forgot": True,
+            "sentence": f"The adapter is broken: on {count} of {of} texts its predictions are no numbers.",
+            "advice": "train it again with a lower --learning-rate, or with --dtype float32",
+            "passages": len(self.passages),
+            "perplexity": {"base": _perplexity(self.base_loss), "adapter": None},
+            "perplexity_ratio": nothing,
+            "mean_kl": nothing,
+            "languages": {},
+            "checks": {"asked": len(self.checks), "base_passes": int((self.base_margin >= PASSING).sum()), "lost": []},
         }
 
     def _languages(self) -> dict[str, Any]:
