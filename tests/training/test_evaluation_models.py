@@ -232,4 +232,4 @@ def test_likeness_of_meaning_knows_a_paraphrase_from_another_matter() -> None:
     answers = ["The parcel was lost on its way.", "The package never arrived.", "I enjoy classical music.", ""]
     scores = semantic(expected, answers, folder).scores
     assert scores[0] == pytest.approx(1.0, abs=1e-5) and scores[3] == 0.0
-    assert scores[1] > 0.5 > scores[2]
+    assert scores[1] > scores[2] + 0.2
