@@ -8,7 +8,7 @@ A result carries how many clusters it rests on; under FEWEST_CLUSTERS its caller
 from __future__ import annotations
 
 from training.statistics.amount import design_effect, rows_needed
-from training.statistics.bootstrap import Interval, beyond, interval, statistic_interval
+from training.statistics.bootstrap import Interval, beyond, interval, statistic_beyond, statistic_interval
 from training.statistics.clusters import FEWEST_CLUSTERS
 from training.statistics.flips import Paired, sign_flip
 from training.statistics.ranks import auc
@@ -25,5 +25,6 @@ __all__ = [
     "interval",
     "rows_needed",
     "sign_flip",
+    "statistic_beyond",
     "statistic_interval",
 ]

@@ -90,9 +90,9 @@ def statistic_interval(
     groups = grouped(count, clusters)
     layers = layers_of(groups, strata)
     estimate = float(statistic(np.arange(count)))
-    found = np.array([statistic(indices) for indices in resamples(groups, layers, seed, draws)], dtype=np.float64)
-    size = sum(effective(groups.sizes[layer]) for layer in layers)
-    made = _ends(estimate, finite(found), groups, pushed_out((1 - level) / 2, size, len(layers)), count)
+    found = statistic_draws(statistic, groups, layers, seed, draws)
+    tail = pushed_out((1 - level) / 2, _effective_in(groups, layers), len(layers))
+    made = _ends(estimate, found, groups, tail, count)
     if bounds is None:
         return made
     unseen = 1 - ((1 - level) / 2) ** (1 / len(groups))
@@ -113,6 +113,22 @@ def beyond(
     row = finite(values)
     groups = grouped(len(row), clusters)
     return share_p(mean_draws(row, groups, seed, draws, bounds), limit, groups.effective)
+
+
+def statistic_beyond(
+    count: int,
+    statistic: Callable[[Integers], float],
+    limit: float,
+    clusters: Clusters | None = None,
+    strata: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+) -> float:
+    """The p of a statistic lying on the limit, two-sided, as `beyond` has it of a mean."""
+    groups = grouped(count, clusters)
+    layers = layers_of(groups, strata)
+    found = statistic_draws(statistic, groups, layers, seed, draws)
+    return share_p(found, limit, _effective_in(groups, layers), len(layers))
 
 
 def share_p(found: Floats, limit: float, clusters: float, strata: int = 1) -> float:
@@ -139,6 +155,17 @@ def mean_draws(row: Floats, groups: Grouped, seed: int, draws: int, bounds: Boun
             total, weight = total + extra * end, weight + extra
         parts.append(total / weight)
     return np.concatenate(parts)
+
+
+def statistic_draws(
+    statistic: Callable[[Integers], float], groups: Grouped, layers: Sequence[Integers], seed: int, draws: int
+) -> Floats:
+    """(draws,): the statistic as the plain bootstrap over clusters draws it."""
+    return finite([statistic(indices) for indices in resamples(groups, layers, seed, draws)])
+
+
+def _effective_in(groups: Grouped, layers: Sequence[Integers]) -> float:
+    return sum(effective(groups.sizes[layer]) for layer in layers)
 
 
 def resamples(groups: Grouped, layers: Sequence[Integers], seed: int, draws: int) -> Iterator[Integers]:

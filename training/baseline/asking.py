@@ -1,0 +1,79 @@
+"""Who answers: a base or an adapter on the reference path, or a model of a server over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from training.evaluate import Prompt, generate_http, latency
+from training.quiet import Progress, unwatched
+
+if TYPE_CHECKING:
+    from training.reference import Reference
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The answers in the order of the prompts; of a server also who gave them, and the times."""
+
+    texts: list[str]
+    answered_by: tuple[str, ...] = ()
+    ttft_p50_seconds: float | None = None
+
+
+class Asker(Protocol):
+    """One model, however it is reached."""
+
+    @property
+    def form(self) -> str:
+        """In which form the base is, in words."""
+
+    def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
+        """Greedy answers."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """A base on the reference path, with its adapter or without."""
+
+    reference: Reference
+    form: str
+    with_adapter: bool = False
+
+    def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
+        is_whole = self.with_adapter or not self.reference.has_adapter
+        with nullcontext() if is_whole else self.reference.without_adapter():
+            return Replies(self.reference.answers(prompts, max_tokens, BATCH, progress))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of a server; `thinking` is what its card says of it, which goes before the row's own."""
+
+    url: str
+    model: str
+    api_key: str = ""
+    thinking: bool | None = None
+    concurrency: int = 8
+
+    @property
+    def form(self) -> str:
+        return f"served over HTTP as {self.model}"
+
+    def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
+        asked = [prompt if self.thinking is None else replace(prompt, thinking=self.thinking) for prompt in prompts]
+        found = generate_http(
+            self.url,
+            self.model,
+            asked,
+            api_key=self.api_key,
+            max_tokens=max_tokens,
+            concurrency=self.concurrency,
+            progress=progress,
+        )
+        who = tuple(sorted({answer.model for answer in found}))
+        return Replies([answer.text for answer in found], who, latency(found).ttft_p50_seconds)
