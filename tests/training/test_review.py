@@ -33,6 +33,7 @@ from training.review.rules import RULES
 from training.review.view import View
 from training.review.words import WORDS
 
+ROOT = Path(__file__).parents[2]
 Config = dict[str, Any]
 LLAMA_FACTORY: Config = {
     "model_name_or_path": "Qwen/Qwen3-4B-Instruct-2507",
@@ -282,6 +283,8 @@ def test_every_rule_has_a_case_an_effect_evidence_and_advice() -> None:
         assert rule.effect and rule.evidence and rule.advice, rule.code
         if rule.kind == "paper":
             assert re.search(r"\d{4}\.\d{5}|LoRA Without Regret", rule.evidence), rule.code
+        for named in re.findall(r"(?:docs|training)/[\w./]+\w", rule.evidence):
+            assert (ROOT / named).exists(), rule.code
         if rule.kind == "issue":
             assert re.search(r"[\w-]+/[\w.-]+#\d+", rule.evidence), rule.code
 
@@ -558,7 +561,7 @@ def test_the_command_reads_data_on_a_base_and_leaves_with_the_verdict(tmp_path: 
 
 
 def test_the_docs_have_every_rule_and_every_word_as_the_code_has_them() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "review.md").read_text("utf-8")
+    page = (ROOT / "docs" / "review.md").read_text("utf-8")
     for rule in RULES.values():
         assert f"| `{rule.code}` | {rule.level} | {rule.effect} | {rule.evidence} | {rule.advice} |" in page, rule.code
     assert len(re.findall(r"^\| `\w+` \| (?:block|warn|note) \|", page, re.MULTILINE)) == len(RULES)

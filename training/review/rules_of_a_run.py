@@ -262,7 +262,7 @@ BASE = (
         "warn",
         "code from the model's repository is run as you; Qwen2.5 and Qwen3 need none",
         "documentation",
-        "transformers, trust_remote_code; docs/security.md",
+        "transformers, from_pretrained: trust_remote_code runs the code that a repository carries",
         "take the line out",
     ),
 )
