@@ -29,7 +29,7 @@ def evaluate(
         str, typer.Option("--model", help="NAME, NAME@N or the base's id on a server; or a folder, or `embedded`.")
     ],
     base: Annotated[
-        str | None, typer.Option("--base", help="The base of an adapter folder; default its own, else the embedded.")
+        str | None, typer.Option("--base", help="The base of a folder; default an adapter's own, else the embedded.")
     ] = None,
     url: Annotated[str, typer.Option("--url", envvar="HOTSHOE_URL", help="The server.")] = "http://127.0.0.1:8000",
     label: Annotated[

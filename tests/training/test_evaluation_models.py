@@ -16,6 +16,7 @@ from adapters.bases import BaseModel, load_base
 from adapters.errors import ConfigInvalid
 from server.cli.main import build_app
 from tests.fixtures.adapters import write_adapter
+from tests.fixtures.bases import tiny_qwen2
 from tests.training.conftest import chat, write_jsonl
 from tests.training.test_judge import judge
 from training.evaluate import Prompt
@@ -184,6 +185,16 @@ def test_eval_compares_a_folder_with_its_base_and_another_by_distance_and_writes
     assert report["noise"]["rows"] == 12
     assert "Against base" in page.read_text() and "Forgetting" in page.read_text()
     assert set(json.loads(out.read_text().splitlines()[0])["rivals"]) == {"base", str(idle)}
+
+
+def test_what_a_whole_model_forgot_is_measured_against_the_base_that_is_named(
+    tickets: Path, base: BaseModel, tmp_path: Path
+) -> None:
+    other = tiny_qwen2(tmp_path / "other", seed=5)
+    options = ("--max-tokens", 2, "--noise-rows", 0, "--rows", 2, "--json")
+    report = json.loads(hotshoe("eval", tickets, "--model", other, "--base", base.folder, *options))["report"]
+    assert report["forgetting"]["mean_kl"]["estimate"] > 0.1
+    assert "forgetting" not in json.loads(hotshoe("eval", tickets, "--model", other, *options))["report"]
 
 
 def test_eval_of_texts_asks_the_base_for_gptscore_and_a_judge_over_http(

@@ -203,16 +203,24 @@ def _mean(measure: Measure) -> float | None:
 
 
 def _forgetting(work: _Work, source: Source) -> None:
-    """What the adapter made its base forget; only a model in this process can be asked."""
+    """What the adapter made its base forget, or a whole model the base that --base names; asked in this process."""
     if not isinstance(source, Local):
         work.notes.append("forgetting was not measured: it needs the adapter's folder, not a server")
         return
-    if not source.reference.has_adapter:
-        return
     from training.evaluation.forgetting import forgetting
+    from training.reference import open_reference, read_card
 
+    own, base = source.reference, work.request.place.base
     work.step("general texts")
-    work.sections["forgetting"] = forgetting(source.reference.model, source.reference.template).as_dict()
+    if own.has_adapter:
+        work.sections["forgetting"] = forgetting(own.model, own.template).as_dict()
+    elif base is not None:
+        before = open_reference(base)
+        if before.base.config.get("vocab_size") != own.base.config.get("vocab_size"):
+            raise ConfigInvalid(f"{base} has another vocabulary than {source.name}: it is not its base.", param="base")
+        work.sections["forgetting"] = forgetting(before.model, own.template, own.model).as_dict()
+    elif read_card(own.base.folder).get("settings", {}).get("method") == "full":
+        work.notes.append("forgetting was not measured: name the base that this model was trained from with --base")
 
 
 def _asked(request: Request, examples: Sequence[Example]) -> Asked:
