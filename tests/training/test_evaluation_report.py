@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.training.conftest import chat, write_jsonl
 from training.data.formats import read_data
@@ -22,7 +24,8 @@ from training.evaluation.lines import report_lines
 from training.evaluation.page import report_html
 from training.evaluation.report import LONGEST_SHOWN, Answered, Asked, Choice, Report, made
 from training.evaluation.run import MODEL_METRICS
-from training.evaluation.similarity import nearness
+from training.evaluation.similarity import nearest, nearness
+from training.gate.twins import jaccard
 from training.metrics import METRICS, items
 from training.metrics.measure import Measure
 
@@ -139,6 +142,18 @@ def test_rows_are_near_middle_or_far_by_their_nearest_training_row(tmp_path: Pat
     assert {name: rows.tolist() for name, rows in found.bins().items()} == {"near": [0], "middle": [1], "far": [2, 3]}
     assert found.similarity[0] == 1.0
     assert found.places[0].endswith("train.jsonl:1")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("ab c", min_size=1, max_size=12), min_size=1, max_size=6, unique=True),
+    st.lists(st.text("ab c", min_size=1, max_size=12), min_size=1, max_size=6),
+)
+def test_the_similarity_is_the_best_jaccard_of_all_pairs(trained: list[str], asked_texts: list[str]) -> None:
+    best, at = nearest(asked_texts, trained)
+    for text, similarity, place in zip(asked_texts, best, at, strict=True):
+        assert similarity == pytest.approx(max(jaccard(text, one) for one in trained))
+        assert jaccard(text, trained[place]) == pytest.approx(similarity)
 
 
 def test_a_verdict_uses_far_rows_or_says_that_there_are_too_few(tmp_path: Path) -> None:

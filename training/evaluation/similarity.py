@@ -23,7 +23,7 @@ from training.statistics import FEWEST_CLUSTERS
 
 FAR = 0.5
 BINS = ("near", "middle", "far")
-CHUNK = 256  # asked rows that are compared at a time
+CHUNK = 64  # asked rows that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def nearness(asked: Sequence[Row], trained: Sequence[Row]) -> Nearness:
     boilerplate = boilerplate_of(training)
     rows_of = {text: at for at, text in reversed(list(enumerate(texts_of(training, boilerplate).masked)))}
     texts = list(rows_of)
-    best, at = _nearest(texts_of(test, boilerplate).masked, texts)
+    best, at = nearest(texts_of(test, boilerplate).masked, texts)
     return Nearness(best, [str(trained[rows_of[texts[place]]].place) for place in at])
 
 
@@ -64,8 +64,11 @@ def verdict_bin(clusters: dict[str, int]) -> tuple[str | None, str]:
     )
 
 
-def _nearest(asked: Sequence[str], trained: Sequence[str]) -> tuple[Floats, Integers]:
-    """Jaccard = shared / (own + theirs - shared), by products of sparse matrices of shingles."""
+def nearest(asked: Sequence[str], trained: Sequence[str]) -> tuple[Floats, Integers]:
+    """Of each asked text its best Jaccard similarity with a trained one, and which that is.
+
+    Jaccard = shared / (own + theirs - shared), by products of sparse matrices of shingles.
+    """
     from scipy.sparse import csr_matrix
 
     columns: dict[str, int] = {}
