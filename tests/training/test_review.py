@@ -171,6 +171,7 @@ CASES: dict[str, Case] = {
     "targets_unknown": ("peft", {"target_modules": ["q_proj", "up_proj", "c_attn"]}, "target_modules", {}),
     "modules_saved": ("axolotl", {"lora_modules_to_save": ["embed_tokens"]}, "lora_modules_to_save", {}),
     "dora": ("axolotl", {"peft_use_dora": True}, "peft_use_dora", {}),
+    "feature_unserved": ("peft", {"layer_replication": [[0, 4], [2, 6]]}, "layer_replication", {}),
     "bias_trained": ("peft", {"bias": "all"}, "bias", {}),
     "init_changes_base": ("llama-factory", {"pissa_init": True}, "pissa_init", {}),
     "dropout_high": ("axolotl", {"lora_dropout": 0.3}, "lora_dropout", {}),
@@ -283,7 +284,7 @@ def test_every_rule_has_a_case_an_effect_evidence_and_advice() -> None:
         assert rule.effect and rule.evidence and rule.advice, rule.code
         if rule.kind == "paper":
             assert re.search(r"\d{4}\.\d{5}|LoRA Without Regret", rule.evidence), rule.code
-        for named in re.findall(r"(?:docs|training)/[\w./]+\w", rule.evidence):
+        for named in re.findall(r"(?:docs|training|adapters)/[\w./]+\w", rule.evidence):
             assert (ROOT / named).exists(), rule.code
         if rule.kind == "issue":
             assert re.search(r"[\w-]+/[\w.-]+#\d+", rule.evidence), rule.code

@@ -63,9 +63,9 @@ trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config
 
 # transformers.BitsAndBytesConfig
 BITS_AND_BYTES = listed("""
-bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type bnb_4bit_use_double_quant
-llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight llm_int8_skip_modules llm_int8_threshold load_in_4bit
-load_in_8bit quant_method
+_load_in_4bit _load_in_8bit bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type
+bnb_4bit_use_double_quant llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight llm_int8_skip_modules
+llm_int8_threshold load_in_4bit load_in_8bit quant_method
 """)
 
 # LLaMA-Factory, beside TrainingArguments

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adapters.lora_fields import DEFAULTS as DEFAULTS_OF_FIELDS
+from adapters.lora_fields import TRAINING_ONLY, UNSUPPORTED
 from training.review.known_keys import BITS_AND_BYTES, LORA, SCRIPT, SFT, TRAINING_ARGUMENTS, listed
 from training.review.values import Convert, flag, lower, names, number, present, text, whole
 from training.review.words import Given, Reading
@@ -20,7 +22,9 @@ PEFT_WORDS: Mapping[str, tuple[str, Convert]] = {
     "use_rslora": ("use_rslora", flag),
     "bias": ("bias", lower),
     "init_lora_weights": ("init", lower),
+    "lora_bias": ("bias", present),
     "trainable_token_indices": ("added_tokens", present),
+    **dict.fromkeys(UNSUPPORTED, ("feature", present)),
 }
 WORDS: Mapping[str, tuple[str, Convert]] = {
     **PEFT_WORDS,
@@ -73,8 +77,8 @@ SECTIONS = listed("""
 sft_config training_args training_arguments args trainer training lora lora_config peft peft_config model
 model_config model_init_kwargs quantization quantization_config bnb_config script_args dataset
 """)
-KNOWN = TRAINING_ARGUMENTS | SFT | SCRIPT | LORA | BITS_AND_BYTES
-PEFT_KNOWN = LORA
+KNOWN = TRAINING_ARGUMENTS | SFT | SCRIPT | LORA | BITS_AND_BYTES | set(PEFT_WORDS)
+PEFT_KNOWN = LORA | set(DEFAULTS_OF_FIELDS) | set(TRAINING_ONLY) | set(PEFT_WORDS)  # PEFT of any age, and its kin
 PEFT_MARKS = frozenset({"peft_type"})
 MARKS = listed("""
 per_device_train_batch_size num_train_epochs assistant_only_loss completion_only_loss packing_strategy

@@ -275,6 +275,14 @@ _SHAPE = (
         "plain LoRA",
     ),
     Rule(
+        "feature_unserved",
+        "block",
+        "it changes what the adapter computes in a way that no engine here serves: the upload is refused",
+        "documentation",
+        "docs/adapters.md; adapters/lora_fields.py says why, feature by feature",
+        "plain LoRA",
+    ),
+    Rule(
         "bias_trained",
         "block",
         "trained biases are not served: the version would be export-only",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapters.bases import PROJECTIONS
+from adapters.lora_fields import UNSUPPORTED
 from training.review.findings import Finding
 from training.review.view import View
 
@@ -78,6 +79,9 @@ def unserved(view: View) -> Iterator[Finding]:
         yield view.finding("modules_saved", "modules_to_save")
     if view.value("use_dora"):
         yield view.finding("dora", "use_dora")
+    if view.value("feature"):
+        key = view.reading.values["feature"].key.rpartition(".")[2]
+        yield view.finding("feature_unserved", "feature", "", UNSUPPORTED.get(key, ""))
     if view.value("bias") not in (None, "none"):
         yield view.finding("bias_trained", "bias")
     init = str(view.value("init") or "")

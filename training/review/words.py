@@ -60,6 +60,7 @@ WORDS: Mapping[str, str] = {
     "neftune": "NEFTune's noise",
     "pad_token": "the padding token",
     "eos_token": "the token that ends a turn",
+    "feature": "another of PEFT's ways that no engine here serves",
     "added_tokens": "tokens that are added to the vocabulary, or that it is resized",
     "trust_remote_code": "code from the base's repository is run",
     "unsloth": "Unsloth's kernels",
