@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.errors import NotServable, Problem
+from adapters.errors import EngineUnavailable, NotServable, Problem
 from adapters.types import AdapterVersion
 from server.serving import served_as
 
@@ -28,16 +28,21 @@ class Ending:
     ask: Callable[[str, dict[str, Any]], Awaitable[tuple[int, bytes]]]
     tokens: int
     may_bring_templates: bool
+    patience_seconds: float = 30.0  # a large base on a CPU takes minutes, and a version is not kept waiting for this
 
     async def warnings(self, version: AdapterVersion, engine_name: str) -> list[dict[str, str]]:
-        """What its proof keeps: one warning where every answer was cut off. Raises EngineUnavailable."""
+        """What its proof keeps: a warning where every answer was cut off, none where the engine is too slow."""
         if not self.tokens:
             return []
         try:
             asked = [self._body(version, engine_name, question) for question in QUESTIONS]
         except NotServable:  # its template is not allowed here: it will not answer messages at all
             return []
-        answers = await asyncio.gather(*(self.ask(PATH, body) for body in asked))
+        try:
+            async with asyncio.timeout(self.patience_seconds):
+                answers = await asyncio.gather(*(self.ask(PATH, body) for body in asked))
+        except (EngineUnavailable, TimeoutError):
+            return []
         problem = judge(answers, self.tokens)
         return [problem.as_dict()] if problem else []
 

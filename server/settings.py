@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         1e-4, gt=0, description="Smallest change of a log-probability that counts as an effect of an adapter."
     )
     probe_answer_tokens: int = Field(
-        96,
+        32,
         ge=0,
         le=4096,
         description="Tokens within which a new version must end a short answer, or is warned of; 0: not asked.",

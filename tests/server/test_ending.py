@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from adapters.errors import EngineUnavailable
 from server.cli.main import build_app
-from server.ending import QUESTIONS, judge
+from server.ending import QUESTIONS, Ending, judge
 from tests.fixtures.service import Server
 
 
@@ -38,6 +40,22 @@ def test_a_version_that_never_reaches_its_end_of_turn_is_ready_and_warned_of(
     result = CliRunner().invoke(build_app(), ["push", str(server.adapter()), "--name", "runs-on"])
     assert result.exit_code == 0
     assert "warning: none of 2 short questions" in result.stdout
+
+
+def test_an_engine_that_is_too_slow_or_went_away_keeps_no_version_waiting(server: Server) -> None:
+    row = server.pushed("slow")
+    version = server.services.registry.get("default", "slow", row["version"])
+
+    async def slow(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        await asyncio.sleep(60)
+        return 200, b"{}"
+
+    async def gone(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        raise EngineUnavailable("gone")
+
+    for ask in (slow, gone):
+        asked = Ending(ask, 8, may_bring_templates=False, patience_seconds=0.05)
+        assert asyncio.run(asked.warnings(version, "slow@1")) == []
 
 
 def test_an_operator_may_leave_the_question_out(make_server: Callable[..., Server]) -> None:

@@ -72,6 +72,15 @@ def test_an_export_becomes_a_folder_that_comes_back_as_tar_and_as_single_files(s
     assert part.status_code == 206 and part.content == files["config.json"][:10]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own
+def test_u4b_a_version_that_cannot_be_served_is_exported_all_the_same(server: Server) -> None:
+    pushed = server.push("dora", server.adapter(config={"use_dora": True})).json()
+    assert pushed["status"] == "export_only"
+    row = ended(server, ordered(server, "dora@1")["id"], 240)
+    assert row["status"] == "succeeded", row["error"]
+    assert (row["parity"]["verdict"], row["parity"]["merged_by"]) == ("passed", "peft")
+
+
 def test_f14_an_export_that_ends_while_the_registry_is_locked_is_written_down_when_it_is_free(server: Server) -> None:
     export_id = ordered(server)["id"]
     eventually(lambda: server.http.get(f"/v1/exports/{export_id}").json()["status"] == "running")
