@@ -11,10 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.baseline.report import summary
 from training.card_page import card_html
-from training.card_sections import against, forgetting_of, lineage_of, privacy_of, review_of
-from training.compare import Outcome, evaluating, evenly, last_turn, own_sequences, report
+from training.card_sections import (
+    against,
+    baseline_of_report,
+    evaluation_of,
+    forgetting_of,
+    lineage_of,
+    privacy_of,
+    review_of,
+)
+from training.compare import Outcome, evaluating, evenly, last_turn, own_sequences
 from training.data.dataset import duplicate_count
 from training.goal import goal_of
 from training.samples import samples_of
@@ -105,10 +112,10 @@ def make_card(run: Run, staging: Staging) -> dict[str, Any]:
             "bytes": saved_bytes(staging.result),
         },
         "result": result,
-        "evaluation": report(run.baseline.comparison, outcome) if run.baseline is not None and outcome else None,
+        "evaluation": evaluation_of(run, outcome),
         "verdict": {**verdict.as_dict(), "evidence": evidence.as_dict()},
         "check": served,
-        "baseline": summary(config.baseline) if config.baseline is not None else None,
+        "baseline": baseline_of_report(config.baseline),
         "forgetting": forgotten,
         "privacy": privacy_of(gate, verdict.flags, samples),
         "samples": samples,

@@ -18,6 +18,7 @@ SCORES = (
     ("label_accuracy", "accuracy", "Label accuracy"),
     ("field_f1", "f1", "F1 of the other fields"),
 )
+PLAIN = re.compile(r"[\w./@-]{1,200}")  # names and folders that may stand in code
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&-])")
 
 
@@ -127,7 +128,8 @@ def _figure(value: float | None) -> str:
 def _usage(card: Mapping[str, Any], base_name: str | None) -> Iterator[str]:
     if part(card, "settings").get("method") == "full":
         return
-    base = json.dumps(base_name or text(part(card, "base").get("id")))
+    named = base_name or text(part(card, "base").get("id"))
+    base = json.dumps(named if PLAIN.fullmatch(named) else "BASE")
     yield from ("## Use", "", "```python", "from peft import PeftModel")
     yield from ("from transformers import AutoModelForCausalLM", "")
     yield from (f"base = AutoModelForCausalLM.from_pretrained({base})", 'model = PeftModel.from_pretrained(base, ".")')

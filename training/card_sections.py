@@ -14,6 +14,7 @@ from adapters.errors import HotshoeError
 from training.gate.privacy import MASKABLE
 
 if TYPE_CHECKING:
+    from training.compare import Outcome
     from training.trainer import Run
 
 SHORTEST_RUN_SECONDS = 30.0  # of training; what a shorter one forgot would take longer to measure than it took
@@ -91,6 +92,34 @@ def forgetting_of(run: Run, say: Callable[[str], None] = lambda line: None) -> t
     with evaluating(run.model):
         readings = forgetting(run.model, run.material.template)
     return readings.as_dict(), readings
+
+
+def evaluation_of(run: Run, outcome: Outcome | None) -> dict[str, Any] | None:
+    """Base against adapter: both losses, and the answers' figures with intervals, by likeness to training rows."""
+    if run.baseline is None or outcome is None or run.material.validation is None:
+        return None
+    from training.compare import evenly, own_sequences, report
+    from training.evaluation.card import figures_of
+    from training.verdict.gather import MOST_COMPARED
+
+    comparison, material = run.baseline.comparison, run.material
+    made = report(comparison, outcome)
+    count = min(len(outcome.base.answers), len(outcome.adapter.answers))
+    if not count:
+        return {**made, "figures": None}
+    asked = [run.material.validation.owners[place] for place in comparison.asked[:count]]
+    trained = [material.training.owners[index] for index in evenly(own_sequences(material), MOST_COMPARED)]
+    answers = (outcome.adapter.answers[:count], outcome.base.answers[:count])
+    return {**made, "figures": figures_of(asked, comparison.expected[:count], *answers, trained)}
+
+
+def baseline_of_report(path: Path | None) -> dict[str, Any] | None:
+    """What a report of `hotshoe baseline` says, where one is named; raises ConfigInvalid where it is none."""
+    if path is None:
+        return None
+    from training.baseline.report import summary
+
+    return summary(path)
 
 
 def privacy_of(gate: Mapping[str, Any] | None, flags: tuple[str, ...], samples: Mapping[str, Any] | None) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 from adapters.errors import ConfigInvalid, StorageFull, TrainingInterrupted
 from training.callbacks import Curve, Guard, Live, Meter, Progress
 from training.card import make_card, write_card
-from training.card_sections import plan_of
+from training.card_sections import baseline_of_report, plan_of
 from training.checkpoints import Checkpoint, choose_checkpoint, last_complete
 from training.compare import Baseline, baseline_of, comparison_of
 from training.config import Settings, TrainingConfig, choose
@@ -122,6 +122,7 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
     started = time.monotonic()
     _one_process()
     check_reporters(config)
+    baseline_of_report(config.baseline)
     with _cut_off_named(config.output), terminable(), staged(config.output, resume=resume) as staging:
         material = gather(config)
         gate = passed(config)

@@ -27,6 +27,27 @@ def test_a_push_is_quarantined_then_ready_and_the_first_becomes_stable(server: S
     assert server.say("first").json()["model"] == "first@1"
 
 
+def test_a_card_is_shown_as_a_page_and_as_the_hubs_readme_and_nothing_in_it_runs(server: Server) -> None:
+    folder = server.adapter()
+    claim = {
+        "name": "<script>alert(1)</script>",
+        "verdict": {"sentence": "Learned: <img src=x>.", "primary": "learned"},
+    }
+    (folder / "card.json").write_text(json.dumps(claim))
+    server.push("shown", folder)
+    path = "/v1/adapters/shown/versions/1/card"
+    page = server.http.get(path, params={"format": "html"})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "<script" not in page.text and "<img" not in page.text and "&lt;script&gt;" in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "sandbox" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    readme = server.http.get(path, params={"format": "readme"})
+    assert readme.headers["content-type"].startswith("text/markdown") and "\\<script\\>" in readme.text
+    assert server.http.get(path).json() == claim
+    assert server.http.get(path, params={"format": "pdf"}).status_code in (400, 422)
+
+
 def test_a_later_version_waits_for_its_promote_and_rolls_back_in_one_call(server: Server) -> None:
     server.pushed("moves")
     server.pushed("moves")

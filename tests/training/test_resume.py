@@ -71,11 +71,18 @@ def staging_of(asked: dict[str, Any]) -> Staging:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """The same bytes of weights, the same history and count."""
+    """The same bytes of weights, the same history and count, and each step once in what a page can follow."""
     assert (one / ADAPTER).read_bytes() == (other / ADAPTER).read_bytes()
     first, second = card(one), card(other)
     assert first["result"] == second["result"]
     assert first["cost"]["tokens"] == second["cost"]["tokens"]
+    assert first["verdict"] == second["verdict"]
+    assert followed(one) == followed(other)
+
+
+def followed(folder: Path) -> list[tuple[int, float | None, float | None]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("validation_loss")) for line in lines]
 
 
 @pytest.mark.parametrize(

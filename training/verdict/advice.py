@@ -36,6 +36,11 @@ def advice(primary: str, flags: tuple[str, ...], evidence: Evidence, shown: Mapp
         yield f"Raise the learning rate (it peaked at {peak:.2g}), or train for more than {evidence.steps} steps."
     elif primary == "cannot tell":
         yield _more_validation(evidence)
+    if primary in ("learned", "overfit", "underfit") and "far_gain" in shown and shown["far_gain"]["low"] <= 0:
+        yield (
+            "Validation rows unlike any row trained on did not surely gain: the gain is of rows that resemble the "
+            "training rows. Add rows of other kinds."
+        )
     if primary not in ("diverged", "no effect"):
         yield from _more_rows(evidence)
     yield from (FLAGGED[flag] for flag in flags)

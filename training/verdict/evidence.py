@@ -28,6 +28,7 @@ class HeldOut:
     best: Sequence[float]
     last: Sequence[float]
     labels: Sequence[str] = ()  # of a classification
+    is_far: Sequence[bool] = ()  # whether it is unlike every row trained on
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from training.statistics import interval, statistic_interval
 from training.verdict.evidence import Canaries, Evidence, General, HeldOut, Points, Seen
+from training.verdict.rules import LEAST_ROWS
 
 if TYPE_CHECKING:
     from training.statistics import Interval
@@ -34,6 +36,16 @@ def fall(before: Sequence[float], after: Sequence[float], rows: HeldOut | Seen, 
         return float(fallen[drawn].sum() / tokens[drawn].sum())
 
     return statistic_interval(len(fallen), ratio, clusters=rows.clusters, level=level)
+
+
+def fall_of(chosen: Sequence[bool], rows: HeldOut) -> Interval | None:
+    """How far the loss of some of the rows fell in the kept weights; None where they are too few to be told from."""
+    kept = [index for index, is_chosen in enumerate(chosen) if is_chosen]
+    if len({rows.clusters[index] for index in kept}) < LEAST_ROWS:
+        return None
+    parts = ("tokens", "clusters", "start", "best")
+    picked = {name: [getattr(rows, name)[index] for index in kept] for name in parts}
+    return fall(picked["start"], picked["best"], replace(rows, **picked))
 
 
 def mean_loss(losses: Sequence[float], rows: HeldOut | Seen) -> float:
@@ -85,15 +97,28 @@ def lost_again(training: Points) -> dict[str, float] | None:
     width = max(3, len(losses) // 10)
     levels = [statistics.median(losses[at : at + width]) for at in range(len(losses) - width + 1)]
     lowest = min(levels)
-    changes = np.diff(losses)
-    noise = NOISE_OF_MEDIAN * float(np.median(np.abs(changes - np.median(changes))))
-    return {"lost": levels[-1] - lowest, "fallen": losses[0] - lowest, "noise": noise}
+    return {"lost": levels[-1] - lowest, "fallen": losses[0] - lowest, "noise": noise_of(training)}
+
+
+def noise_of(training: Points) -> float:
+    """The standard deviation of one step's loss around its level, from the changes between steps."""
+    changes = np.diff([loss for _, loss in training])
+    return NOISE_OF_MEDIAN * float(np.median(np.abs(changes - np.median(changes)))) if len(changes) else 0.0
 
 
 def fell(training: Points) -> bool:
     """Whether the training loss ended below its first value, by the mean of the last tenth."""
     losses = [loss for _, loss in training]
     return bool(losses) and statistics.fmean(losses[-max(3, len(losses) // 10) :]) < losses[0]
+
+
+def rose(training: Points) -> float:
+    """How far the training loss rose above its first value, by its highest median over a tenth of the steps."""
+    losses = [loss for _, loss in training]
+    if len(losses) < FEWEST_POINTS:
+        return 0.0
+    width = max(3, len(losses) // 10)
+    return max(statistics.median(losses[at : at + width]) for at in range(len(losses) - width + 1)) - losses[0]
 
 
 def fell_after(training: Points, step: int) -> bool:

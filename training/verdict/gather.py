@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.compare import Outcome, seen_indices
+from training.compare import Outcome, evenly, own_sequences, seen_indices
+from training.evaluation.similarity import FAR, nearness
 from training.goal import Goal
 from training.groups import clusters_of
 from training.verdict.evidence import Canaries, Evidence, General, HeldOut, Seen
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from training.config import Settings
     from training.material import Material
 
+MOST_COMPARED = 2000
 LONGEST_SHORT = 64  # tokens; of a longer answer, another likely token is no other answer
 
 
@@ -66,7 +68,16 @@ def _held_out(material: Material, curve: Curve, folder: Path, outcome: Outcome |
         best=outcome.adapter.rows if outcome is not None else [],
         last=last or [],
         labels=labels if all(labels) else [],
+        is_far=_far(material),
     )
+
+
+def _far(material: Material) -> list[bool]:
+    """Of each validation row whether it is unlike every row trained on, of which it is held against a few thousand."""
+    trained = [material.training.owners[index] for index in evenly(own_sequences(material), MOST_COMPARED)]
+    if material.validation is None or not trained:
+        return []
+    return [bool(value < FAR) for value in nearness(material.validation.owners, trained).similarity]
 
 
 def _seen(material: Material, settings: Settings, outcome: Outcome, goal: Goal) -> Seen | None:

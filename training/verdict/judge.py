@@ -48,15 +48,20 @@ def _primary(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> tuple
         return "cannot tell", why
     gain = figures.fall(rows.start, rows.best, rows)
     shown["gain"] = gain.as_dict()
+    far = figures.fall_of(rows.is_far, rows)
+    if far is not None:
+        shown["far_gain"] = far.as_dict()
     before, best = figures.mean_loss(rows.start, rows), figures.mean_loss(rows.best, rows)
     if _is_worse(rows, gain, limits) and not figures.fell(evidence.training):
         return "diverged", f"the training loss did not fall, and the validation loss rose ({_between(gain)})"
+    if gain.low <= 0 and figures.rose(evidence.training) > _material(evidence, limits):
+        return "diverged", f"the training loss rose at first, and the validation loss did not fall ({_between(gain)})"
     if why := _overfit(evidence, rows, gain, limits, shown):
         return "overfit", why
     effect = max(limits.effect_nats, limits.effect_share * before)
     if -effect < gain.low and gain.high < effect:
         return "no effect", f"the validation loss went from {before:.3f} to {best:.3f}, which is no change"
-    if why := _underfit(rows, limits, shown):
+    if gain.low > 0 and (why := _underfit(rows, limits, shown)):
         return "underfit", why
     if gain.low > 0:
         return "learned", f"the validation loss fell from {before:.3f} to {best:.3f} ({_between(gain)})"
@@ -70,10 +75,15 @@ def _diverged(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> str:
     if found is None:
         return ""
     lost, fallen = found["lost"], found["fallen"]
-    if lost < max(limits.lost_nats, 3 * found["noise"]) or lost < limits.lost_share * fallen:
+    if lost < _material(evidence, limits) or lost < limits.lost_share * fallen:
         return ""
     shown["lost"] = found
     return f"the training loss ended {lost:.2f} nats above its lowest level"
+
+
+def _material(evidence: Evidence, limits: Limits) -> float:
+    """How far the training loss must move to mean something."""
+    return max(limits.lost_nats, 3 * figures.noise_of(evidence.training))
 
 
 def _missing(rows: HeldOut) -> str:

@@ -28,7 +28,7 @@ class Limits:
     canary_rank_share: float = 0.01  # a canary that is remembered is among this share of its candidates
     canary_p: float = 0.01  # chance that so many canaries are there by themselves
     forgot_nats: float = 0.10  # the loss of general text rose by this
-    doubt_nats: float = 1.6  # the kept model holds another answer to be five times as likely
+    doubt_nats: float = 1.1  # the kept model holds another answer to be three times as likely
     doubt_share: float = 0.02  # rows of which it does so, above which labels are wrong
 
 
@@ -49,8 +49,8 @@ RULES = (
         "diverged",
         "primary",
         "the guard stopped the run; or the training loss ended 0.25 nats above its lowest level, more than three times "
-        "its noise, and half or more of what it had fallen was lost; or it did not fall, and the kept weights are "
-        "surely worse on the validation rows than the start",
+        "its noise, and half or more of what it had fallen was lost; or it rose so far above its first value and the "
+        "kept weights are not surely better than the start; or it did not fall and they are surely worse",
     ),
     Rule(
         "cannot tell",
@@ -71,8 +71,8 @@ RULES = (
     Rule(
         "underfit",
         "primary",
-        "the validation loss surely fell in the second half of the learning, so fast that as many steps again would "
-        "lower it by 0.02 nats and 10%",
+        "the kept weights are surely better than the start, and the validation loss surely fell in the second half of "
+        "the learning, so fast that as many steps again would lower it by 0.02 nats and 10%",
     ),
     Rule("learned", "primary", "the validation loss of the kept weights is surely below that of the start"),
     Rule("cannot tell", "primary", "none of these"),
@@ -87,7 +87,7 @@ RULES = (
         "label noise",
         "flag",
         "it learned, and of surely more than 2% of a sample of the rows trained on the kept weights are "
-        "sure of another short answer: probability 0.6 or more, and five times that of the row's own",
+        "sure of another short answer: probability 0.6 or more, and three times that of the row's own",
     ),
 )
 PRIMARY = ("learned", "underfit", "overfit", "diverged", "no effect", "cannot tell")
