@@ -1,0 +1,211 @@
+"""For one base, method and machine: the trainer's own settings, made to fit, with their memory, time and money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapters.bases import PROJECTIONS
+from training.config import METHODS, Facts, Settings, TrainingConfig, choose
+from training.planner.peak import Peak, peak
+from training.planner.seconds import Time, seconds
+from training.planner.sizes import Architecture
+from training.planner.target import Target
+from training.planner.weights import fixed_bytes
+from training.planner.work import Method, Pass
+from training.planner.workload import Workload, worst
+
+PASS_TOKENS = (8192, 4096, 2048)
+LARGEST_BATCH_OF_VALIDATION = 256
+SHARE_HELD_OUT = 0.1
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train one base on one machine. `money` has an entry for each price."""
+
+    base: Architecture
+    settings: Settings
+    method: Method
+    target: Target
+    peak: Peak
+    time: Time
+    money: tuple[dict[str, Any], ...]
+    is_floor: bool = False  # its memory is a lower bound: not even the fixed bytes fit
+
+    @property
+    def fits(self) -> bool:
+        """With the upper end of the error bar."""
+        return self.peak.total * (1 + self.target.error[1]) <= self.target.memory_bytes
+
+    @property
+    def fits_barely(self) -> bool:
+        """By the figure itself, not by its error bar."""
+        return not self.fits and self.peak.total <= self.target.memory_bytes
+
+    @property
+    def dollars(self) -> float | None:
+        return min((float(price["dollars"]) for price in self.money), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        low, high = self.target.error
+        total = self.peak.total
+        return {
+            "base": self.base.name,
+            "parameters": self.base.parameters,
+            "method": self.settings.method,
+            "dtype": self.settings.dtype,
+            "gradient_checkpointing": self.settings.gradient_checkpointing,
+            "pass_size": self.settings.pass_size,
+            "accumulation": self.settings.accumulation,
+            "steps": self.settings.steps,
+            "fits": self.fits,
+            "fits_barely": self.fits_barely,
+            "is_lower_bound": self.is_floor,
+            "memory": {**self.peak.as_dict(), "low": total * (1 - low), "high": total * (1 + high)},
+            "time": self.time.as_dict(),
+            "money": list(self.money),
+            "licence": self.base.licence,
+            "thinks": self.base.thinks,
+        }
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What holds for all candidates: the largest rank that is served, the longest row, and the prices an hour."""
+
+    max_rank: int
+    max_length: int | None
+    prices: tuple[dict[str, Any], ...]
+    epochs: float | None = None
+
+
+def method_of(settings: Settings, of: Architecture) -> Method:
+    """The settings as the memory model knows them. Full fine-tuning computes in float32, whatever the dtype says."""
+    if settings.method == "full":
+        return Method(0, (), 4, checkpoints=settings.gradient_checkpointing)
+    targets = tuple(name for name in PROJECTIONS if name in settings.target_modules)
+    return Method(
+        settings.rank,
+        targets,
+        ITEMSIZES[settings.dtype],
+        settings.method == "qlora",
+        settings.gradient_checkpointing,
+    )
+
+
+def candidates(of: Architecture, work: Workload, target: Target, wishes: Wishes) -> list[Candidate]:
+    """One candidate for each method."""
+    return [candidate(of, method, work, target, wishes) for method in METHODS]
+
+
+def candidate(of: Architecture, method: str, work: Workload, target: Target, wishes: Wishes) -> Candidate:
+    """The first settings that fit; where none do, the smallest ones."""
+    tried = None
+    for settings in _tries(of, method, work, target, wishes):
+        if _floor(of, settings, target) > target.memory_bytes:
+            tried = tried or _made(of, settings, work, target, wishes, is_floor=True)
+            continue
+        tried = _made(of, settings, work, target, wishes)
+        if tried.fits:
+            return tried
+    if tried is None:
+        raise ValueError("There is nothing to try.")
+    return tried
+
+
+def _tries(of: Architecture, method: str, work: Workload, target: Target, wishes: Wishes) -> Iterator[Settings]:
+    """From the fastest settings to those that need least."""
+    dtypes: list[str | None] = [None]
+    if target.device == "cuda" and not target.has_bfloat16 and method != "full":
+        dtypes.append("float16")
+    longest = work.lengths[-1]
+    for dtype in dtypes:
+        for checkpoints in (False, True):
+            for tokens in (*PASS_TOKENS, 1):
+                if tokens == 1 or tokens >= longest:
+                    yield _chosen(of, method, work, target, wishes, dtype, checkpoints, tokens)
+
+
+def _chosen(
+    of: Architecture,
+    method: str,
+    work: Workload,
+    target: Target,
+    wishes: Wishes,
+    dtype: str | None,
+    checkpoints: bool,
+    tokens: int,
+) -> Settings:
+    config = TrainingConfig(
+        data=Path("data"),
+        name="plan",
+        method=method,  # type: ignore[arg-type]
+        dtype=dtype,
+        gradient_checkpointing=checkpoints,
+        tokens_per_pass=tokens,
+        max_length=wishes.max_length,
+        epochs=wishes.epochs,
+    )
+    settings = choose(config, facts_of(of, work, target))
+    rank = min(settings.rank, wishes.max_rank)
+    return replace(settings, rank=rank, alpha=2.0 * rank)
+
+
+def facts_of(of: Architecture, work: Workload, target: Target) -> Facts:
+    """What `choose` asks about."""
+    held_out = min(LARGEST_BATCH_OF_VALIDATION, round(SHARE_HELD_OUT * len(work.rows))) if len(work.rows) >= 100 else 0
+    return Facts(
+        rows=len(work.rows) - held_out,
+        longest_row_tokens=work.lengths[-1],
+        has_validation=held_out > 0,
+        parameters=of.linear_parameters + of.embedding_parameters,
+        context_length_tokens=of.context_tokens,
+        base_dtype=of.dtype,
+        device=target.device,
+        device_memory_bytes=target.memory_bytes,
+        has_bfloat16=target.has_bfloat16,
+    )
+
+
+def _floor(of: Architecture, settings: Settings, target: Target) -> int:
+    return fixed_bytes(of, method_of(settings, of), settings.optimizer).total + target.workspace_bytes
+
+
+def _made(
+    of: Architecture, settings: Settings, work: Workload, target: Target, wishes: Wishes, is_floor: bool = False
+) -> Candidate:
+    method = method_of(settings, of)
+    passes = work.passes(settings.pass_size)
+    if is_floor:
+        fixed = fixed_bytes(of, method, settings.optimizer)
+        found = Peak(fixed.weights, fixed.adapter, fixed.gradients, fixed.optimizer, 0, 0)
+    else:
+        found = peak_of(of, method, passes, settings)
+    found = replace(found, workspace=target.workspace_bytes)
+    spent = time_of(of, method, passes, settings, work, target)
+    hours = spent.total / 3600
+    money = tuple({**price, "dollars": float(price["dollars_per_hour"]) * hours} for price in wishes.prices)
+    return Candidate(of, settings, method, target, found, spent, money, is_floor)
+
+
+def peak_of(of: Architecture, method: Method, passes: list[Pass], settings: Settings) -> Peak:
+    """The largest peak among the passes that may have it."""
+    accumulation = settings.accumulation
+    moments = (peak(of, method, one, settings.optimizer, accumulation) for one in worst(passes))
+    return max(moments, key=lambda moment: moment.total)
+
+
+def time_of(
+    of: Architecture, method: Method, passes: list[Pass], settings: Settings, work: Workload, target: Target
+) -> Time:
+    """Training and validations; without what a comparison with the base takes, a minute and a half at most."""
+    rate = target.rates.get(method.itemsize) or target.rates[4]
+    validated = 0.0
+    if settings.evaluation_steps:
+        held_out = min(LARGEST_BATCH_OF_VALIDATION, round(SHARE_HELD_OUT * len(work.rows)))
+        validated = settings.steps / settings.evaluation_steps * held_out * work.tokens / len(work.rows)
+    return seconds(of, method, passes, rate, settings.accumulation, settings.steps, validated)
