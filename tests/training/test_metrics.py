@@ -135,6 +135,7 @@ def test_words_are_those_of_the_script_whatever_the_form_of_its_letters() -> Non
     assert tokens(" \x00\u200b…") == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcd"), max_size=30), st.lists(st.sampled_from("abcd"), max_size=30))
 def test_rouge_l_is_rouge_scores_figure(one: list[str], other: list[str]) -> None:
     from rouge_score.rouge_scorer import _score_lcs

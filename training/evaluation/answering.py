@@ -71,7 +71,7 @@ class Local:
     def base(self) -> Source:
         if not self.reference.has_adapter:
             raise ConfigInvalid(f"{self.name} has no adapter, so there is no base to compare it with.", param="model")
-        return Local(BASE, self.reference, is_base=True)
+        return Local(BASE if self.name != BASE else f"the {BASE} of {BASE}", self.reference, is_base=True)
 
 
 class Served:

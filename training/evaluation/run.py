@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass
 class _Work:
-    """What is known so far. Locally loaded rivals are let go of before the next is loaded."""
+    """What is known so far."""
 
     request: Request
     examples: list[Example]
@@ -83,11 +83,11 @@ def evaluate(request: Request, step: Step) -> Outcome:
         examples = examples[:: max(1, len(examples) // request.rows)][: request.rows]
     wanted = _wanted(request, [example.expected for example in examples])
     asked = _asked(request, examples)
-    _refuse_twice([request.model, *request.against])
     trained = read_data(request.train, request.columns).rows if request.train else None
     work = _Work(request, examples, step)
     source = open_source(request.model, request.place)
     base = source.base() if request.against_base else None
+    _refuse_twice([request.model, *([base.name] if base is not None else []), *request.against])
     own, *rivals = _measured(work, _answers(work, source, base), wanted, source)
     _forgetting(work, source)
     if request.judge is not None:
