@@ -22,27 +22,45 @@ def load_model(base: BaseModel, settings: Settings, device: str, initial_adapter
     For LoRA and QLoRA a PeftModel: base frozen, adapter in float32. For full every weight is trained and held in
     float32, whatever dtype is computed in: small updates would vanish in 16 bits.
     """
-    from transformers import AutoModelForCausalLM
-
     if base.config.get("use_sliding_window"):
         raise BaseInvalid(f"{base.folder} uses sliding-window attention, which the trainer does not do.")
     register_attention()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base.folder,
-            dtype=torch.float32 if settings.method == "full" else getattr(torch, settings.dtype),
-            attn_implementation=ATTENTION,
-            local_files_only=True,
-            device_map={"": device} if settings.method == "qlora" or device == "cuda" else None,
-            quantization_config=nf4_config(settings) if settings.method == "qlora" else None,
-        )
-    except (OSError, ValueError) as error:
-        raise BaseInvalid(f"{base.folder} cannot be loaded: {error}") from error
+    model = load_weights(
+        base,
+        dtype=torch.float32 if settings.method == "full" else getattr(torch, settings.dtype),
+        attn_implementation=ATTENTION,
+        device_map={"": device} if settings.method == "qlora" or device == "cuda" else None,
+        quantization_config=nf4_config(settings) if settings.method == "qlora" else None,
+    )
     keep_canonical_nf4(model)
     model.config.use_cache = False
     if settings.method == "full":
         return model
     return _with_adapter(model, settings, initial_adapter)
+
+
+def load_weights(base: BaseModel, **options: Any) -> Any:
+    """The base through transformers, every weight from its files; raises BaseInvalid where one is damaged or lacking.
+
+    transformers fills in what a checkpoint lacks with random numbers, and says so only in its log.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            base.folder, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = "a weight has another shape than config.json says" if "mismatched" in str(error) else error
+        raise BaseInvalid(f"{base.folder} cannot be loaded: {why}. Download it again.") from error
+    lacking = sorted(loading["missing_keys"])
+    if lacking:
+        raise BaseInvalid(
+            f"{base.folder} lacks {len(lacking):,} of its weights, {lacking[0]} among them; random ones would stand "
+            "for them. Download the base again."
+        )
+    return model
 
 
 def keep_canonical_nf4(model: torch.nn.Module) -> int:
@@ -110,12 +128,13 @@ def with_initial_shape(config: TrainingConfig) -> TrainingConfig:
 
 def _with_adapter(model: Any, settings: Settings, initial_adapter: Path | None) -> Any:
     from peft import PeftModel, get_peft_model
+    from safetensors import SafetensorError
 
     if initial_adapter is None:
         return get_peft_model(model, lora_config(settings))
     try:
         return PeftModel.from_pretrained(model, str(initial_adapter), is_trainable=True)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterRefused(
             f"{initial_adapter} does not fit this base, so it cannot be gone on from: {error}", param="from"
         ) from error

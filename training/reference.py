@@ -23,7 +23,7 @@ from training.data.template import IGNORED, Rendered, load_template
 from training.evaluate import Prompt
 from training.greedy import Decoding, greedy_answers
 from training.loss import cross_entropy_sum
-from training.model import base_alone
+from training.model import base_alone, load_weights
 from training.quiet import Progress, unwatched
 
 Message = Mapping[str, Any]
@@ -189,12 +189,8 @@ def claimed_base(adapter: Path) -> str | None:
 
 def _load(base: BaseModel, adapter: Path | None) -> Any:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto", local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BaseInvalid(f"{base.folder} cannot be loaded: {error}") from error
+    model = load_weights(base, dtype="auto")
     if torch.cuda.is_available():
         model = model.to("cuda")
     if adapter is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adapters.errors import BaseInvalid
@@ -172,12 +173,14 @@ def load_template(folder: Any, thinking: bool | None = None) -> ChatTemplate:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises the bare class for a damaged file
         raise BaseInvalid(f"{folder} has no tokenizer that can be read: {error}") from error
     stops: set[int] = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     try:
         declared = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-    except OSError:
+    except OSError as error:
+        if (Path(folder) / "generation_config.json").is_file():
+            raise BaseInvalid(f"{folder}/generation_config.json cannot be read: {error}") from error
         declared = None
     stops.update([declared] if isinstance(declared, int) else declared or [])
     return ChatTemplate(tokenizer, frozenset(stops), thinking)
