@@ -1,4 +1,7 @@
-"""`python -m bench [startup] [gateway] [training] [side_channel] [restarts] [--rounds N] [--kills N] [--out FILE]`."""
+"""`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
+
+On request: restarts (`--kills N`), the planner, and the data check's gate_speed, privacy, profanity and doubtful.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import gateway, restarts, side_channel, startup, training
+from bench import doubtful, gate_speed, gateway, planner, privacy, restarts, side_channel, startup, training
 from bench.report import Report, machine, write
 
 BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.run, "side_channel": side_channel.run}
 
+ON_REQUEST = {"gate_speed": gate_speed.run, "privacy": privacy.run, "doubtful": doubtful.run, "planner": planner.run}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = [*BENCHES, "restarts"]
-    parser.add_argument("names", nargs="*", choices=[*names, []], help="which; without a name all but the restarts")
+    names = [*BENCHES, "restarts", *ON_REQUEST]
+    parser.add_argument("names", nargs="*", choices=[*names, []], help="which; without a name all but those on request")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement (default 5)")
     parser.add_argument("--kills", type=int, default=20, help="of the engine, by `restarts` (default 20)")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="where the figures go as JSON")
@@ -23,7 +28,7 @@ def main() -> None:
     print(json.dumps(machine(), indent=2))
     reports: list[Report] = []
     for name in given.names or BENCHES:
-        found = restarts.run(given.kills) if name == "restarts" else BENCHES[name](given.rounds)
+        found = restarts.run(given.kills) if name == "restarts" else {**BENCHES, **ON_REQUEST}[name](given.rounds)
         for report in found:
             report.print()
             reports.append(report)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -33,7 +33,7 @@ PRIVATE = {
     "card_number": "4539 1488 0343 6467",
     "bank_account": "DE89 3704 0044 0532 0130 00",
     "national_id": "079203001234",
-    "ip_address": "8.8.4.4",
+    "ip_address": "91.198.174.192",
 }
 
 
@@ -209,6 +209,7 @@ def test_every_form_is_read_and_kept(form: str, tmp_path: Path) -> None:
     assert alike(back, {"prompt": f"mail {mail}", "completion": "ok", "owner": mail} if form == "csv" else rows[form])
 
 
+@settings(deadline=None)  # the first text loads the libraries
 @given(
     st.sampled_from(sorted(PRIVATE)), st.integers(0, 5), st.text("ab .,\n", max_size=9), st.text("cd .,\n", max_size=9)
 )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from adapters.errors import ConfigInvalid, DataInvalid
+from server.cli.main import build_app
 from training.config import TrainingConfig
 from training.data.formats import DataFile
 from training.gate import amount, privacy, twins
@@ -140,7 +142,7 @@ CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "national_id": ([chat("my number is 001099123456", "lights on")], {}),
     "email_address": ([chat("write to jo.doe@corp.io", "lights on")], {}),
     "phone_number": ([chat("call 0912 345 678", "lights on")], {}),
-    "ip_address": ([chat("the lamp is at 8.8.4.4", "lights on")], {}),
+    "ip_address": ([chat("the lamp is at 91.198.174.192", "lights on")], {}),
     "names_unchecked": ([], {}),
     "profanity": ([chat("turn the fucking lamp on", "lights on")], {}),
     "toxicity_unchecked": ([], {}),
@@ -229,6 +231,10 @@ def test_what_is_private_is_never_printed(gate: Callable[..., Report]) -> None:
     [
         ("order 4539148803436467 shipped", ["card"]),
         ("order 4539148803436468 shipped", []),
+        ("IMEI 356938035643809", []),
+        ("Amex 378282246310005 or Diners 30569309025904", ["card", "card"]),
+        ("version 8.8.4.4 and 91.198.174.192", ["IP address"]),
+        ("order SO-2124-56789 and #0912345678", []),
         ("version 10.0.0.1 and 192.168.1.7 and 1.2.3", []),
         ("2001:4860:4860::8888 answers at 12:30:45", ["IP address"]),
         ("+84 912 345 678 or (212) 736-5000", ["telephone (VN)", "telephone (US)"]),
@@ -265,6 +271,38 @@ def test_many_rows_of_one_template_take_no_square_of_time() -> None:
         twins.jaccard = original
     assert len(groups) < 30
     assert len(compared) < 3_000 * twins.COMPARED * twins.BANDS
+
+
+def test_clusters_are_counted_and_their_thresholds_stated(gate: Callable[..., Report]) -> None:
+    near = "the lamp over the table by the window is too bright"
+    rows = [chat(f"dim to {n} percent", "ok") for n in (10, 20)] * 2 + [chat(f"{near} {end}", "ok") for end in "ab"]
+    report = gate(rows)
+    assert report.figures["twins"] == {
+        "questions": 4,
+        "templates": 3,
+        "clusters": 2,
+        "near_jaccard": 0.8,
+        "contained_share": 0.5,
+        "contained_words": 13,
+    }
+    assert any("4 questions, 3 templates, 2 groups" in line for _, line in report_lines(report))
+
+
+def test_the_command_leaves_with_0_1_or_3_and_prints_one_document(tmp_path: Path, qwen2_base: Path) -> None:
+    def ran(rows: Rows, *more: str) -> Any:
+        data = written(tmp_path / "data.jsonl", rows)
+        return CliRunner().invoke(build_app(), ["data", "check", str(data), "--base", str(qwen2_base), *more])
+
+    page = tmp_path / "report.html"
+    passed = ran(clean(), "--rules", "rows_few=off,learned_share=off", "--strict", "--json", "--html", str(page))
+    assert passed.exit_code == 0, passed.output
+    document = json.loads(passed.output)
+    assert document["verdict"] == "pass" and {row["code"] for row in document["findings"]} <= set(RULES)
+    assert document["report_digest"] in page.read_text("utf-8")
+    assert ran(clean()).exit_code == 0
+    assert ran(clean(), "--strict").exit_code == 1
+    blocked = ran(clean() + CASES["card_number"][0])
+    assert blocked.exit_code == 3 and "block: Not fit to train on" in blocked.output
 
 
 @pytest.mark.parametrize(

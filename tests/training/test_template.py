@@ -201,6 +201,29 @@ def test_a_row_on_which_the_template_fails_is_a_bad_row() -> None:
         template(tokenizer).render(row(USER, says("No.")))
 
 
+@pytest.mark.parametrize("family", ["qwen2_5", "qwen3"])
+def test_rows_rendered_together_are_each_as_it_is_alone(family: str) -> None:
+    made = template(qwen_tokenizer(family))
+    thought = says("<think>It is.</think>Yes.")
+    rows = [
+        row(SYSTEM, USER, says("Yes.")),
+        row(USER, thought, USER, says("Ja, đèn đang bật.")),
+        row(USER, says(None, tool_calls=[CALL]), tools=[TOOL]),
+        row(USER, says(f"It ends {made.tokenizer.eos_token} here.")),
+        row(USER, says("Yes."), USER, says("No.")),
+    ] * 120
+    together = list(made.render_all(rows))
+    assert len(together) == len(rows)
+    for one, sequences in zip(rows[:5], together[-5:], strict=True):
+        if isinstance(sequences, RowInvalid):
+            with pytest.raises(RowInvalid) as raised:
+                made.render(one)
+            assert (raised.value.code, raised.value.message) == (sequences.code, sequences.message)
+        else:
+            assert sequences == made.render(one)
+    assert [isinstance(sequences, RowInvalid) for sequences in together[:5]] == [False, False, False, True, False]
+
+
 def test_the_digest_changes_with_the_template() -> None:
     one, other = qwen_tokenizer("qwen2_5", "bytes"), qwen_tokenizer("qwen3", "bytes")
     assert template(one).digest.startswith("sha256:")

@@ -13,7 +13,7 @@ rendering where the next turn's prompt ids go on from the last turn's ids; where
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adapters.errors import BaseInvalid
 from training.data.jsontext import RowInvalid
 from training.data.rows import Place, Row, is_thought
 
+ROWS_AT_A_TIME = 512
 IGNORED = -100  # the label of a position that is not learned, as torch's cross entropy has it
 
 
@@ -53,6 +54,7 @@ class ChatTemplate:
         template = tokenizer.chat_template
         self.text = template if isinstance(template, str) else template["default"]
         self.has_thinking_switch = "enable_thinking" in self.text
+        self._blank: dict[tuple[int, ...], bool] = {}
         self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
 
     @property
@@ -93,16 +95,46 @@ class ChatTemplate:
 
     def render(self, row: Row, supervise: str = "all") -> list[Rendered]:
         """The row's sequences, each supervised turn in exactly one; raises RowInvalid where the template cannot."""
+        return self._sequences(self._written(row, supervise), self._tokenise)
+
+    def render_all(self, rows: Sequence[Row], supervise: str = "all") -> Iterator[list[Rendered] | RowInvalid]:
+        """Of each row what `render` makes of it or raises; texts are tokenised many at a time, on all cores."""
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            written = [self._written_or_not(row, supervise) for row in rows[start : start + ROWS_AT_A_TIME]]
+            ids = self._tokenised({t for one in written if isinstance(one, list) for _, *texts in one for t in texts})
+            for one in written:
+                yield one if isinstance(one, RowInvalid) else self._sequences_or_not(one, ids)
+
+    def _sequences(
+        self, written: Sequence[tuple[int, str, str]], tokenise: Callable[[str], list[int]]
+    ) -> list[Rendered]:
         sequences: list[_Sequence] = []
-        for turn in row.learned_turns(supervise):
-            prompt, completion = self._turn(row, turn)
+        for turn, before, after in written:
+            prompt, completion = tokenise(before), self._learned(tokenise(after), turn)
             if not sequences or not sequences[-1].goes_on_to(prompt):
                 sequences.append(_Sequence())
             sequences[-1].add(turn, prompt, completion)
         return [sequence.finished() for sequence in sequences]
 
-    def _turn(self, row: Row, turn: int) -> tuple[list[int], list[int]]:
-        """The ids before the turn and those that the model has to write for it."""
+    def _sequences_or_not(
+        self, written: Sequence[tuple[int, str, str]], ids: Mapping[str, list[int]]
+    ) -> list[Rendered] | RowInvalid:
+        try:
+            return self._sequences(written, ids.__getitem__)
+        except RowInvalid as error:
+            return error
+
+    def _written_or_not(self, row: Row, supervise: str) -> list[tuple[int, str, str]] | RowInvalid:
+        try:
+            return self._written(row, supervise)
+        except RowInvalid as error:
+            return error
+
+    def _written(self, row: Row, supervise: str) -> list[tuple[int, str, str]]:
+        """Of each supervised turn its index, the text before it and the text that the model has to write for it."""
+        return [(turn, *self._turn(row, turn)) for turn in row.learned_turns(supervise)]
+
+    def _turn(self, row: Row, turn: int) -> tuple[str, str]:
         thinks = self.thinks(row.messages[turn])
         before = self.prompt_text(row.messages[:turn], row.tools, thinks)
         after = self._render(row.messages[: turn + 1], row.tools, thinks, add_generation_prompt=False)
@@ -112,7 +144,10 @@ class ChatTemplate:
                 f"messages[{turn}] does not continue the prompt that serving renders for it.",
                 "try --thinking or --no-thinking; see `hotshoe data show`",
             )
-        completion = self._tokenise(after[len(before) :])
+        return before, after[len(before) :]
+
+    def _learned(self, completion: list[int], turn: int) -> list[int]:
+        """The ids up to and with the end of the turn; raises RowInvalid where one before it stops."""
         end = self._end_of_turn(completion, turn)
         stops = [token for token in completion[:end] if token in self.stop_ids]
         if stops:
@@ -121,7 +156,7 @@ class ChatTemplate:
                 f"messages[{turn}] holds {self.tokenizer.decode(stops[:1])!r} in its text, where serving would stop.",
                 "remove it; the template writes the end of a turn",
             )
-        return self._tokenise(before), completion[: end + 1]
+        return completion[: end + 1]
 
     def thinks(self, message: Mapping[str, Any]) -> bool:
         """Whether serving renders the prompt for this turn with thinking on."""
@@ -132,7 +167,7 @@ class ChatTemplate:
     def _end_of_turn(self, completion: list[int], turn: int) -> int:
         """Position of the last special token, which nothing but white space may follow; it must stop generation."""
         position = next((i for i in reversed(range(len(completion))) if completion[i] in self._special), None)
-        if position is None or self.tokenizer.decode(completion[position + 1 :]).strip():
+        if position is None or not self._is_blank(tuple(completion[position + 1 :])):
             raise BaseInvalid(
                 f"The base's chat template does not end messages[{turn}] with a special token, so an adapter trained "
                 "with it would never stop. Use the base's Instruct form."
@@ -145,6 +180,12 @@ class ChatTemplate:
                 "would never stop. Use the base's Instruct form, or name the token in its generation_config.json."
             )
         return position
+
+    def _is_blank(self, ids: tuple[int, ...]) -> bool:
+        """Whether the ids are white space; the few that follow an end of turn are decoded once."""
+        if ids not in self._blank:
+            self._blank[ids] = not self.tokenizer.decode(list(ids)).strip()
+        return self._blank[ids]
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], tools: Any, thinking: bool | None, *, add_generation_prompt: bool
@@ -165,6 +206,15 @@ class ChatTemplate:
     def _tokenise(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _tokenised(self, texts: Collection[str]) -> dict[str, list[int]]:
+        """The ids of each text, as `_tokenise` has them."""
+        listed = list(texts)
+        if not getattr(self.tokenizer, "is_fast", False):
+            return {text: self._tokenise(text) for text in listed}
+        self._tokenise("")  # which takes away a truncation or padding that was set before
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(listed, add_special_tokens=False)
+        return {text: one.ids for text, one in zip(listed, encoded, strict=True)}
 
 
 def load_template(folder: Any, thinking: bool | None = None) -> ChatTemplate:

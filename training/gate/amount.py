@@ -43,11 +43,9 @@ class Lengths:
 def measure(subject: Subject, template: ChatTemplate, supervise: str) -> Lengths:
     """Render every row as training does."""
     tokens, learned, indices, failed = [], [], [], []
-    for index, row in enumerate(subject.rows):
-        try:
-            sequences = template.render(row, supervise)
-        except RowInvalid as error:
-            failed.append((index, f"{error.code}: {error.message}"))
+    for index, sequences in enumerate(template.render_all(subject.rows, supervise)):
+        if isinstance(sequences, RowInvalid):
+            failed.append((index, f"{sequences.code}: {sequences.message}"))
             continue
         indices.append(index)
         tokens.append(max(len(sequence.input_ids) for sequence in sequences))

@@ -75,7 +75,7 @@ def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[st
         _lengths(subject, base, asked, figures),
         _languages(subject, asked, figures),
         _labels(subject, asked, figures, compared),
-        _twins(subject, asked, compared),
+        _twins(subject, asked, figures, compared),
         privacy.private(subject),
         _names(subject, asked, figures),
         _toxicity(subject, figures),
@@ -171,8 +171,9 @@ def _toxicity(subject: Subject, figures: dict[str, Any]) -> Iterator[Finding]:
     yield from findings
 
 
-def _twins(subject: Subject, asked: Asked, compared: twins.Texts) -> Iterator[Finding]:
-    yield from twins.within(subject, compared)
+def _twins(subject: Subject, asked: Asked, figures: dict[str, Any], compared: twins.Texts) -> Iterator[Finding]:
+    figures["twins"] = {}
+    yield from twins.within(subject, compared, figures["twins"])
     for name, path in (("test", asked.test), ("validation", asked.validation)):
         if path is not None:
             yield from twins.across(subject, read(path, asked.columns), name)

@@ -48,6 +48,12 @@ def figure_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "rows above", ", ".join(f"{int(cut):,} tokens: {count:,}" for cut, count in above.items())
     if shares := figures.get("languages", {}).get("shares"):
         yield "languages", ", ".join(f"{language} {share:.1%}" for language, share in list(shares.items())[:8])
+    if twins := figures.get("twins"):
+        yield (
+            "different",
+            f"{twins['questions']:,} questions, {twins['templates']:,} templates, {twins['clusters']:,} groups of them "
+            f"(near from Jaccard {twins['near_jaccard']:g})",
+        )
     if labels := figures.get("labels"):
         counts = list(labels["counts"].items())
         more = f" and {len(counts) - 8:,} more" if len(counts) > 8 else ""

@@ -24,10 +24,16 @@ RUN = re.compile(r"(?<![\w.])\d[\d -]{10,22}\d(?![\w.]?\d)")
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+[A-Za-z]{2,24}\b")
 IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 ADDRESS = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:]+)(?![\w.:]*\d)")
+INSIDE = re.compile(r"[\w#/-]$")  # before a number: it is the rest of a longer one, as in SO-1234-56789
 PHONE_LIKE = re.compile(r"(?:\+|\(?\d)[\d ().-]{6,}\d")
 SECRET_LIKE = re.compile(r"[A-Za-z0-9_/+=.:-]{16,}|-----BEGIN|://[^\s/]+:[^\s/]+@")
-CARD_BEGINNINGS = re.compile(r"4|5[1-5]|2[2-7]|3[47]|3[068]|6(?:011|4[4-9]|5)|35|62")
-CARD_DIGITS = range(13, 20)
+# Visa, Mastercard, American Express, Diners, Discover, JCB and UnionPay, each with its lengths: a telephone's serial
+# number (IMEI) passes Luhn, too, and often begins with 35, but has 15 digits.
+CARD = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}"
+    r"|6(?:011|4[4-9]\d|5\d\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|62\d{14,17}"
+)
+SMALL_OCTET = 32  # four numbers below it are as likely a version, and hardly a person's address
 PLACEHOLDERS = ("example.com", "example.org", "example.net")
 # Entropy and key words guess; IPs have a rule of their own.
 GUESSES = ("Base64 High Entropy String", "Hex High Entropy String", "Secret Keyword", "Public IP (ipv4)")
@@ -58,8 +64,7 @@ def cards(text: str) -> Iterator[Match]:
 
     for found in RUN.finditer(text):
         digits = re.sub(r"\D", "", found.group())
-        is_one = len(digits) in CARD_DIGITS and CARD_BEGINNINGS.match(digits) and len(set(digits)) > 1
-        if is_one and luhn.is_valid(digits):
+        if CARD.fullmatch(digits) and len(set(digits)) > 1 and luhn.is_valid(digits):
             yield Match("card_number", "card", *found.span())
 
 
@@ -74,10 +79,10 @@ def accounts(text: str) -> Iterator[Match]:
 def addresses(text: str) -> Iterator[Match]:
     for found in ADDRESS.finditer(text):
         try:
-            is_public = ipaddress.ip_address(found.group()).is_global
+            address = ipaddress.ip_address(found.group())
         except ValueError:
             continue
-        if is_public:
+        if address.is_global and not (address.version == 4 and max(address.packed) < SMALL_OCTET):
             yield Match("ip_address", "IP address", *found.span())
 
 
@@ -89,6 +94,8 @@ def telephones(text: str, regions: Sequence[str] = REGIONS) -> Iterator[Match]:
     seen: set[tuple[int, int]] = set()
     for region in regions:
         for found in phonenumbers.PhoneNumberMatcher(text, region):
+            if INSIDE.search(text[: found.start]):
+                continue
             if (found.start, found.end) not in seen and not _is_other_number(text, found.start, found.end):
                 seen.add((found.start, found.end))
                 country = phonenumbers.region_code_for_number(found.number) or region

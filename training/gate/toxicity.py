@@ -48,6 +48,7 @@ OWN_LIST = "vulgar_vi.txt"
 UNSPACED = ("zh", "ja", "th")  # written without spaces: a word is looked for anywhere in the text
 SHARE_OF_A_LANGUAGE = 0.05  # of the data's texts; below, a language is as likely told wrongly
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+SIGNS = re.compile(r"[@$*!0134]")
 # Letters among signs and digits that stand for letters.
 DISGUISED = re.compile(r"(?<!\S)(?=\S*[^\W\d_])(?=\S*[@$*!0134])[\w@$*!]{3,20}(?!\S)")
 # On the lists, and everyday words: a date, "mow grass", "go on"; kisses. Found on sentences for home assistants.
@@ -62,17 +63,19 @@ class Profanity:
         words = {word for word in self._listed() if word and word not in ORDINARY}
         self._single = {word for word in words if WORD.fullmatch(word)}
         self._phrases = _alternatives(words - self._single)
+        self._leads = {found.group() for phrase in words - self._single if (found := WORD.search(phrase))}
         self._inside = _anywhere(self._unspaced())
         self._of_token = lru_cache(maxsize=1 << 16)(self._disguised)
 
     def of(self, text: str) -> list[str]:
         folded = unicodedata.normalize("NFC", text).casefold()
-        found = [word for word in WORD.findall(folded) if word in self._single]
-        if self._phrases:
+        words = WORD.findall(folded)
+        found = [] if self._single.isdisjoint(words) else [word for word in words if word in self._single]
+        if self._phrases and not self._leads.isdisjoint(words):
             found += self._phrases.findall(folded)
         if self._inside:
             found += self._inside.findall(folded)
-        if not folded.isalnum():
+        if SIGNS.search(folded):
             found += [token for token in DISGUISED.findall(folded) if self._of_token(token)]
         return list(dict.fromkeys(found))
 

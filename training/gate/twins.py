@@ -95,8 +95,11 @@ def _values(value: Any) -> Iterator[str]:
         yield normal(value)
 
 
-def within(subject: Subject, texts: Texts) -> Iterator[Finding]:
-    """Rows that repeat an earlier one: equal, of one template, or near. Each row is counted in the first that fits."""
+def within(subject: Subject, texts: Texts, figures: dict[str, Any]) -> Iterator[Finding]:
+    """Rows that repeat an earlier one: equal, of one template, or near. Each row is counted in the first that fits.
+
+    `figures` gets how many different questions, templates and clusters of near templates there are, and what is near.
+    """
     indices = list(range(len(texts.plain)))
     whole = list(zip(texts.plain, map(normal, subject.answers), strict=True))
     yield from _repeats(subject, "twins_exact", indices, _firsts(whole))
@@ -107,6 +110,8 @@ def within(subject: Subject, texts: Texts) -> Iterator[Finding]:
     templates = [index for index, place in zip(different, places, strict=True) if different[place] == index]
     near = _near_clusters([texts.masked[index] for index in templates])
     yield from _repeats(subject, "twins_near", templates, [templates[place] for place in near])
+    figures |= {"questions": len(different), "templates": len(templates), "clusters": len(set(near))}
+    figures |= {"near_jaccard": NEAR, "contained_share": CONTAINED, "contained_words": GRAM}
 
 
 def clusters(texts: Texts) -> list[int]:
@@ -208,34 +213,29 @@ def digests(texts: Sequence[str]) -> Any:
     return made
 
 
-class _Buckets:
-    """Texts by the bands of their MinHash: two that share one are worth comparing."""
+def _band_keys(made: Any) -> Any:
+    """[texts, BANDS] one number for each band of a MinHash; equal bands have equal numbers."""
+    import numpy
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = texts
-        self.digests = digests(texts)
-        self._bands: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
-
-    def add(self, index: int) -> None:
-        for band, key in zip(self._bands, _bands(self.digests[index]), strict=True):
-            if len(band[key]) < COMPARED:
-                band[key].append(index)
-
-    def near(self, text: str, digest: Any) -> Iterator[int]:
-        """Those added that are near to the text, the first first."""
-        keys = _bands(digest)
-        found = sorted({index for band, key in zip(self._bands, keys, strict=True) for index in band.get(key, ())})
-        if not found:
-            return
-        alike = (self.digests[found] == digest).mean(axis=1)
-        for index, share in zip(found, alike, strict=True):
-            if share >= NEAR - DOUBT and jaccard(self.texts[index], text) >= NEAR:
-                yield index
-
-
-def _bands(digest: Any) -> list[bytes]:
     size = PERMUTATIONS // BANDS
-    return [digest[at * size : (at + 1) * size].tobytes() for at in range(BANDS)]
+    weights = numpy.random.default_rng(1).integers(1, 1 << 63, size, numpy.uint64) | numpy.uint64(1)
+    return (made.reshape(len(made), BANDS, size).astype(numpy.uint64) * weights).sum(axis=2, dtype=numpy.uint64)
+
+
+def _groups(keys: Any) -> Iterator[list[int]]:
+    """Indices of equal keys, where there are several, each group in order."""
+    import numpy
+
+    _, inverse, counts = numpy.unique(keys, return_inverse=True, return_counts=True)
+    shared = numpy.flatnonzero(counts[inverse] > 1)
+    order = shared[numpy.argsort(inverse[shared], kind="stable")]
+    for group in numpy.split(order, numpy.flatnonzero(numpy.diff(inverse[order])) + 1):
+        yield group.tolist()
+
+
+def _is_near(one: str, other: str, share: float) -> bool:
+    """Whether two texts are near; `share` of their MinHash is equal, which spares most comparisons."""
+    return share >= NEAR - DOUBT and jaccard(one, other) >= NEAR
 
 
 class _Joined:
@@ -257,26 +257,46 @@ class _Joined:
 
 
 def _near_clusters(texts: Sequence[str]) -> list[int]:
-    """Of each text the first that it is near to, through others of its group if need be; itself where it is alone."""
-    buckets = _Buckets(texts)
+    """Of each text the first that it is near to, through others of its group if need be; itself where it is alone.
+
+    Of each bucket the first few texts are compared with the others.
+    """
+    made = digests(texts)
+    proposed: dict[int, set[int]] = defaultdict(set)
+    for keys in _band_keys(made).T:
+        for group in _groups(keys):
+            for place, index in enumerate(group):
+                proposed[index].update(group[: min(place, COMPARED)])
     joined = _Joined(len(texts))
-    for index, text in enumerate(texts):
-        for like in buckets.near(text, buckets.digests[index]):
-            joined.join(like, index)
-        buckets.add(index)
+    for index in sorted(proposed):
+        for like in sorted(proposed[index]):
+            if _is_near(texts[like], texts[index], (made[like] == made[index]).mean()):
+                joined.join(like, index)
     return [joined.first(index) for index in range(len(texts))]
 
 
 def _near_to(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
     """Of each of the others that is near to a text: which one, the first of those compared."""
-    if not others:
+    if not others or not texts:
         return {}
-    buckets = _Buckets(texts)
-    for index in range(len(texts)):
-        buckets.add(index)
-    theirs = digests(others)
-    first = ((index, next(buckets.near(text, theirs[index]), None)) for index, text in enumerate(others))
-    return {index: like for index, like in first if like is not None}
+    import numpy
+
+    made, theirs = digests(texts), digests(others)
+    proposed: dict[int, set[int]] = defaultdict(set)
+    for keys, wanted in zip(_band_keys(made).T, _band_keys(theirs).T, strict=True):
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for index in numpy.flatnonzero(numpy.isin(keys, wanted)).tolist():
+            bucket = buckets[int(keys[index])]
+            if len(bucket) < COMPARED:
+                bucket.append(index)
+        for at, key in enumerate(wanted.tolist()):
+            proposed[at].update(buckets.get(key, ()))
+    found = {}
+    for at, candidates in proposed.items():
+        near = (i for i in sorted(candidates) if _is_near(texts[i], others[at], (made[i] == theirs[at]).mean()))
+        if (like := next(near, None)) is not None:
+            found[at] = like
+    return found
 
 
 def _contained(texts: Sequence[str], others: Sequence[tuple[int, str]]) -> Iterator[int]:

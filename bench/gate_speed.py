@@ -1,0 +1,90 @@
+"""How long the data check takes for 100,000 rows, and how much memory: each in a process of its own, on two cores."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.report import Report
+from examples.agent_routing.data import ENGLISH
+from examples.agent_routing.templates import Language, function_call
+
+ROWS = 100_000
+CHECK = "from server.cli.main import run; run()"
+SYLLABLES = ("ba", "co", "di", "fu", "ge", "ha", "ki", "lo", "mu", "ne", "po", "ra", "si", "tu", "ve", "wo", "xa", "zi")
+TOPICS = ("refund", "delivery", "invoice", "login", "damage", "warranty", "exchange", "cancellation")
+
+
+def run(rounds: int) -> Iterator[Report]:
+    """Three kinds of rows: prose with labels, prose with free answers, and few templates."""
+    report = Report("The data check on 100,000 rows")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, lines in (("prose, eight labels", labelled), ("prose, free answers", free), ("templates", templates)):
+            path = Path(folder) / "rows.jsonl"
+            path.write_text("".join(lines(random.Random(1))), "utf-8")
+            report.rows.append({"rows": name, "MB": path.stat().st_size / 1e6, **measured(path)})
+    report.notes.append("CPU seconds are of all threads together; wall seconds depend on what else runs.")
+    yield report
+
+
+def measured(path: Path) -> dict[str, float]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    words = [sys.executable, "-c", CHECK, "data", "check", str(path), "--json"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode not in (0, 3):
+        raise RuntimeError(ended.stderr)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall seconds": wall, "CPU seconds": cpu, "peak GB": after.ru_maxrss * 1024 / 1e9}
+
+
+def labelled(rng: random.Random) -> Iterator[str]:
+    words = vocabulary(rng)
+    own = {topic: rng.sample(words, 40) for topic in TOPICS}
+    for number in range(ROWS):
+        topic = rng.choice(TOPICS)
+        yield chat(sentence(rng, words, own[topic], number), topic)
+
+
+def free(rng: random.Random) -> Iterator[str]:
+    words = vocabulary(rng)
+    for number in range(ROWS):
+        yield chat(sentence(rng, words, words, number), " ".join(rng.choices(words, k=25)).capitalize() + ".")
+
+
+def templates(rng: random.Random) -> Iterator[str]:
+    """Home Assistant's sentences: few templates, names and numbers in their slots."""
+    language = Language.load("en")
+    known = [template for label in language.labels(ENGLISH.least_templates) for template in language.templates[label]]
+    for number in range(ROWS):
+        said, slots = language.sample(known[number % len(known)], rng)
+        yield chat(said, function_call(known[number % len(known)].intent, slots))
+
+
+def vocabulary(rng: random.Random) -> list[str]:
+    return list({"".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(20_000)})
+
+
+def sentence(rng: random.Random, words: list[str], own: list[str], number: int) -> str:
+    """About 30 words, the commoner the more often, some of the topic; now and then a mail address or a number."""
+    chosen = [words[int(len(words) * rng.random() ** 3)] for _ in range(rng.randint(10, 40))] + rng.choices(own, k=5)
+    rng.shuffle(chosen)
+    if number % 20 == 0:
+        chosen.append(f"{rng.choice(words)}@{rng.choice(words)}.com")
+    if number % 5 == 0:
+        chosen.append(str(rng.randint(10_000, 99_999_999)))
+    return " ".join(chosen).capitalize() + "?"
+
+
+def chat(said: str, answer: str) -> str:
+    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages}) + "\n"
