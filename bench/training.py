@@ -105,7 +105,7 @@ def rows(load: Load, count: int, seed: int) -> list[dict[str, Any]]:
         room, number = drawn.choice(ROOMS), drawn.randrange(10, 60)
         question, said = asked.format(room=room, n=number), f"{answer} in the {room}"
         if load.name == "long":
-            notes = " ".join(f"{drawn.choice(ROOMS)} {drawn.randrange(100)}." for _ in range(drawn.randrange(130, 210)))
+            notes = " ".join(f"{drawn.choice(ROOMS)} {drawn.randrange(100)}." for _ in range(drawn.randrange(90, 160)))
             question, said = f"{notes} {question}", " ".join([said, *(drawn.choice(ROOMS) for _ in range(170))])
         turns = (("system", "Route."), ("user", question), ("assistant", said))
         made.append({"messages": [{"role": role, "content": content} for role, content in turns]})

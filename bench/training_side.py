@@ -70,6 +70,7 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
         data=folder / "rows.jsonl",
         name="bench",
         validation=folder / "held.jsonl",
+        base=given.get("base"),  # the embedded one, unless a test gives a smaller
         method=given["method"],
         epochs=1000.0,
         batch_size=given["batch"],
