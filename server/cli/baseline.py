@@ -186,9 +186,9 @@ def _text(path: Path) -> str:
 
 
 def _thinking(url: str | None, name: str | None) -> bool | None:
-    from training.baseline.served import enable_thinking
+    from training.evaluation.answering import enable_thinking
 
-    return enable_thinking(url, name, os.environ.get("HOTSHOE_API_KEY", "")) if url and name else None
+    return enable_thinking(url, os.environ.get("HOTSHOE_API_KEY", ""), name) if url and name else None
 
 
 def _home() -> Path:

@@ -306,6 +306,30 @@ def test_one_label_only_is_measured_and_the_majority_is_enough(desk: Desk) -> No
     assert "The commonest label reaches 1.000 label accuracy" in result.output and "it is enough" in result.output
 
 
+def test_rows_that_call_tools_are_asked_with_tools_and_calls_as_examples(desk: Desk) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+        for name in ("open", "close")
+    ]
+
+    def called(name: str, at: int) -> dict[str, Any]:
+        function = {"name": ("open", "close")[at % 2], "arguments": json.dumps({"what": name})}
+        asked = {"role": "user", "content": f"{function['name']} the {name}"}
+        return {"messages": [asked, {"role": "assistant", "tool_calls": [{"function": function}]}], "tools": tools}
+
+    rows = [called(name, at) for at, name in enumerate(words(1, 26))]
+    desk.put(training=rows[:20], validation=rows[20:])
+    result = desk.run("--examples", "1", "--no-probe", "--rows", "4", "--max-tokens", "4")
+    assert result.exit_code == 0, result.output
+    made = desk.made()
+    assert made["task"] == {"kind": "objects", "label": "name", "metric": "exact_match"}
+    linear = next(rival for rival in made["rivals"] if rival["name"] == "tfidf_linear")
+    assert (linear["figure"]["estimate"], linear["gives"]) == (1.0, "label")
+    shown = next(one for one in made["prompts"] if one["name"] == "labels listed, 1 examples by seed")["messages"]
+    assert "The tools are: open, close." in shown[0]["content"] or "close, open." in shown[0]["content"]
+    assert shown[2]["tool_calls"][0]["function"]["name"] in ("open", "close")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -333,6 +357,8 @@ def test_a_report_of_other_data_is_not_gone_on_from_and_no_other_file_is_written
     error = refused(here.judge("--adapter", here.base, "--no-probe"))
     assert isinstance(error, ConfigInvalid) and "other training data" in error.message
     here.report.write_text('{"kind": "something else"}')
+    with pytest.raises(ConfigInvalid, match="no report"):
+        summary(here.report)
     assert isinstance(refused(here.run()), OutputExists)
     assert here.report.read_text() == '{"kind": "something else"}'
 

@@ -50,7 +50,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return self.ground.asked.served or str(self.ground.asked.adapter)
+        folder = self.ground.asked.adapter
+        return self.ground.asked.served or (folder.name if folder is not None else "")
 
     @property
     def plain(self) -> list[Prompt]:

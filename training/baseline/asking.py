@@ -64,12 +64,15 @@ class Served:
     def form(self) -> str:
         return f"served over HTTP as {self.model}"
 
+    def asked(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts with thinking as the model's card has it."""
+        return [prompt if self.thinking is None else replace(prompt, thinking=self.thinking) for prompt in prompts]
+
     def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
-        asked = [prompt if self.thinking is None else replace(prompt, thinking=self.thinking) for prompt in prompts]
         found = generate_http(
             self.url,
             self.model,
-            asked,
+            self.asked(prompts),
             api_key=self.api_key,
             max_tokens=max_tokens,
             concurrency=self.concurrency,

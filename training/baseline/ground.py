@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel
-from adapters.errors import ConfigInvalid, DataInvalid, Problem
+from adapters.errors import BaseInvalid, ConfigInvalid, DataInvalid, Problem
 from training.baseline.prompts import Kitchen
+from training.baseline.rivals import labels_of
 from training.baseline.sets import Part, Sets, read_sets
 from training.data.columns import Columns
+from training.data.jsontext import RowInvalid
 from training.data.template import ChatTemplate, load_template
 from training.evaluate import Prompt
 from training.evaluation.figures import Grouping, figure
@@ -85,15 +87,20 @@ class Ground:
     metric: str
     base: BaseModel
     template: ChatTemplate
+    known: tuple[str, ...]  # labels of the training rows
+    longest_answer: int  # of a training row, in tokens
+    groups: Mapping[str, Sequence[str]]  # of each row of a set its cluster, by the set's name
 
     def tokens(self, prompt: Prompt) -> int:
-        return len(self.template.prompt_ids(prompt.messages, prompt.tools, prompt.thinking))
+        """How many the prompt has; raises BaseInvalid where the template cannot render it."""
+        try:
+            return len(self.template.prompt_ids(prompt.messages, prompt.tools, prompt.thinking))
+        except RowInvalid as error:
+            raise BaseInvalid(f"The base's chat template cannot render a prompt: {error.message}") from error
 
     def max_tokens(self) -> int:
         """As long as the longest answer of a training row, and a little more."""
-        texts = set(self.sets.training.expected)
-        longest = max(len(self.template.tokenizer(text)["input_ids"]) for text in texts)
-        return min(self.asked.max_tokens, longest + ROOM_TOKENS)
+        return min(self.asked.max_tokens, self.longest_answer + ROOM_TOKENS)
 
     def most_prompt_tokens(self) -> int:
         return min(self.asked.max_prompt_tokens, self.base.context_length_tokens - self.max_tokens())
@@ -104,15 +111,10 @@ class Ground:
     def scored(self, part: Part, answers: Sequence[str], metrics: Sequence[str] = ()) -> Items:
         """Answers to the rows of a part; the deciding metric first."""
         names = metrics or tuple(dict.fromkeys((self.metric, *(n for n in REPORTED if n in self.task.metrics))))
-        return items(part.expected, answers, self.task.label, names, self.known_labels())
-
-    def known_labels(self) -> tuple[str, ...]:
-        from training.baseline.rivals import labels_of
-
-        return tuple(dict.fromkeys(labels_of(self.sets.training, self.task))) if self.task.label is not None else ()
+        return items(part.expected, answers, self.task.label, names, self.known)
 
     def grouping(self, part: Part, scored: Items) -> Grouping:
-        return Grouping(clusters_of(part.rows, self.asked.by), scored.strata)
+        return Grouping(self.groups[part.name], scored.strata)
 
     def figures(self, part: Part, scored: Items) -> dict[str, Any]:
         """Every figure with its interval over clusters of rows."""
@@ -142,7 +144,11 @@ def open_ground(asked: Asked) -> Ground:
             _check_kind(part, task)
     claimed = claimed_base(asked.adapter) if asked.adapter is not None else None
     base = open_base(asked.base or claimed or EMBEDDED)
-    return Ground(asked, sets, task, metric, base, load_template(base.folder))
+    template = load_template(base.folder)
+    known = tuple(dict.fromkeys(labels_of(sets.training, task))) if task.label is not None else ()
+    longest = max(len(template.tokenizer(text)["input_ids"]) for text in set(sets.training.expected))
+    groups = {part.name: clusters_of(part.rows, asked.by) for part in (sets.validation, test) if part is not None}
+    return Ground(asked, sets, task, metric, base, template, known, longest, groups)
 
 
 def task_for(sets: Sets, label: str | None) -> Task:

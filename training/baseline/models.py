@@ -9,16 +9,18 @@ from adapters.staging import sha256
 from training.baseline import forms
 from training.baseline.asking import Local, Served
 from training.baseline.ground import Ground
-from training.baseline.served import base_id
 from training.data.columns import Columns
 from training.data.formats import read_data
+from training.evaluation import answering
 from training.reference import Reference, open_reference, read_card, refuse_another_base
 
 
 def served_base(ground: Ground) -> Served | None:
     """The base of the server that was named; raises EngineUnavailable where none answers."""
     asked = ground.asked
-    return None if asked.url is None else Served(asked.url, base_id(asked.url, asked.api_key), asked.api_key)
+    if asked.url is None:
+        return None
+    return Served(asked.url, answering.served_base(asked.url, asked.api_key), asked.api_key)
 
 
 def local_base(ground: Ground, reference: Reference) -> Local:

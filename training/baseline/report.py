@@ -58,7 +58,12 @@ def difference_from(report: Mapping[str, Any], facts: Mapping[str, Any]) -> str 
 
 def summary(path: Path) -> dict[str, Any]:
     """What a run's card says of a baseline: the best prompt, the rivals and the verdict, without texts of rows."""
-    found = read(path)
+    try:
+        found = read(path)
+    except OutputExists as error:
+        raise ConfigInvalid(
+            f"{path} is no report of `hotshoe baseline` that this release reads.", param="report"
+        ) from error
     if found is None:
         raise ConfigInvalid(f"There is no report {path}: make one with `hotshoe baseline`.", param="report")
     if not found["is_finished"]:

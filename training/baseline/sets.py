@@ -51,7 +51,7 @@ class Part:
         """At most so many of its rows, evenly spread."""
         if most is None or most >= len(self.examples):
             return self
-        chosen = [self.examples[int(at * len(self.examples) / most)] for at in range(most)]
+        chosen = [self.examples[at] for at in evenly(len(self.examples), most)]
         return Part(self.name, self.path, chosen, self.digest, self.left_out, self.of)
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,6 +82,11 @@ def read_sets(training: Path, validation: Path, test: Path | None = None, column
     if test is None:
         return Sets(trained, validated)
     return Sets(trained, validated, _apart(_part("test", test, load_examples(test, columns)), (trained, whole)))
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly spread."""
+    return [int(at * count / most) for at in range(most)] if most < count else list(range(count))
 
 
 def content_digest(rows: Iterable[Row]) -> str:
