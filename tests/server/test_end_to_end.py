@@ -18,6 +18,8 @@ import pytest
 from adapters.bases import BaseModel
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.processes import Served
+from training.evaluate import load_examples
+from training.evaluation.answering import Place, open_source
 
 pytestmark = pytest.mark.model
 FLAGS = ("--slots", "3")
@@ -116,16 +118,11 @@ def test_evaluating_over_http_and_without_a_server_gives_the_same_answers_up_to_
     rows = [{"prompt": f"Name a colour that begins with {letter}.", "completion": "red"} for letter in "abcdef"]
     data = scratch / "asked.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = []
-    for model in ("router@1", str(scratch / "router1")):
-        options = ("--max-tokens", "6", "--noise-rows", "0", "--metrics", "exact_match", "--json")
-        done = served.run("eval", str(data), "--model", model, *options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        report = json.loads(done.stdout)["report"]
-        answers.append({row["place"]: row["answer"] for row in report["rows_shown"]})
-    over_http, here = answers
-    assert over_http.keys() == here.keys() and len(here) == 6
-    assert sum(over_http[place] == answer for place, answer in here.items()) >= 5
+    examples = load_examples(data)
+    sources = [open_source(name, Place(served.url)) for name in ("router@1", str(scratch / "router1"))]
+    over_http, here = (source.answers(examples, ANSWER_TOKENS).texts for source in sources)
+    assert len(over_http) == len(here) == 6 and all(over_http)
+    assert sum(one == other for one, other in zip(over_http, here, strict=True)) >= 5
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m-instruct", "router@1"])
