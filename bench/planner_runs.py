@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOMS = ("kitchen", "garage", "attic", "hallway", "guest bedroom", "office", "cellar", "conservatory")
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 1200
 SMALL: dict[str, Any] = {  # a random base between the tests' tiny ones and the embedded one, with a tokenizer of bytes
     "hidden_size": 512,
     "intermediate_size": 1536,

@@ -1,8 +1,6 @@
-"""What a run needs beside its activations: bytes of the weights, the gradients and the optimizer, by arithmetic.
+"""What a run needs beside its activations: bytes of weights, gradients and optimizer, by the planner's arithmetic.
 
 LoRA parameters = sum over target modules of rank * (in + out)
-NF4 weight      = 4.127 bits: 4, and 0.127 for the scales of 64 weights in double quantisation (arXiv 2305.14314)
-AdamW           = two moments of each trained weight, in 32 bits or (paged_adamw_8bit) in 8
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ from dataclasses import dataclass
 
 from adapters.bases import BaseModel
 from training.config import Settings
-
-NF4_BITS = 4.127
-FLOAT32_BYTES, SHORT_BYTES = 4, 2
+from training.planner.sizes import of_config
+from training.planner.weights import fixed_bytes
+from training.planner.work import method_of
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,9 @@ class Memory:
 
 def memory(settings: Settings, base: BaseModel) -> Memory:
     """What the method needs for this base."""
-    linear, embedding = linear_parameters(base), embedding_parameters(base)
-    moments = 2 * (1 if "8bit" in settings.optimizer else FLOAT32_BYTES)
-    if settings.method == "full":
-        trained = linear + embedding
-        return Memory(FLOAT32_BYTES * trained, FLOAT32_BYTES * trained, moments * trained)
-    trained = lora_parameters(settings, base)
-    each = FLOAT32_BYTES if settings.dtype == "float32" else SHORT_BYTES
-    of_linear = NF4_BITS / 8 if settings.method == "qlora" else each
-    weights = of_linear * linear + each * embedding + FLOAT32_BYTES * trained
-    return Memory(weights, FLOAT32_BYTES * trained, moments * trained)
+    of = of_config(base.config, base.id, f"{base.folder}/config.json")
+    fixed = fixed_bytes(of, method_of(settings), settings.optimizer)
+    return Memory(fixed.weights + fixed.adapter, fixed.gradients, fixed.optimizer)
 
 
 def linear_parameters(base: BaseModel) -> int:

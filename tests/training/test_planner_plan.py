@@ -153,6 +153,7 @@ def test_the_json_of_the_command_is_the_plan(rows: Path, tokenizer: str) -> None
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
+    assert found["usual"]["total"] > found["picks"][0]["memory"]["total"]
     assert found["picks"][0]["base"] == "embedded" and found["asked"]["max_rank"] == 64
 
 

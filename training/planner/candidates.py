@@ -7,20 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import PROJECTIONS
 from training.config import METHODS, Facts, Settings, TrainingConfig, choose
 from training.planner.peak import Peak, peak
 from training.planner.seconds import Time, seconds
 from training.planner.sizes import Architecture
 from training.planner.target import Target
 from training.planner.weights import fixed_bytes
-from training.planner.work import Method, Pass
+from training.planner.work import ITEMSIZES, Method, Pass, method_of
 from training.planner.workload import Workload, worst
 
 PASS_TOKENS = (8192, 4096, 2048)
 LARGEST_BATCH_OF_VALIDATION = 256
 SHARE_HELD_OUT = 0.1
-ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,6 @@ class Wishes:
     max_length: int | None
     prices: tuple[dict[str, Any], ...]
     epochs: float | None = None
-
-
-def method_of(settings: Settings, of: Architecture) -> Method:
-    """The settings as the memory model knows them. Full fine-tuning computes in float32, whatever the dtype says."""
-    if settings.method == "full":
-        return Method(0, (), 4, checkpoints=settings.gradient_checkpointing)
-    targets = tuple(name for name in PROJECTIONS if name in settings.target_modules)
-    return Method(
-        settings.rank,
-        targets,
-        ITEMSIZES[settings.dtype],
-        settings.method == "qlora",
-        settings.gradient_checkpointing,
-    )
 
 
 def candidates(of: Architecture, work: Workload, target: Target, wishes: Wishes) -> list[Candidate]:
@@ -172,20 +156,29 @@ def facts_of(of: Architecture, work: Workload, target: Target) -> Facts:
 
 
 def _floor(of: Architecture, settings: Settings, target: Target) -> int:
-    return fixed_bytes(of, method_of(settings, of), settings.optimizer).total + target.workspace_bytes
+    method = method_of(settings)
+    return fixed_bytes(of, method, settings.optimizer).total + beside(of, method, target)
+
+
+def beside(of: Architecture, method: Method, target: Target) -> int:
+    """What the process or the GPU's context holds. On a CPU the pages of a base's file that was quantised stay mapped,
+    because its embedding is used from there."""
+    if target.device != "cpu" or not method.is_quantised:
+        return target.workspace_bytes
+    return target.workspace_bytes + of.linear_parameters * ITEMSIZES.get(of.dtype, 2)
 
 
 def _made(
     of: Architecture, settings: Settings, work: Workload, target: Target, wishes: Wishes, is_floor: bool = False
 ) -> Candidate:
-    method = method_of(settings, of)
+    method = method_of(settings)
     passes = work.passes(settings.pass_size)
     if is_floor:
         fixed = fixed_bytes(of, method, settings.optimizer)
         found = Peak(fixed.weights, fixed.adapter, fixed.gradients, fixed.optimizer, 0, 0)
     else:
         found = peak_of(of, method, passes, settings)
-    found = replace(found, workspace=target.workspace_bytes)
+    found = replace(found, workspace=beside(of, method, target))
     spent = time_of(of, method, passes, settings, work, target)
     hours = spent.total / 3600
     money = tuple({**price, "dollars": float(price["dollars_per_hour"]) * hours} for price in wishes.prices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from training.planner.candidates import Candidate, Wishes, candidates
 from training.planner.latency import latency
 from training.planner.sizes import Architecture
 from training.planner.target import Target, target_of
-from training.planner.workload import Workload
+from training.planner.usual import usual_peak
+from training.planner.workload import Workload, worst
 
 FIRST_PARAMETERS = 2_000_000_000  # a first adapter is trained on at most so many: quick to try, and often enough
 MANY_ROWS = 50_000
@@ -61,6 +62,7 @@ def plan(asked: Asked, report: dict[str, Any] | None = None) -> dict[str, Any]:
         "candidates": [_row(found, asked, target) for found in rows],
         "picks": [{"why": why, **found.as_dict()} for why, found in picks],
         "settings": advice(chosen, work, asked.max_rank) if chosen else [],
+        "usual": _usual(chosen, work) if chosen else None,
         "fits": chosen is not None,
         "smallest": None if chosen else _smallest(rows, target),
     }
@@ -142,6 +144,16 @@ def _is_affordable(found: Candidate, asked: Asked) -> bool:
 
 def _is_quick(found: Candidate, asked: Asked, target: Target) -> bool:
     return bool(latency(found.base, target, found.settings.rank, asked.latency_ms)["is_within"])
+
+
+def _usual(found: Candidate, work: Workload) -> dict[str, Any]:
+    """What a trainer would hold that pads its batches and makes logits of every position, for the same settings."""
+    settings, passes = found.settings, work.passes(found.settings.pass_size)
+    peaks = (
+        usual_peak(found.base, found.method, one, settings.optimizer, settings.accumulation) for one in worst(passes)
+    )
+    largest = max(peaks, key=lambda one: one.total)
+    return replace(largest, workspace=found.peak.workspace).as_dict()
 
 
 def _size(found: Candidate) -> int:

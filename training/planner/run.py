@@ -10,11 +10,12 @@ from typing import Any
 from adapters.bases import BaseModel
 from training.config import Settings
 from training.data.template import Rendered
-from training.planner.candidates import method_of, peak_of, time_of
+from training.planner.candidates import beside, peak_of, time_of
 from training.planner.peak import Peak
 from training.planner.seconds import pass_flops
 from training.planner.sizes import Architecture, of_config
-from training.planner.target import Target, target_of
+from training.planner.target import LATER_BYTES, Target, target_of
+from training.planner.work import method_of
 from training.planner.workload import Workload
 
 
@@ -34,11 +35,11 @@ def predicted(
     """
     work, target = Workload(tuple(sequences), settings.seed), target_of(gpu, report)
     if resident_bytes is not None and target.device == "cpu":
-        target = replace(target, workspace_bytes=resident_bytes)
+        target = replace(target, workspace_bytes=resident_bytes + LATER_BYTES)
     found = predicted_peak(settings, architecture_of(base), work, target)
     passes = work.passes(settings.pass_size, shares_prefix=not settings.dropout)
     of = architecture_of(base)
-    method = method_of(settings, of)
+    method = method_of(settings)
     spent = time_of(of, method, passes, settings, work, target)
     low, high = target.error
     return {
@@ -60,7 +61,8 @@ def predicted(
 def predicted_peak(settings: Settings, of: Architecture, work: Workload, target: Target) -> Peak:
     """The peak with what the process holds beside."""
     passes = work.passes(settings.pass_size, shares_prefix=not settings.dropout)
-    return replace(peak_of(of, method_of(settings, of), passes, settings), workspace=target.workspace_bytes)
+    method = method_of(settings)
+    return replace(peak_of(of, method, passes, settings), workspace=beside(of, method, target))
 
 
 def architecture_of(base: BaseModel) -> Architecture:

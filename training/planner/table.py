@@ -32,6 +32,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield nothing_fits(found)
         return
     yield from _picked(found)
+    ours, usual = found["picks"][0]["memory"]["total"], found["usual"]["total"]
+    said = f"would hold {usual / GIB:.1f} GiB, ours {ours / GIB:.1f}"
+    yield f"  a trainer that pads its batches and makes logits of every position {said}"
     yield ""
     yield f"settings for {found['picks'][0]['base']}, {found['picks'][0]['method']}:"
     for line in found["settings"]:

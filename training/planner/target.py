@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,11 +13,12 @@ from training.planner import machines
 from training.planner.machines import AUTO, CONTEXT_BYTES, CPU, UTILISATION, Gpu
 from training.planner.seconds import Rate
 
-PROCESS_BYTES = 720_000_000  # of Python with torch, transformers and PEFT before a model is loaded, measured 2026-11-29
+PROCESS_BYTES = 1_035_000_000  # of Python, torch, transformers, PEFT and what malloc keeps; measured 2026-11-29
+LATER_BYTES = 400_000_000  # of these, what comes only after the data is read
 GPU_ERROR, CPU_ERROR = (0.10, 0.20), (0.10, 0.10)  # shares below and above a peak
 SPREAD_OF_GPUS, SPREAD_OF_CPUS = 2.0, 1.5  # factors either way of a time that nothing has measured
 REACHED_OF_PRODUCT = 0.6  # of a large matrix product's rate, a training step on a CPU reaches about that
-SIDE, ROUNDS = 768, 5
+SIDES, COPIED_BYTES, ROUNDS = {CPU: 768, "cuda": 8192}, 64_000_000, 5
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,7 @@ class Target:
 
 def target_of(key: str, report: dict[str, Any] | None = None) -> Target:
     """The machine that `--gpu` names; `auto` is this machine's GPU, else its processor. Raises ConfigInvalid."""
-    if key.lower() == AUTO:
-        key = _own_gpu() or CPU
-    found = _cpu() if key.lower() == CPU else _gpu(machines.find(key))
+    found = _own() if key.lower() == AUTO else _cpu() if key.lower() == CPU else _gpu(machines.find(key))
     if report is not None and report["machine"]["key"] == found.key:
         return _calibrated(found, report)
     return found
@@ -105,15 +105,30 @@ def _cpu() -> Target:
     )
 
 
-def _own_gpu() -> str | None:
-    """The table's key of this machine's GPU; None where there is none. A GPU that is not in the table is an error."""
+def _own() -> Target:
+    """This machine's GPU as the table has it, or as it is measured where the table lacks it; else its processor."""
     import torch
 
     if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name(0).lower()
-    known = {gpu.key for gpu in machines.GPUS}
-    return next((key for key in sorted(known, key=len, reverse=True) if key in name), name)
+        return _cpu()
+    name = torch.cuda.get_device_name(0)
+    known = sorted((gpu for gpu in machines.GPUS), key=lambda gpu: len(gpu.key), reverse=True)
+    for gpu in known:
+        if gpu.key in name.lower():
+            return _gpu(gpu)
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return _gpu(
+        Gpu(
+            key=name.lower().replace(" ", "-"),
+            name=name,
+            memory_bytes=torch.cuda.get_device_properties(0).total_memory,
+            bandwidth_bytes=_copied_bytes_a_second("cuda"),
+            tensor_flops=_product_flops(torch.bfloat16 if has_bfloat16 else torch.float16, "cuda"),
+            float32_flops=_product_flops(torch.float32, "cuda"),
+            has_bfloat16=has_bfloat16,
+            has_flash_attention=torch.cuda.get_device_capability(0) >= (8, 0),
+        )
+    )
 
 
 def _calibrated(target: Target, report: dict[str, Any]) -> Target:
@@ -140,26 +155,33 @@ def _calibrated(target: Target, report: dict[str, Any]) -> Target:
     )
 
 
-def _product_flops(dtype: Any) -> float:
+def _product_flops(dtype: Any, device: str = CPU) -> float:
+    """Of a matrix product, which on a GPU has to be larger to fill it."""
     import torch
 
-    left, right = torch.ones(SIDE, SIDE, dtype=dtype), torch.ones(SIDE, SIDE, dtype=dtype)
-    taken = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        left @ right
-        taken.append(time.perf_counter() - started)
-    return 2 * SIDE**3 / median(taken[1:])
+    side = SIDES[device]
+    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    return 2 * side**3 / _seconds(lambda: left @ right, device)
 
 
-def _copied_bytes_a_second(size: int = 64_000_000) -> float:
+def _copied_bytes_a_second(device: str = CPU) -> float:
+    """Read and written."""
     import torch
 
-    source = torch.zeros(size, dtype=torch.uint8)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
     goal = torch.empty_like(source)
+    return 2 * COPIED_BYTES / _seconds(lambda: goal.copy_(source), device)
+
+
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    """The median of some rounds after one that warms up."""
+    import torch
+
     taken = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        goal.copy_(source)
+        work()
+        if device != CPU:
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
-    return 2 * size / median(taken[1:])
+    return median(taken[1:])

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adapters.bases import PROJECTIONS
+from training.config import Settings
+
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -39,3 +44,12 @@ class Method:
     @property
     def trains_all(self) -> bool:
         return self.rank == 0
+
+
+def method_of(settings: Settings) -> Method:
+    """The settings as the memory model knows them. Full fine-tuning computes in float32, whatever the dtype says."""
+    if settings.method == "full":
+        return Method(0, (), 4, checkpoints=settings.gradient_checkpointing)
+    targets = tuple(name for name in PROJECTIONS if name in settings.target_modules)
+    is_quantised = settings.method == "qlora"
+    return Method(settings.rank, targets, ITEMSIZES[settings.dtype], is_quantised, settings.gradient_checkpointing)
