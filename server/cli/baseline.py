@@ -110,7 +110,8 @@ def baseline(
         api_key=os.environ.get("HOTSHOE_API_KEY", ""),
         thinking=_thinking(url, name),
     )
-    kept = None if again else reports.read(report)
+    before = reports.read(report)
+    kept = None if again else before
     ground = open_ground(asked)
     say, progress = _say(not as_json), _progress(not as_json)
     made = _gone_on_from(kept, ground, report) if test is not None else None

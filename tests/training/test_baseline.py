@@ -343,6 +343,7 @@ def test_rows_that_call_tools_are_asked_with_tools_and_calls_as_examples(desk: D
         (("--examples", "65"), "between 0 and 64"),
         (("--group", "colour"), "not by 'colour'"),
         (("--prompt", "nothing.txt"), "cannot be read as a prompt"),
+        (("--report", "no/such/folder/x.json"), "no folder no/such/folder"),
     ],
 )
 def test_settings_that_cannot_be_right_say_what_is(here: Desk, options: Sequence[str], says: str) -> None:

@@ -15,8 +15,13 @@ KIND = "baseline"
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The report in a file; None where there is no file. Raises OutputExists where it is something else."""
+    """The report in a file; None where there is no file, and OutputExists where it is something else.
+
+    Raises ConfigInvalid where there is no folder to write it into.
+    """
     if not path.exists():
+        if not path.absolute().parent.is_dir():
+            raise ConfigInvalid(f"There is no folder {path.parent} to write the report into.", param="report")
         return None
     try:
         found = json.loads(path.read_bytes())
