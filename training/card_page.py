@@ -28,6 +28,8 @@ SCORES = {
 SECTIONS = (
     ("Goal", ("goal",)),
     ("Figures of the verdict", ("verdict", "figures")),
+    ("Answers, with intervals", ("evaluation", "figures", "metrics")),
+    ("Answers, by likeness to the rows trained on", ("evaluation", "figures", "similarity")),
     ("Checked as a server will", ("check",)),
     ("Prompting instead", ("baseline",)),
     ("Forgetting", ("forgetting",)),
