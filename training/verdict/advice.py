@@ -49,7 +49,7 @@ def advice(primary: str, flags: tuple[str, ...], evidence: Evidence, shown: Mapp
 FLAGGED = {
     "memorised": "Rows trained on can be told from others: train for fewer epochs, take repeated rows out, and do not "
     "publish the adapter where the rows are private.",
-    "forgot": "General text got harder for it: mix general rows into the training data, or train for fewer steps.",
+    "forgot": "General text got harder for it: mix general rows in (--replay FILE), or train for fewer steps.",
     "label noise": "Look through the labels: `hotshoe data check` lists the rows whose label is doubtful.",
 }
 
