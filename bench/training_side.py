@@ -21,6 +21,7 @@ from training.callbacks import Meter
 from training.config import Settings, TrainingConfig, choose
 from training.data.template import IGNORED, Rendered
 from training.material import Material, facts, gather
+from training.model import keep_canonical_nf4
 from training.quiet import quieten
 
 SEED, RATE = 17, 1e-3
@@ -112,6 +113,7 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
 def validation_loss(trainer: Any, sequences: Sequence[Rendered], batch: int = 16) -> float:
     """The mean loss over the learned tokens, computed in one plain way for every trainer: padded, all logits."""
     model = trainer.model.eval()
+    keep_canonical_nf4(model)  # TRL's, too: a repacked base would be another one than was trained on
     total, tokens = 0.0, 0
     for start in range(0, len(sequences), batch):
         part = sequences[start : start + batch]
