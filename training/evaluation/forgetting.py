@@ -77,7 +77,8 @@ class Readings:
         moved = interval(self.adapter_loss - self.base_loss)
         passed = self.base_margin >= PASSING
         kept = (self.adapter_margin[passed] > 0).astype(np.float64)
-        share = interval(kept, bounds=(0.0, 1.0)) if len(kept) else None
+        prompts = [check.prompt for check, was in zip(self.checks, passed, strict=True) if was]
+        share = interval(kept, prompts, bounds=(0.0, 1.0)) if len(kept) else None
         kl = interval(self.divergence)
         forgot_text = moved.low > math.log(FORGOT_RATIO)
         forgot_checks = share is not None and share.high < 1 - FORGOT_SHARE
