@@ -11,7 +11,7 @@ from training.config import METHODS, Facts, Settings, TrainingConfig, choose
 from training.planner.peak import Peak, peak
 from training.planner.seconds import Time, seconds
 from training.planner.sizes import Architecture
-from training.planner.target import Target
+from training.planner.target import ADAPTER_RUN_BYTES, Target
 from training.planner.weights import fixed_bytes
 from training.planner.work import ITEMSIZES, Method, Pass, method_of
 from training.planner.workload import Workload, worst
@@ -163,9 +163,12 @@ def _floor(of: Architecture, settings: Settings, target: Target) -> int:
 def beside(of: Architecture, method: Method, target: Target) -> int:
     """What the process or the GPU's context holds. On a CPU the pages of a base's file that was quantised stay mapped,
     because its embedding is used from there."""
-    if target.device != "cpu" or not method.is_quantised:
-        return target.workspace_bytes
-    return target.workspace_bytes + of.linear_parameters * ITEMSIZES.get(of.dtype, 2)
+    held = target.workspace_bytes
+    if target.device == "cpu" and not method.trains_all:
+        held += ADAPTER_RUN_BYTES
+    if target.device == "cpu" and method.is_quantised:
+        held += of.linear_parameters * ITEMSIZES.get(of.dtype, 2)
+    return held
 
 
 def _made(

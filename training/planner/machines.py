@@ -54,8 +54,8 @@ class Price:
 
 
 PRICES = (
-    Price("t4", 0.18, "Google Colab, 1.84 compute units an hour", "2024-04-23", "mccormickml.com, Colab GPUs"),
-    Price("t4", 0.526, "AWS g4dn.xlarge, us-east-1, on demand", "2026-06-17", "AWS EC2 on-demand list price"),
+    Price("t4", 0.18, "Google Colab, 1.84 compute units an hour", "2024-04-23", "mccormickml.com, recalled, not read"),
+    Price("t4", 0.526, "AWS g4dn.xlarge, us-east-1, on demand", "2025-01-01", "AWS list price, recalled, not read"),
     Price("a10", 1.006, "AWS g5.xlarge, us-east-1, on demand", "2026-06-17", "factualminds.com, EC2 pricing"),
 )  # fmt: skip
 

@@ -13,8 +13,9 @@ from training.planner import machines
 from training.planner.machines import AUTO, CONTEXT_BYTES, CPU, UTILISATION, Gpu
 from training.planner.seconds import Rate
 
-PROCESS_BYTES = 1_035_000_000  # of Python, torch, transformers, PEFT and what malloc keeps; measured 2026-11-29
-LATER_BYTES = 400_000_000  # of these, what comes only after the data is read
+PROCESS_BYTES = 760_000_000  # of Python with its libraries on a CPU, measured 2026-11-29
+LATER_BYTES = 130_000_000  # of these, what comes only after the data is read
+ADAPTER_RUN_BYTES = 330_000_000  # more in runs with an adapter: measured, not explained
 GPU_ERROR, CPU_ERROR = (0.10, 0.20), (0.10, 0.10)  # shares below and above a peak
 SPREAD_OF_GPUS, SPREAD_OF_CPUS = 2.0, 1.5  # factors either way of a time that nothing has measured
 REACHED_OF_PRODUCT = 0.6  # of a large matrix product's rate, a training step on a CPU reaches about that
