@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -213,7 +213,7 @@ def test_the_command_prints_counts_for_each_label_and_split(data: Path, tmp_path
         CliRunner().invoke(build_app(), words, catch_exceptions=False)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=1, max_size=80), st.integers(0, 9))
 def test_units_are_never_torn(rows: list[tuple[int, str]], seed: int) -> None:
     units, labels = [str(unit) for unit, _ in rows], [label for _, label in rows]
