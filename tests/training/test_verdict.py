@@ -193,6 +193,17 @@ def test_the_label_that_stays_hard_is_asked_more_rows_of() -> None:
     assert found.advice == ("150 more rows of label 'rare', whose loss is 1.71: it has 12.",)
 
 
+def test_a_gain_that_rows_unlike_all_trained_on_do_not_have_is_said() -> None:
+    rows = held_out()
+    is_far = [row < 30 for row in range(ROWS)]
+    best = [before if far else after for before, after, far in zip(rows.start, rows.best, is_far, strict=True)]
+    found = judge(run(held_out=replace(rows, best=best, last=best, middle=best, is_far=is_far)))
+    assert found.primary == "learned" and "unlike any row trained on" in found.advice[0]
+    assert judge(run(held_out=replace(rows, is_far=is_far))).advice == ()
+    few = [row < 5 for row in range(ROWS)]
+    assert "far_gain" not in judge(run(held_out=replace(rows, is_far=few))).figures
+
+
 def test_every_outcome_has_a_rule_and_every_limit_is_in_the_docs() -> None:
     page = (ROOT / "docs" / "verdict.md").read_text()
     for rule in RULES:
