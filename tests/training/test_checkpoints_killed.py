@@ -1,4 +1,4 @@
-"""SIGKILL at every system call of a checkpoint that changes the disk: it is whole or not used, and one is always left."""
+"""SIGKILL at every system call of a checkpoint that changes the disk: it is whole or unused, and one is always left."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every Qwen2.5 and Qwen3 dense size and the embedded base, as numbers; the same from any `config.json`.
 
-The figures are those of the published `config.json` files (Qwen/Qwen2.5-*-Instruct and Qwen/Qwen3-* on the Hugging Face
-Hub, read 2026-11-29), so that a plan needs no network. Parameter counts follow from them.
+The figures are those of the sizes' `config.json` files as they are known, so that a plan needs no network. Parameter
+counts follow from them; tests hold these to transformers' models and to published counts.
 """
 
 from __future__ import annotations
