@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -80,6 +81,14 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     (folder / PAGE_FILE).write_text(card_html(json.loads(text)), encoding="utf-8")
 
 
+def general_of(readings: Any) -> General | None:
+    """What the verdict looks at of general text; None also where a prediction is no number, which `forgetting` says."""
+    if readings is None:
+        return None
+    base, adapter = readings.base_loss.tolist(), readings.adapter_loss.tolist()
+    return General(base, adapter) if all(map(math.isfinite, [*base, *adapter])) else None
+
+
 def make_card(run: Run, staging: Staging) -> dict[str, Any]:
     """The card of a finished run whose weights are in the staging's result."""
     config, material, result = run.config, run.material, _result(run)
@@ -91,7 +100,7 @@ def make_card(run: Run, staging: Staging) -> dict[str, Any]:
     evidence = evidence_of(
         *(material, run.settings, run.curve, result["best_step"], staging.checkpoints, outcome, goal),
         canaries=_canaries(run),
-        general=General(readings.base_loss.tolist(), readings.adapter_loss.tolist()) if readings is not None else None,
+        general=general_of(readings),
     )
     verdict = judge(evidence)
     gate = run.gate.summary() if run.gate is not None else None

@@ -19,6 +19,7 @@ from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2
 from tests.training.conftest import chat, write_jsonl
 from tests.training.test_judge import judge
+from training.card import general_of
 from training.evaluate import Prompt
 from training.evaluation.forgetting import (
     Check,
@@ -127,6 +128,7 @@ def test_an_adapter_whose_predictions_are_no_numbers_is_called_broken() -> None:
     found.adapter_loss[3] = np.nan
     said = found.as_dict()
     assert said["forgot"] and "broken" in said["sentence"] and "1 of 24" in said["sentence"]
+    assert general_of(found) is None and general_of(readings(0.0, 24)) is not None  # the card is written all the same
     json.dumps(said, allow_nan=False)
 
 

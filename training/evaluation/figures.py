@@ -15,7 +15,7 @@ import numpy as np
 from training.metrics.measure import Floats, Integers, Measure
 from training.statistics import Interval, interval, sign_flip, statistic_interval
 
-DRAWS = 500
+DRAWS = 1_000
 NOISE_WIDTH = 1.96
 DIGITS = 6
 
