@@ -139,6 +139,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         servable=servable,
         tolerance=settings.probe_tolerance,
         holding=Holding(store, base, settings.max_update_ratio),
+        folder_of=store.folder,
         ending=Ending(proxy.ask, settings.probe_answer_tokens, settings.allow_chat_templates),
         on_ready=agreement.submit,
     )

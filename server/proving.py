@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from adapters.base_rows import ServedBase
 from adapters.errors import EngineFailed, EngineUnavailable, HotshoeError, Problem, RegistryBusy
 from adapters.proof_rows import EFFECT, ProofKey
 from adapters.registry import Registry
+from adapters.rounding import rounding
 from adapters.servable import Servable, unproven
 from adapters.types import AdapterVersion, VersionStatus
 from server.ending import Ending
@@ -46,6 +48,7 @@ class Engaged:
     servable: Servable
     tolerance: float
     holding: Holding
+    folder_of: Callable[[str], Path]  # of a digest's canonical files
     ending: Ending
     on_ready: Callable[[AdapterVersion], None]
 
@@ -109,7 +112,7 @@ class Prover:
             return
         started = time.monotonic()
         proof = await probe(self.parts.complete, self.parts.servable.base_name, engine_name, self.parts.tolerance)
-        record = _record(proof, key, started)
+        record = await self._recorded(version, proof, key, started)
         await asyncio.to_thread(lambda: self.parts.registry.renew_proof(*key_of(version), record, actor="prover"))
         self.parts.metrics.proofs.labels(proof.code).inc()
         if proof.is_proven:
@@ -199,8 +202,15 @@ class Prover:
             return True
         if current.engine_deaths:
             await asyncio.to_thread(parts.registry.forgive_engine_deaths, *key_of(version))
-        await self._settle(version, proof, {**_record(proof, key, started), "warnings": warnings})
+        record = await self._recorded(version, proof, key, started)
+        await self._settle(version, proof, {**record, "warnings": warnings})
         return True
+
+    async def _recorded(self, version: AdapterVersion, proof: Proof, key: ProofKey, started: float) -> dict[str, Any]:
+        """What the version's row keeps of a proof, with what the engine's copy lost by its number format."""
+        folder = self.parts.folder_of(version.digest) if version.digest else None
+        lost = await asyncio.to_thread(rounding, folder, key.dtype) if folder is not None else None
+        return {**_record(proof, key, started), "rounding": lost.as_dict() if lost is not None else None}
 
     async def _engine_went_away(self, version: AdapterVersion) -> bool:
         """True once it died too often of this version; false to try again, also where it was only busy."""

@@ -23,6 +23,7 @@ def test_a_push_is_quarantined_then_ready_and_the_first_becomes_stable(server: S
     row = server.http.get("/v1/adapters/first/versions/1", params={"wait": 20}).json()
     assert (row["status"], row["residency"], row["is_warm"], row["aliases"]) == ("ready", "resident", True, ["stable"])
     assert row["proof"]["largest_change"] > row["proof"]["noise"]
+    assert row["proof"]["rounding"]["served"] == "F32" and row["proof"]["rounding"]["relative_error"] == 0
     assert row["card"] == server.http.get("/v1/adapters/first/versions/1/card").json()
     assert server.say("first").json()["model"] == "first@1"
 
