@@ -16,7 +16,7 @@ from training.planner.usual import usual_peak
 from training.planner.work import Method, Pass
 
 QWEN2 = replace(find("Qwen2.5-0.5B"), layers=2, vocabulary=20_000, hidden=256, intermediate=704, heads=4)
-QWEN3 = replace(find("Qwen3-8B"), layers=2, vocabulary=20_000, hidden=256, intermediate=704, heads=4)
+QWEN3 = replace(find("Qwen3-8B"), layers=2, vocabulary=20_000, hidden=256, intermediate=704, heads=4, key_value_heads=2)
 LORA, FULL = Method(16, PROJECTIONS, 2), Method(0, (), 4)
 SHORT, LONG = Pass(8, 20, 20, 170, 60), Pass(2, 0, 600, 1100, 400)
 
@@ -71,7 +71,7 @@ def test_a_second_pass_of_a_step_holds_the_first_ones_gradients() -> None:
 def test_the_usual_trainer_holds_logits_of_every_position() -> None:
     size = find("Qwen2.5-0.5B")
     ours, usual = (made(size, LORA, LONG, "adamw_torch") for made in (peak, usual_peak))
-    assert usual.logits == 2 * 600 * size.vocabulary * 14 > 100 * ours.logits
+    assert usual.logits == 2 * 600 * size.vocabulary * 14 > 50 * ours.logits
 
 
 def test_a_buffer_counts_until_nothing_holds_it() -> None:
