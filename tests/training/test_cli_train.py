@@ -170,7 +170,7 @@ def test_every_setting_is_a_flag_with_the_words_of_its_definition() -> None:
     docs = {f"--{name.replace('_', '-')}": TrainingConfig.documentation()[name] for name in settable()}
     docs["data"] = docs.pop("--data")
     assert docs.items() <= options.items()
-    assert set(options) - set(docs) == {"--config", "--from", "--resume", "--json"}
+    assert set(options) - set(docs) == {"--config", "--from", "--resume", "--dry-run", "--json"}
 
 
 def test_help_of_train_loads_no_torch() -> None:
