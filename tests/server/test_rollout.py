@@ -18,7 +18,7 @@ from server.inference import read_request
 from server.resolve import resolve_model
 from server.services import Caller
 from server.session import HEADER, place_of, session_of
-from tests.fixtures.service import Server, error_of
+from tests.fixtures.service import Server, error_of, eventually
 
 SESSIONS = [f"conversation {number}" for number in range(2000)]
 
@@ -243,7 +243,7 @@ def test_the_metrics_show_the_split_by_version(server: Server) -> None:
     answers = [server.say("counted", user=user, max_tokens=3).json()["model"] for user in users]
     assert answers.count("counted@2") == expected > 0
     for model, count in (("counted@1", len(users) - expected), ("counted@2", expected)):
-        assert server.metric("hotshoe_requests_total", model=model, outcome="completed") == count
+        eventually(lambda m=model, n=count: server.metric("hotshoe_requests_total", model=m, outcome="completed") == n)
         assert server.metric("hotshoe_completion_tokens_total", model=model, counted="usage") == 3 * count
         assert server.metric("hotshoe_request_seconds_count", model=model) == count
     shown = server.http.get("/metrics").text
