@@ -111,6 +111,7 @@ class ScriptedEngine(SpokenTo):
         super().__init__(check_socket_path(options.run_dir))
         self.phases: Mapping[str, float] = {}
         self._callbacks: list[RestartCallback] = []
+        self._is_up = False
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._restarting: asyncio.Task[None] | None = None
@@ -128,11 +129,12 @@ class ScriptedEngine(SpokenTo):
             self._server.should_exit = True
             await self._serving
         self._server = self._serving = None
+        self._is_up = False
         await self._client.close()
         self.socket_path.unlink(missing_ok=True)
 
     def is_ready(self) -> bool:
-        return self._server is not None and self._server.started
+        return self._is_up
 
     def on_restart(self, callback: RestartCallback) -> None:
         self._callbacks.append(callback)
@@ -143,6 +145,7 @@ class ScriptedEngine(SpokenTo):
         if server is None or serving is None:
             raise EngineUnavailable("The scripted engine is not running.")
         self._server = self._serving = None
+        self._is_up = False
         self.socket_path.unlink(missing_ok=True)
         server.cut_connections()
         server.should_exit = server.force_exit = True
@@ -165,6 +168,7 @@ class ScriptedEngine(SpokenTo):
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only
             await asyncio.sleep(0.005)
+        self._is_up = True  # and not a moment earlier: who is told of a restart hears of it before anybody asks
 
 
 class _Server(uvicorn.Server):
