@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson, ColumnNames, EmbeddedByDefault
 from server.cli.output import EXIT_FAILED, EXIT_NO, print_json
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def baseline(
         str | None, typer.Option(help="NAME@N that the adapter's folder is served as, for the final score.")
     ] = None,
     url: Annotated[str | None, typer.Option("--url", help="Ask this server, not the base here.")] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base folder or OWNER/NAME@REVISION; default the embedded base.")
-    ] = None,
+    base: EmbeddedByDefault = None,
     report: Annotated[
         Path, typer.Option(help="The report: written before training, gone on from for a verdict.")
     ] = REPORT,
@@ -56,9 +55,7 @@ def baseline(
     group: Annotated[
         str, typer.Option(help="Rows that count as one: those of a template, conversation, label or file.")
     ] = "template",
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-    ] = None,
+    columns: ColumnNames = None,
     probe: Annotated[bool, typer.Option(help="Fit a linear probe on the frozen base, too.")] = True,
     drift: Annotated[bool, typer.Option(help="Score the adapter on the base in its form of training, too.")] = True,
     ledger: Annotated[
@@ -70,7 +67,7 @@ def baseline(
         int, typer.Option(min=16, help="Longest prompt; examples go where it is full.")
     ] = 2048,
     strict: Annotated[bool, typer.Option("--strict", help="Leave with 1 where it cannot be told.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Is fine-tuning needed? Measure the base with its best prompt and simple models on validation rows.
 

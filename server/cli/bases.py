@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.output import EXIT_NO, print_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from adapters.canonical import Verdict
     from adapters.inspect import Inspection
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 BASE_HELP = "The base: `embedded`, a folder, or OWNER/NAME@COMMIT of the Hub."
 BASE_IS_HELP = "`served`: the adapter was made for this base, whatever name its config claims."
 LARGEST_RANK = 512  # what vLLM can serve at most; a server's own limit is its --max-rank

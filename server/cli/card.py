@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.output import EXIT_NO, print_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Of = Annotated[str, typer.Argument(metavar="CARD", help="A result's folder, a card.json, or NAME@N of a server.")]
 COLOURS = {"learned": "green", "diverged": "red", "no effect": "red"}
 

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.data_out import clean, restore, split
+from server.cli.options import AsJson, ColumnNames, Data, EmbeddedByDefault, Rules, Strict
 from server.cli.output import print_json
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Data = Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet, or a folder of them.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,9 +26,7 @@ def add_to(app: typer.Typer) -> None:
 def show(
     data: Data,
     row: Annotated[int, typer.Option("--row", help="Which row, from 1; in a folder, of all its files in order.")] = 1,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base folder or OWNER/NAME@REVISION; default the embedded base.")
-    ] = None,
+    base: EmbeddedByDefault = None,
     supervise: Annotated[str, typer.Option(help="Assistant turns that are learned: all or last.")] = "all",
     thinking: Annotated[
         bool | None,
@@ -38,9 +34,7 @@ def show(
             "--thinking/--no-thinking", help="Render with thinking on or off; default as each turn has reasoning."
         ),
     ] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-    ] = None,
+    columns: ColumnNames = None,
     as_json: AsJson = False,
 ) -> None:
     """A row's rendered tokens, the learned ones coloured: exactly what the model is trained on."""
@@ -79,19 +73,13 @@ def check(
     data: Data,
     test: Annotated[Path | None, typer.Option(help="Test data: rows of it that stand in DATA are found.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Validation data, looked at in the same way.")] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base folder or OWNER/NAME@REVISION; default the embedded base.")
-    ] = None,
+    base: EmbeddedByDefault = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens; default the base's context.")] = None,
     over_long: Annotated[str, typer.Option(help="What becomes of longer rows: error, cut or drop.")] = "error",
     supervise: Annotated[str, typer.Option(help="Assistant turns that are learned: all or last.")] = "all",
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-    ] = None,
-    rules: Annotated[
-        str | None, typer.Option(help="Levels of rules: CODE=block, warn, note or off, with commas between.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Leave with 1 where anything is warned of.")] = False,
+    columns: ColumnNames = None,
+    rules: Rules = None,
+    strict: Strict = False,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page to this file, too.")] = None,
     as_json: AsJson = False,
 ) -> None:

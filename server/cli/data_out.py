@@ -8,13 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson, ColumnNames, Data
 from server.cli.output import print_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Data = Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet, or a folder of them.")]
-OwnColumns = Annotated[
-    str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-]
 LABELS_SHOWN = 40
 
 
@@ -31,7 +27,7 @@ def split(
     twins: Annotated[
         str, typer.Option(help="Rows that are nearly the same: together, whatever --by is, or apart.")
     ] = "together",
-    columns: OwnColumns = None,
+    columns: ColumnNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Training, validation and test rows of which none stands, or nearly stands, in another; labels in their shares."""
@@ -83,7 +79,7 @@ def clean(
         Path | None, typer.Option("--map", help="Where key and values go, used again if there; default OUT.map.")
     ] = None,
     forget: Annotated[bool, typer.Option("--forget", help="Keep no map: nobody can go back.")] = False,
-    columns: OwnColumns = None,
+    columns: ColumnNames = None,
     as_json: AsJson = False,
 ) -> None:
     """A copy without private things: equal values become equal pseudonyms, which only the map's owner can turn back.

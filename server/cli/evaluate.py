@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import ConfigInvalid
+from server.cli.options import AsJson, ColumnNames
 from server.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def evaluate(
             "--label", help='The field of the answer that is its label, "" for the whole answer; default found.'
         ),
     ] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-    ] = None,
+    columns: ColumnNames = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Only so many rows, evenly spread.")] = None,
     metrics: Annotated[
         str | None, typer.Option("--metrics", help="Only these, with commas, the deciding one first; default by data.")
@@ -73,7 +72,7 @@ def evaluate(
     ] = "correct",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with figures and answers.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers as JSONL.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score greedy answers on a data file with the metrics that fit it, each with its interval; see docs/evaluation.md.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def export(
         str | None, typer.Option(help="float32, bfloat16 or float16; the base's own unless given.")
     ] = None,
     no_parity: Annotated[bool, typer.Option("--no-parity", help="Leave the comparison of logits out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base: a complete Hugging Face folder, read back and proved before it appears.
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from adapters.errors import InvalidRequest
+from server.cli.options import AsJson
 from server.cli.output import print_json
-from server.cli.remote import AsJson, Name, segment
+from server.cli.remote import Name, segment
 
 DEFAULT_ROWS = 200
 

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson, ColumnNames
 from server.cli.output import EXIT_NO, print_json
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,9 +43,7 @@ def plan(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Base folder whose tokenizer counts; default the base's own.")
     ] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-    ] = None,
+    columns: ColumnNames = None,
     calibrate: Annotated[
         Path | None,
         typer.Option("--calibrate", help="A calibration report: measured here and written, or read where it exists."),

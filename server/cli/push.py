@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import AdapterRefused, EngineUnavailable, InvalidRequest, Problem
+from server.cli.options import AsJson
 from server.cli.output import print_json
-from server.cli.remote import AsJson, is_named, put_alias, read_version
+from server.cli.remote import is_named, put_alias, read_version
 
 if TYPE_CHECKING:
     from server.cli.client import Client

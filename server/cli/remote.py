@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import InvalidRequest
+from server.cli.options import AsJson
 from server.cli.output import print_json
 
 if TYPE_CHECKING:
     from server.cli.client import Client
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 GATE_SECONDS = 1800.0  # a promote may have two versions answer the rows of a gate
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson, ColumnNames, Rules, Strict
 from server.cli.output import EXIT_FAILED, EXIT_NO, print_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 COLOURS = {"block": "red", "warn": "yellow"}
 
 
@@ -29,13 +29,9 @@ def review(
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="What it will run on, as t4, v100, a10, 4090, h100 or cpu.")] = None,
     max_rank: Annotated[int, typer.Option(min=1, help="The largest rank of the server (HOTSHOE_MAX_RANK).")] = 64,
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Your own column names, as prompt=Question,completion=Answer.")
-    ] = None,
-    rules: Annotated[
-        str | None, typer.Option(help="Levels of rules: CODE=block, warn, note or off, with commas between.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Leave with 1 where anything is warned of.")] = False,
+    columns: ColumnNames = None,
+    rules: Rules = None,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """What each setting of a training config does to you, with the evidence and a better value.

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.options import AsJson
+
 if TYPE_CHECKING:
     from adapters.prune import Item, Scope
     from server.settings import Settings
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Home = Annotated[Path | None, typer.Option(help="State folder (HOTSHOE_HOME).")]
 
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.output import print_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Home = Annotated[Path | None, typer.Option(help="Work on this state folder, while no server runs on it.")]
 TenantOption = Annotated[str | None, typer.Option(help="Only this tenant.")]
 Requests = Annotated[int | None, typer.Option(help="Requests a minute.")]

@@ -11,9 +11,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.output import EXIT_NO, print_json
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def add_to(app: typer.Typer) -> None:
