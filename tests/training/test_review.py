@@ -23,11 +23,12 @@ from adapters.errors import ConfigInvalid
 from adapters.strict_yaml import MAX_BYTES
 from server.cli.main import build_app
 from training.config import Facts, TrainingConfig, choose
+from training.levels import LEVELS, levels_of
 from training.review import known_keys, of_settings
-from training.review.check import Asked, found, levels_of, review
+from training.review.check import Asked, found, review
 from training.review.dialects import DIALECTS
 from training.review.facts import Data, Known, base_named, lacks_bf16
-from training.review.findings import KINDS, LEVELS
+from training.review.findings import KINDS
 from training.review.reading import read
 from training.review.rules import RULES
 from training.review.view import View
@@ -512,7 +513,7 @@ def test_levels_are_set_by_rule_and_wrong_ones_refused(tmp_path: Path) -> None:
     assert review(Asked(path, rules=("remote_code=block",))).verdict == "block"
     for rule, reason in (("remote_cod=off", "did you mean remote_code"), ("dora=maybe", "must be one of")):
         with pytest.raises(ConfigInvalid, match=reason):
-            levels_of((rule,))
+            levels_of((rule,), RULES, "docs/review.md")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from training.data.columns import Columns
 from training.data.formats import read_rows
 from training.data.template import ChatTemplate, load_template
 from training.gate import amount, bias, form, labels, names, privacy, toxicity, twins
-from training.gate.findings import Finding, levels_of
+from training.gate.findings import RULES, Finding
 from training.gate.report import Report
 from training.gate.subject import Subject
+from training.levels import levels_of
 
 THINKING = ("reasoning_content", "<think>")
 
@@ -50,7 +51,7 @@ class Base:
 
 def check(asked: Asked) -> Report:
     """Look at the data; raises DataInvalid where there is no data at all, ConfigInvalid for settings that are none."""
-    levels = levels_of(asked.rules)
+    levels = levels_of(asked.rules, RULES, "docs/data.md")
     subject = read(asked.data, asked.columns)
     base = _open(asked)
     figures: dict[str, Any] = {"rows": len(subject.rows), "unreadable_rows": subject.bad_count}

@@ -6,14 +6,10 @@ the table; a test holds the two equal.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from adapters.errors import ConfigInvalid
-
-LEVELS = ("block", "warn", "note", "off")
 KEPT_EXAMPLES = 10  # of the places of one finding; all are counted
 
 
@@ -64,23 +60,6 @@ class Finding:
             "figures": dict(self.figures),
             "advice": self.rule.advice,
         }
-
-
-def levels_of(overrides: Iterable[str]) -> dict[str, str]:
-    """The level that each `code=level` sets in place of the rule's own; raises ConfigInvalid."""
-    levels: dict[str, str] = {}
-    for text in overrides:
-        code, _, level = text.partition("=")
-        if code not in RULES:
-            near = difflib.get_close_matches(code, RULES, n=1)
-            hint = f"did you mean {near[0]}?" if near else "docs/data.md lists them."
-            raise ConfigInvalid(f"There is no rule {code[:80]!r}; {hint}", param="rules")
-        if level not in LEVELS:
-            raise ConfigInvalid(
-                f"{code} is set to {level[:80]!r}; it must be one of {', '.join(LEVELS)}.", param="rules"
-            )
-        levels[code] = level
-    return levels
 
 
 _FORM = (

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import DataInvalid, Problem
-from training.gate.findings import LEVELS, Finding
+from training.gate.findings import Finding
+from training.levels import LEVELS
 
 FORMAT = 1
 VERDICTS = ("block", "warn", "pass")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import ConfigInvalid
+from training.levels import LEVELS, levels_of
 from training.review import optimisation, precision, rendering, running, shape
 from training.review.dialects import DIALECTS
 from training.review.facts import SERVED_MAX_RANK, Base, Data, Known, base_named, data_of, data_of_facts
-from training.review.findings import LEVELS, Finding, shown
+from training.review.findings import Finding, shown
 from training.review.ours import chosen
 from training.review.reading import our_config, read, translate
 from training.review.rules import RULES
@@ -69,7 +68,7 @@ class Review:
 
 def review(asked: Asked) -> Review:
     """Raises ConfigInvalid for a file that is no config, DataInvalid for data that is none."""
-    levels = levels_of(asked.rules)
+    levels = levels_of(asked.rules, RULES, "docs/review.md")
     reading = read(asked.config, asked.dialect)
     base = asked.base or reading.value("base")
     known = Known(
@@ -123,23 +122,6 @@ def of_the_file(view: View) -> Iterator[Finding]:
         yield Finding(RULES["value_unreadable"], given.key, given.value, given.line, f"it must be {wanted}")
     if reading.refused is not None and not (reading.unknown or reading.unread):
         yield Finding(RULES["config_refused"], "config", None, 1, reading.refused)
-
-
-def levels_of(overrides: Iterable[str]) -> dict[str, str]:
-    """The level that each `code=level` sets in place of the rule's own; raises ConfigInvalid."""
-    levels: dict[str, str] = {}
-    for text in overrides:
-        code, _, level = text.partition("=")
-        if code not in RULES:
-            near = difflib.get_close_matches(code, RULES, n=1)
-            hint = f"did you mean {near[0]}?" if near else "docs/review.md lists them."
-            raise ConfigInvalid(f"There is no rule {code[:80]!r}; {hint}", param="rules")
-        if level not in LEVELS:
-            raise ConfigInvalid(
-                f"{code} is set to {level[:80]!r}; it must be one of {', '.join(LEVELS)}.", param="rules"
-            )
-        levels[code] = level
-    return levels
 
 
 def _facts(view: View) -> dict[str, Any]:

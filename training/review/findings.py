@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEVELS = ("block", "warn", "note", "off")
 KINDS = ("paper", "documentation", "issue", "measured", "arithmetic")
 MOST_SHOWN = 200  # characters of a value
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from training.review import arguments
 from training.review.known_keys import LLAMA_FACTORY, TRAINING_ARGUMENTS, listed
 from training.review.values import Convert, flag, lower, names, number, present, text, whole
 from training.review.words import Given, Reading, is_set
 
 WORDS: Mapping[str, tuple[str, Convert]] = {
+    **arguments.WORDS,
     "model_name_or_path": ("base", text),
     "finetuning_type": ("method", lower),
     "quantization_bit": ("bits", whole),
@@ -25,17 +27,7 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
     "use_rslora": ("use_rslora", flag),
     "pissa_init": ("init", flag),
     "pissa_convert": ("init_converts", flag),
-    "learning_rate": ("learning_rate", number),
-    "lr_scheduler_type": ("scheduler", lower),
     "warmup_ratio": ("warmup_ratio", number),
-    "warmup_steps": ("warmup_steps", number),
-    "weight_decay": ("weight_decay", number),
-    "max_grad_norm": ("max_gradient_norm", number),
-    "optim": ("optimizer", lower),
-    "num_train_epochs": ("epochs", number),
-    "max_steps": ("max_steps", whole),
-    "per_device_train_batch_size": ("batch", whole),
-    "gradient_accumulation_steps": ("accumulation", whole),
     "cutoff_len": ("max_length", whole),
     "packing": ("packing", flag),
     "neat_packing": ("packing_isolates", flag),
@@ -43,29 +35,17 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
     "train_on_prompt": ("trains_prompt", flag),
     "template": ("template", text),
     "enable_thinking": ("thinking", flag),
-    "bf16": ("bf16", flag),
-    "fp16": ("fp16", flag),
     "pure_bf16": ("pure_bf16", flag),
     "disable_gradient_checkpointing": ("gradient_checkpointing", flag),
     "val_size": ("validation", number),
-    "eval_strategy": ("evaluates", present),
-    "load_best_model_at_end": ("keeps_best", flag),
     "early_stopping_steps": ("early_stopping", whole),
-    "metric_for_best_model": ("best_by", lower),
-    "seed": ("seed", whole),
-    "save_strategy": ("saves", present),
-    "save_steps": ("save_steps", number),
-    "neftune_noise_alpha": ("neftune", number),
     "resize_vocab": ("added_tokens", present),
     "add_tokens": ("added_tokens", present),
     "add_special_tokens": ("added_tokens", present),
     "trust_remote_code": ("trust_remote_code", flag),
     "use_unsloth": ("unsloth", flag),
     "stage": ("stage", lower),
-    "report_to": ("reports", names),
-    "use_cpu": ("on_cpu", flag),
     "max_samples": ("row_limit", whole),
-    "deepspeed": ("devices", text),
 }
 OF_GENERATION = frozenset(
     {"predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler"}
@@ -78,6 +58,7 @@ finetuning_type lora_target lora_rank cutoff_len quantization_bit dataset_dir st
 val_size mask_history pissa_init use_unsloth additional_target
 """)
 DEFAULTS: Mapping[str, tuple[str, Any]] = {
+    **arguments.DEFAULTS,
     "method": ("finetuning_type", "lora"),
     "quant_type": ("quantization_type", "nf4"),
     "double_quant": ("double_quantization", True),
@@ -85,20 +66,10 @@ DEFAULTS: Mapping[str, tuple[str, Any]] = {
     "dropout": ("lora_dropout", 0.0),
     "targets": ("lora_target", "all"),
     "learning_rate": ("learning_rate", 5e-5),
-    "scheduler": ("lr_scheduler_type", "linear"),
-    "warmup_steps": ("warmup_steps", 0.0),
-    "weight_decay": ("weight_decay", 0.0),
-    "max_gradient_norm": ("max_grad_norm", 1.0),
-    "epochs": ("num_train_epochs", 3.0),
-    "batch": ("per_device_train_batch_size", 8),
-    "accumulation": ("gradient_accumulation_steps", 1),
     "max_length": ("cutoff_len", 2048),
     "thinking": ("enable_thinking", True),
     "gradient_checkpointing": ("disable_gradient_checkpointing", False),
     "validation": ("val_size", 0.0),
-    "saves": ("save_strategy", True),
-    "save_steps": ("save_steps", 500.0),
-    "seed": ("seed", 42),
     "stage": ("stage", "sft"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapters.lora_fields import DEFAULTS as DEFAULTS_OF_FIELDS
 from adapters.lora_fields import TRAINING_ONLY, UNSUPPORTED
+from training.review import arguments
 from training.review.known_keys import BITS_AND_BYTES, LORA, SCRIPT, SFT, TRAINING_ARGUMENTS, listed
 from training.review.values import Convert, flag, lower, names, number, present, text, whole
 from training.review.words import Given, Reading
@@ -27,6 +28,7 @@ PEFT_WORDS: Mapping[str, tuple[str, Convert]] = {
     **dict.fromkeys(UNSUPPORTED, ("feature", present)),
 }
 WORDS: Mapping[str, tuple[str, Convert]] = {
+    **arguments.WORDS,
     **PEFT_WORDS,
     "model_name_or_path": ("base", text),
     "use_peft": ("use_peft", flag),
@@ -38,16 +40,6 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
     "bnb_4bit_quant_type": ("quant_type", lower),
     "bnb_4bit_use_double_quant": ("double_quant", flag),
     "use_bnb_nested_quant": ("double_quant", flag),
-    "learning_rate": ("learning_rate", number),
-    "lr_scheduler_type": ("scheduler", lower),
-    "warmup_steps": ("warmup_steps", number),
-    "weight_decay": ("weight_decay", number),
-    "max_grad_norm": ("max_gradient_norm", number),
-    "optim": ("optimizer", lower),
-    "num_train_epochs": ("epochs", number),
-    "max_steps": ("max_steps", whole),
-    "per_device_train_batch_size": ("batch", whole),
-    "gradient_accumulation_steps": ("accumulation", whole),
     "max_length": ("max_length", whole),
     "packing": ("packing", flag),
     "packing_strategy": ("packing_strategy", lower),
@@ -55,22 +47,10 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
     "assistant_only_loss": ("answers_only", flag),
     "completion_only_loss": ("completions_only", flag),
     "chat_template_path": ("template", text),
-    "bf16": ("bf16", flag),
-    "fp16": ("fp16", flag),
     "gradient_checkpointing": ("gradient_checkpointing", flag),
-    "eval_strategy": ("evaluates", present),
-    "load_best_model_at_end": ("keeps_best", flag),
-    "metric_for_best_model": ("best_by", lower),
-    "seed": ("seed", whole),
-    "save_strategy": ("saves", present),
-    "save_steps": ("save_steps", number),
-    "neftune_noise_alpha": ("neftune", number),
     "pad_token": ("pad_token", text),
     "eos_token": ("eos_token", text),
     "trust_remote_code": ("trust_remote_code", flag),
-    "report_to": ("reports", names),
-    "use_cpu": ("on_cpu", flag),
-    "deepspeed": ("devices", text),
     "fsdp": ("devices", present),
 }
 SECTIONS = listed("""
@@ -95,19 +75,10 @@ RENAMED = {
     "dataset_batch_size": "dataset_num_proc",
 }
 DEFAULTS: Mapping[str, tuple[str, Any]] = {
+    **arguments.DEFAULTS,
     "learning_rate": ("learning_rate", 2e-5),
-    "scheduler": ("lr_scheduler_type", "linear"),
-    "warmup_steps": ("warmup_steps", 0.0),
-    "weight_decay": ("weight_decay", 0.0),
-    "max_gradient_norm": ("max_grad_norm", 1.0),
-    "epochs": ("num_train_epochs", 3.0),
-    "batch": ("per_device_train_batch_size", 8),
-    "accumulation": ("gradient_accumulation_steps", 1),
     "max_length": ("max_length", 1024),
     "gradient_checkpointing": ("gradient_checkpointing", True),
-    "seed": ("seed", 42),
-    "saves": ("save_strategy", True),
-    "save_steps": ("save_steps", 500.0),
     "reports": ("report_to", ("none",)),
     "evaluates": ("eval_strategy", False),
     "template": ("chat_template_path", "base"),

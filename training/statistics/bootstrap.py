@@ -22,11 +22,11 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm, t
 
 from training.statistics.clusters import (
-    FEWEST_CLUSTERS,
     Clusters,
     Floats,
     Grouped,
     Integers,
+    OfClusters,
     effective,
     finite,
     grouped,
@@ -38,7 +38,7 @@ ENDS = 0.5  # of a cluster's weight, on average, for each end that a value can h
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(OfClusters):
     """A figure, and between what it may well lie, from `items` in `clusters`."""
 
     estimate: float
@@ -46,11 +46,6 @@ class Interval:
     high: float
     items: int
     clusters: int
-
-    @property
-    def is_telling(self) -> bool:
-        """Whether it rests on clusters enough to be told from."""
-        return self.clusters >= FEWEST_CLUSTERS
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

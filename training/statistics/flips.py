@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from training.statistics.bootstrap import Bounds, interval
-from training.statistics.clusters import FEWEST_CLUSTERS, Clusters, Floats, finite, grouped
+from training.statistics.clusters import Clusters, Floats, OfClusters, finite, grouped
 
 EXACT_CLUSTERS = 14  # all 2^14 signs are tried up to here
 FLIPS = 10_000
@@ -17,7 +17,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(OfClusters):
     """A mean difference with its interval, and the p of one at least as large where neither is better."""
 
     difference: float
@@ -26,11 +26,6 @@ class Paired:
     p: float
     items: int
     clusters: int
-
-    @property
-    def is_telling(self) -> bool:
-        """Whether it rests on clusters enough to be told from."""
-        return self.clusters >= FEWEST_CLUSTERS
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
