@@ -45,13 +45,25 @@ def probe(spec: Mapping[str, Any]) -> dict[str, Any]:
     del model, adapted, own
     merged = load(spec["merged"])
     ours, served_ours = forward(merged, sequences), against_served(merged, served)
+    return compared(sequences, reference, rounded, ours, served_peft, served_ours)
+
+
+def compared(
+    sequences: list[list[int]],
+    peft: Logits,
+    rounded: Logits,
+    merged: Logits,
+    served_against_peft: Any,
+    served_against_merged: Any,
+) -> dict[str, Any]:
+    """The comparisons of one merge, from the logits of `sequences` three ways and what the engine was compared with."""
     return {
         "probe": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
-        "merged_against_peft": compare_logits(reference, ours).as_dict(),
-        "rounding_floor": compare_logits(reference, rounded).as_dict(),
-        "merged_against_rounded_peft": compare_logits(rounded, ours).as_dict(),
-        "served_against_peft": served_peft,
-        "served_against_merged": served_ours,
+        "merged_against_peft": compare_logits(peft, merged).as_dict(),
+        "rounding_floor": compare_logits(peft, rounded).as_dict(),
+        "merged_against_rounded_peft": compare_logits(rounded, merged).as_dict(),
+        "served_against_peft": served_against_peft,
+        "served_against_merged": served_against_merged,
     }
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from adapters.checkpoint import FLOATS
+from adapters.child import run_child
 from adapters.errors import ParityFailed
 from adapters.merge_plan import MergePlan
 from adapters.parity import verify_weights
@@ -79,17 +75,11 @@ def _logits(plan: MergePlan, folder: Path, served: Sequence[Mapping[str, Any]]) 
         "dtype": dtype_of(plan),
         "served": list(served),
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "spec.json"
-        path.write_text(json.dumps(spec))
-        command = [sys.executable, "-m", "adapters.parity_logits", str(path)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ParityFailed(f"The logits could not be compared: {last}. --no-parity leaves them out.")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    return run_child(
+        "adapters.parity_logits",
+        spec,
+        lambda said: ParityFailed(f"The logits could not be compared: {said}. --no-parity leaves them out."),
+    )
 
 
 def dtype_of(plan: MergePlan) -> str:

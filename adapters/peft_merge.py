@@ -8,19 +8,18 @@ float32, rounded once. It holds the whole model in memory. `python -m adapters.p
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapters.bases import BaseModel, stored_dtype
 from adapters.canonical import check
+from adapters.child import run_child
 from adapters.errors import MergeFailed
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
+from adapters.parity_report import available_memory_bytes
 
 MEMORY_FACTOR = 8  # bytes per weight: the model in float32, and once more when it is read back
 
@@ -38,8 +37,6 @@ def merge_by_peft(
 
     Raises MergeFailed where PEFT cannot merge it, or the model does not fit into memory.
     """
-    from adapters.parity_report import available_memory_bytes
-
     weights = sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) // 2
     needed, free = weights * MEMORY_FACTOR, available_memory_bytes()
     if needed > free:
@@ -48,18 +45,12 @@ def merge_by_peft(
             f"{base.id}; {free:,} are free. Export it on a machine with more: hotshoe export DIR --base BASE."
         )
     chosen = dtype or stored_dtype(base.config) or "float32"
-    spec = {"base": str(base.folder), "adapter": str(adapter), "out": str(out), "dtype": chosen}
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "spec.json"
-        path.write_text(json.dumps({**spec, "served": list(served)}))
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        command = [sys.executable, "-m", "adapters.peft_merge", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise MergeFailed(f"PEFT cannot merge this adapter into {base.id}: {last[:500]}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    spec = {"base": str(base.folder), "adapter": str(adapter), "out": str(out), "dtype": chosen, "served": list(served)}
+    return run_child(
+        "adapters.peft_merge",
+        spec,
+        lambda said: MergeFailed(f"PEFT cannot merge this adapter into {base.id}: {said[:500]}"),
+    )
 
 
 def main(spec_path: str) -> None:
@@ -75,8 +66,7 @@ def _merge(spec: Mapping[str, Any]) -> dict[str, Any]:
     import torch
     from peft import PeftModel
 
-    from adapters.parity import compare_logits
-    from adapters.parity_logits import against_served, forward, load, probe_sequences
+    from adapters.parity_logits import against_served, compared, forward, load, probe_sequences
 
     out, dtype = Path(spec["out"]), getattr(torch, spec["dtype"])
     model = load(spec["base"])
@@ -91,14 +81,7 @@ def _merge(spec: Mapping[str, Any]) -> dict[str, Any]:
     del model, adapted, merged
     again = load(str(out))
     ours, served_ours = forward(again, sequences), against_served(again, spec["served"])
-    logits = {
-        "probe": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
-        "merged_against_peft": compare_logits(reference, ours).as_dict(),
-        "rounding_floor": compare_logits(reference, rounded).as_dict(),
-        "merged_against_rounded_peft": compare_logits(rounded, ours).as_dict(),
-        "served_against_peft": served,
-        "served_against_merged": served_ours,
-    }
+    logits = compared(sequences, reference, rounded, ours, served, served_ours)
     return {"dtype": spec["dtype"], "untied": untied, "logits": logits}
 
 

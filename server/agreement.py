@@ -13,16 +13,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import psutil
 import structlog
 
 from adapters.bases import BaseModel
 from adapters.errors import HotshoeError
+from adapters.parity_report import available_memory_bytes
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion
 from server.exports import AskServed, end_group, insist
 from server.restoring import key_of
+from server.tasks import end_tasks
 
 log = structlog.get_logger("hotshoe.agreement")
 LIBRARIES_BYTES = 1_000_000_000  # torch and transformers, and the activations of a short text
@@ -38,7 +39,7 @@ class Agreement:
     base: BaseModel
     ask: AskServed
     is_wanted: bool
-    free_bytes: Callable[[], int] = lambda: int(psutil.virtual_memory().available)
+    free_bytes: Callable[[], int] = available_memory_bytes
     _queue: asyncio.Queue[AdapterVersion] = field(default_factory=asyncio.Queue)
     _worker: asyncio.Task[None] | None = None
 
@@ -52,10 +53,8 @@ class Agreement:
 
     async def stop(self) -> None:
         """End the comparison that is under way; it is not made up for."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            self._worker = None
+        await end_tasks(self._worker)
+        self._worker = None
 
     async def _work(self) -> None:
         while True:

@@ -33,6 +33,7 @@ from adapters.export_rows import ExportRow, ExportStatus
 from adapters.merge_plan import check_dtype
 from adapters.staging import sweep_partial
 from adapters.types import AdapterRef, AdapterVersion
+from server.tasks import end_tasks
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -98,10 +99,8 @@ class Exports:
 
     async def stop(self) -> None:
         """End the running child; its job stays queued for the next start."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            self._worker = None
+        await end_tasks(self._worker)
+        self._worker = None
 
     async def submit(self, tenant: str, order: ExportOrder, actor: str) -> ExportRow:
         """Queue an export; raises what is wrong with the order before any work is done."""
@@ -265,7 +264,7 @@ async def insist(call: Callable[[], T]) -> T:
         try:
             return await asyncio.to_thread(call)
         except RegistryBusy as error:
-            log.warning("an export waits for the registry", reason=error.message)
+            log.warning("background work waits for the registry", reason=error.message)
             await asyncio.sleep(BUSY_PAUSE_SECONDS)
 
 

@@ -9,6 +9,7 @@ import structlog
 
 from adapters.errors import HotshoeError
 from adapters.files import Files
+from server.tasks import end_tasks
 
 log = structlog.get_logger("hotshoe.files")
 PAUSE_SECONDS = 60.0
@@ -27,10 +28,8 @@ class FileExpiry:
 
     async def stop(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     async def _work(self) -> None:
         while True:

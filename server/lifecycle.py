@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from adapters.errors import AlreadyRunning, EngineUnavailable, HotshoeError
+from server.tasks import end_tasks
 
 if TYPE_CHECKING:
     from server.engine.base import EngineCapacity
@@ -74,10 +75,7 @@ class Lifecycle:
         if self.is_stopping:
             return
         self.is_stopping = services.residents.is_closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         await services.prover.stop()
         for worker in services.workers:
             await worker.stop()

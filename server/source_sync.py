@@ -17,6 +17,7 @@ from adapters.sources.found import Found
 from adapters.sources.pulls import last_pulls
 from server.services import Caller, Services
 from server.sources import Pull, Seen, WatchedSource, detached, pull, state_after
+from server.tasks import end_tasks
 
 log = structlog.get_logger("hotshoe.sources")
 READY_POLL_SECONDS = 0.2
@@ -37,9 +38,7 @@ class SourceSync:
 
     async def stop(self) -> None:
         """A pull that is under way is given up; nothing of it stays."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         self._tasks = []
 
     async def _watch(self, watched: WatchedSource) -> None:

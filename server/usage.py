@@ -16,6 +16,7 @@ import structlog
 from adapters.errors import HotshoeError
 from adapters.registry import Registry
 from adapters.usage import UsageRow
+from server.tasks import end_tasks
 
 log = structlog.get_logger("hotshoe.usage")
 FLUSH_SECONDS = 5.0
@@ -61,10 +62,8 @@ class UsageMeter:
 
     async def stop(self) -> None:
         """End with everything written."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
         with contextlib.suppress(HotshoeError):
             await self.flush()
         if self._rows:

@@ -1,0 +1,31 @@
+"""One piece of work in a process of its own: it may need transformers, or a model in memory that has to go again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import HotshoeError
+
+
+def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], HotshoeError]) -> dict[str, Any]:
+    """`python -m module SPEC.json`, offline; the JSON object in the last line of its stdout.
+
+    Raises what `failed` makes of the last line of its stderr where it ends with an error.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "spec.json"
+        path.write_text(json.dumps(spec))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        command = [sys.executable, "-m", module, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise failed((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
