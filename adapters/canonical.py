@@ -226,6 +226,13 @@ def _trouble(chunk: bytes, dtype: str, largest: float) -> str:
     return f"holds {top:g}, which overflows in the serving dtype (largest {largest:g})" if top > largest else ""
 
 
+def read_tensor(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float32]:
+    """All values of one tensor of a safetensors file, in a row."""
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        return to_float32(file.read(tensor.size_bytes), tensor.dtype)
+
+
 def to_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
     """Little-endian bytes of F32, F16 or BF16 as float32, exactly."""
     readers: dict[str, Callable[[], npt.NDArray[np.float32]]] = {

@@ -24,7 +24,7 @@ from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputEx
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
-from adapters.merge_plan import MergePlan
+from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
 from adapters.parity_report import Tell, dtype_of, logits_problems, percents, prove
 from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.serving import TEMPLATE_FILE
@@ -97,7 +97,7 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
     tell({"stage": "planned", **plan.as_dict()})
     try:
         with staging(request.out) as folder:
-            _check_space(plan, request.out.parent)
+            _check_space(request, plan.weight_bytes)
             merge(plan, folder, workers=request.workers, progress=percents(tell, "merging", plan.weight_bytes))
             _write_companions(request, folder)
             parity = _prove(request, plan, folder, tell)
@@ -112,21 +112,23 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
 
 def _export_by_peft(request: ExportRequest, tell: Tell) -> ExportResult:
     """The same for an adapter that is more than low-rank updates; its logits are always compared."""
+    code = check_inputs(request.base, request.dtype)
     tell({"stage": "merging", "percent": 0})
     try:
         with staging(request.out) as folder:
+            _check_space(request, checkpoint_bytes(request.base, code))
             weights = folder / "weights"
             made = merge_by_peft(request.adapter, request.base, weights, dtype=request.dtype, served=request.served)
             for path in weights.iterdir():
                 if path.suffix == ".safetensors" or path.name == WEIGHT_INDEX:
-                    path.rename(folder / path.name)
+                    kept = path.rename(folder / path.name)
+                    kept.chmod(0o644)
+                    sync(kept)
             shutil.rmtree(weights)
             _write_companions(request, folder, is_untied=made["untied"])
             parity = _judged(request, made["logits"], tell)
             write_file(folder / PARITY, json_bytes(parity))
             manifest = _seal(request, made["dtype"], folder)
-            for path in folder.glob("*.safetensors"):
-                sync(path)
             publish(folder, request.out)
     except OSError as error:
         raise explained(error) from error
@@ -167,10 +169,11 @@ def _check_request(request: ExportRequest) -> None:
         )
 
 
-def _check_space(plan: MergePlan, parent: Path) -> None:
+def _check_space(request: ExportRequest, weight_bytes: int) -> None:
+    parent = request.out.parent
     free = shutil.disk_usage(parent).free
-    companions = sum(path.stat().st_size for path in _companions(plan.base.folder))
-    needed = plan.weight_bytes + companions + SPACE_MARGIN_BYTES
+    companions = sum(path.stat().st_size for path in _companions(request.base.folder))
+    needed = weight_bytes + companions + SPACE_MARGIN_BYTES
     if free < needed:
         raise StorageFull(f"{parent} has {free:,} bytes free and the export needs {needed:,}.", param="out")
 

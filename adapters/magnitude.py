@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.bases import BaseModel, weight_files
-from adapters.canonical import check, to_float32
+from adapters.canonical import check, read_tensor, to_float32
 from adapters.checkpoint import FLOATS, StoredTensor, read_header
 from adapters.errors import Problem
 from adapters.header import TensorInfo
@@ -82,6 +82,4 @@ def _product_norm(path: Path, tensors: Mapping[str, TensorInfo], module: str) ->
 
 
 def _matrix(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float64]:
-    with path.open("rb") as file:
-        file.seek(tensor.offset)
-        return to_float32(file.read(tensor.size_bytes), tensor.dtype).reshape(tensor.shape).astype(np.float64)
+    return read_tensor(path, tensor).reshape(tensor.shape).astype(np.float64)

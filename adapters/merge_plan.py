@@ -157,16 +157,32 @@ def plan_merge(
     `adapter` is a PEFT-layout folder, canonical or not. `dtype` is float32, bfloat16 or float16 for all weights. A base
     without weights is planned from its config when `allow_shape_only`; such a plan can be read but not merged.
     """
-    code = check_dtype(dtype)
-    if base.config.get("quantization_config"):
-        raise BaseInvalid(
-            f"{base.folder} holds quantised weights; a merge needs the 16 or 32-bit ones: pass --base with them."
-        )
+    code = check_inputs(base, dtype)
     is_shape_only = allow_shape_only and not any(base.folder.glob("*.safetensors"))
     shards = _shape_only_shards(base) if is_shape_only else read_checkpoint(base)
     updates = read_updates(adapter, base)
     files = tuple(_plan_file(name, tensors, code, updates) for name, tensors in shards.items())
     return MergePlan(adapter, base, dtype, files, is_shape_only)
+
+
+def check_inputs(base: BaseModel, dtype: str | None) -> str | None:
+    """What every merge needs; the safetensors code of the output dtype. Raises InvalidRequest, BaseInvalid."""
+    code = check_dtype(dtype)
+    if base.config.get("quantization_config"):
+        raise BaseInvalid(
+            f"{base.folder} holds quantised weights; a merge needs the 16 or 32-bit ones: pass --base with them."
+        )
+    return code
+
+
+def checkpoint_bytes(base: BaseModel, code: str | None) -> int:
+    """Bytes of all weights of a base, written as `code` where they are floating point; raises BaseInvalid."""
+    tensors = [tensor for shard in read_checkpoint(base).values() for tensor in shard]
+    return sum(tensor.elements * ITEM_BYTES[_dtype_in(tensor, code)] for tensor in tensors)
+
+
+def _dtype_in(tensor: StoredTensor, code: str | None) -> str:
+    return code if code and tensor.dtype in FLOATS else tensor.dtype
 
 
 def check_dtype(dtype: str | None) -> str | None:
@@ -178,7 +194,7 @@ def check_dtype(dtype: str | None) -> str | None:
 
 
 def _plan_file(name: str, tensors: list[StoredTensor], dtype: str | None, updates: Mapping[str, Update]) -> PlannedFile:
-    outputs = [(tensor, dtype if dtype and tensor.dtype in FLOATS else tensor.dtype) for tensor in tensors]
+    outputs = [(tensor, _dtype_in(tensor, dtype)) for tensor in tensors]
     header = encode_header((tensor.name, code, tensor.shape) for tensor, code in outputs)
     planned, position = [], len(header)
     for tensor, code in outputs:

@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import BaseModel, stored_dtype
+from adapters.bases import BaseModel, stored_dtype, weight_files
 from adapters.canonical import check
 from adapters.child import run_child
-from adapters.errors import MergeFailed
+from adapters.errors import HotshoeError, MergeFailed, StorageFull
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.parity_report import available_memory_bytes
 
-MEMORY_FACTOR = 8  # bytes per weight: the model in float32, and once more when it is read back
+MEMORY_FACTOR = 8  # bytes per weight: the model in float32, and as much for what PEFT copies of it while it merges
+FULL_DISK = "No space left on device"
 
 
 def needs_peft(adapter: Path, base: BaseModel) -> bool:
@@ -37,7 +38,7 @@ def merge_by_peft(
 
     Raises MergeFailed where PEFT cannot merge it, or the model does not fit into memory.
     """
-    weights = sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) // 2
+    weights = sum(path.stat().st_size for path in weight_files(base.folder)) // 2
     needed, free = weights * MEMORY_FACTOR, available_memory_bytes()
     if needed > free:
         raise MergeFailed(
@@ -49,8 +50,14 @@ def merge_by_peft(
     return run_child(
         "adapters.peft_merge",
         spec,
-        lambda said: MergeFailed(f"PEFT cannot merge this adapter into {base.id}: {said[:500]}"),
+        lambda said: _failed(said, base),
     )
+
+
+def _failed(said: str, base: BaseModel) -> HotshoeError:
+    if FULL_DISK in said:
+        return StorageFull(f"The disk filled up during the export ({said[:200]}). Free space, and run it again.")
+    return MergeFailed(f"PEFT cannot merge this adapter into {base.id}: {said[:500]}")
 
 
 def main(spec_path: str) -> None:

@@ -60,7 +60,7 @@ class ProofRows:
             row = version_row(connection, tenant, name, number)
             last = row.proof or {}
             before = last if last.get("is_proven") else last.get("before")
-            kept = {key: last[key] for key in ("gate",) if key in last}
+            kept = {key: last[key] for key in ("gate", "warnings") if key in last}
             renewed = {**kept, **proof} if proof.get("is_proven") else {**kept, **proof, "before": before}
             update_version(connection, row, {"proof": renewed})
             detail = {key: proof.get(key) for key in ("is_proven", "code", "dtype", "engine_version")}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapters.canonical import from_float32, to_float32
+from adapters.canonical import from_float32, read_tensor, to_float32
 from adapters.inspect import inspect_folder
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -36,21 +36,22 @@ class Rounding:
 
 
 def rounding(folder: Path, serving_dtype: str) -> Rounding | None:
-    """Of the canonical files in `folder`, a tensor at a time; None for a number format that is not known here."""
+    """Of the canonical files in `folder`, a tensor at a time; None for a format that is unknown or too narrow."""
     served = STORED.get(serving_dtype)
     if served is None:
         return None
     inspection = inspect_folder(folder)
     lost = norm = most = 0.0
     worst = inspection.tensors[0].name
-    with (folder / inspection.weights_file).open("rb") as file:
+    with np.errstate(over="ignore"):
         for tensor in inspection.tensors:
-            file.seek(tensor.offset)
-            values = to_float32(file.read(tensor.size_bytes), tensor.dtype)
+            values = read_tensor(folder / inspection.weights_file, tensor)
             away, whole = _squared(values - to_float32(from_float32(values, served), served)), _squared(values)
             lost, norm = lost + away, norm + whole
             if whole and away / whole > most:
                 worst, most = tensor.name, away / whole
+    if not math.isfinite(lost):  # a value is beyond the format's largest; the probe says so by its answers
+        return None
     stored = tuple(sorted({tensor.dtype for tensor in inspection.tensors}))
     return Rounding(stored, served, math.sqrt(lost / norm) if norm else 0.0, worst, math.sqrt(most))
 

@@ -7,7 +7,6 @@ there is memory for it. The outcome goes into the version's proof and changes no
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from adapters.bases import BaseModel
+from adapters.bases import BaseModel, weight_files
 from adapters.errors import HotshoeError
 from adapters.parity_report import available_memory_bytes
 from adapters.registry import Registry
@@ -68,8 +67,11 @@ class Agreement:
 
     async def compare(self, version: AdapterVersion) -> None:
         """Compare one version now, where there is memory and the engine says something."""
+        if self.base.config.get("quantization_config"):
+            log.info("not compared with PEFT: the base is quantised", model=version.ref)
+            return
         needed, free = needed_bytes(self.base), self.free_bytes()
-        if self.base.config.get("quantization_config") or needed > free:
+        if needed > free:
             log.info("no room to compare with PEFT", model=version.ref, needed_bytes=needed, free_bytes=free)
             return
         current = await asyncio.to_thread(self.registry.get, *key_of(version))
@@ -84,7 +86,7 @@ class Agreement:
 
 def needed_bytes(base: BaseModel) -> int:
     """What PEFT takes at most: the base in float32, and the libraries."""
-    files = sum(path.stat().st_size for path in base.folder.glob("*.safetensors"))
+    files = sum(path.stat().st_size for path in weight_files(base.folder))
     return files * GROWTH + LIBRARIES_BYTES
 
 
@@ -97,8 +99,7 @@ async def run_child(spec: bytes) -> dict[str, float]:
     try:
         said, complaints = await process.communicate(spec)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            await end_group(process)
+        await end_group(process)
     if process.returncode != 0:
         tail = complaints.decode(errors="replace")[-500:]
         raise HotshoeError(f"The comparison's process ended with status {process.returncode}: {tail}")

@@ -112,7 +112,7 @@ def create_app(settings: Settings, services: Services | None = None) -> Gateway:
 def build_services(settings: Settings, engine: Engine | None = None) -> Services:
     """Everything a server works with; opens the registry, starts nothing. An engine that is given is used as it is."""
     merge_base = open_base(settings.merge_base) if settings.merge_base else None
-    family = (*merge_base.names, merge_base.digest) if merge_base is not None else ()
+    family = (merge_base.id, *merge_base.names, merge_base.digest) if merge_base is not None else ()
     base = open_base(settings.base, (*settings.base_names, *family))
     engine = engine or build_engine(settings, base)
     outlook = outlook_of(engine, base)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.errors import EngineUnavailable, NotServable, Problem
+from adapters.errors import NotServable, Problem
 from adapters.types import AdapterVersion
 from server.serving import served_as
 
@@ -31,7 +31,10 @@ class Ending:
     patience_seconds: float = 30.0  # a large base on a CPU takes minutes, and a version is not kept waiting for this
 
     async def warnings(self, version: AdapterVersion, engine_name: str) -> list[dict[str, str]]:
-        """What its proof keeps: a warning where every answer was cut off, none where the engine is too slow."""
+        """What its proof keeps: a warning where every answer was cut off, none where the engine is too slow.
+
+        Raises EngineUnavailable where the engine is gone: the version may be what it died of.
+        """
         if not self.tokens:
             return []
         try:
@@ -41,7 +44,7 @@ class Ending:
         try:
             async with asyncio.timeout(self.patience_seconds):
                 answers = await asyncio.gather(*(self.ask(PATH, body) for body in asked))
-        except (EngineUnavailable, TimeoutError):
+        except TimeoutError:
             return []
         problem = judge(answers, self.tokens)
         return [problem.as_dict()] if problem else []

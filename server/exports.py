@@ -183,12 +183,14 @@ class Exports:
 
     async def _export(self, row: ExportRow) -> dict[str, Any]:
         """Run one child to its end; what to write into the row."""
-        version = await asyncio.to_thread(self.registry.resolve, AdapterRef.parse(row.ref, row.tenant))
+        version = await insist(lambda: self.registry.resolve(AdapterRef.parse(row.ref, row.tenant)))
         self._check_exportable(version)
         await asyncio.to_thread(self.store.verify, version.digest or "")
         started = await insist(lambda: self.registry.update_export(row.tenant, row.id, status=ExportStatus.RUNNING))
         if started.status is not ExportStatus.RUNNING:  # cancelled meanwhile
             return {}
+        # What a run left that ended before its row could be written: the row says that nothing is there.
+        await asyncio.to_thread(shutil.rmtree, self.root / row.id, ignore_errors=True)
         served = await self.ask(version) if row.options.get("parity", True) else []
         spec = self.root / f".{row.id}.spec.json"
         await asyncio.to_thread(spec.write_text, json.dumps({**self._spec(row, version), "served": served}))
@@ -204,10 +206,14 @@ class Exports:
     async def _note_agreement(self, row: ExportRow, report: dict[str, Any]) -> None:
         """Keep with the version's proof what the report says of its engine's answers beside PEFT's."""
         found = ((report.get("parity") or {}).get("logits") or {}).get("served_against_peft")
-        if found:
-            ref = AdapterRef.parse(row.ref, row.tenant)
-            noted = (ref.tenant, ref.name, ref.number or 0, found)
+        if not found:
+            return
+        ref = AdapterRef.parse(row.ref, row.tenant)
+        noted = (ref.tenant, ref.name, ref.number or 0, found)
+        try:
             await insist(lambda: self.registry.note_agreement(*noted, actor="exports"))
+        except HotshoeError as error:  # a side note ends no queue
+            log.warning("agreement not noted", export=row.id, code=error.code, reason=error.message)
 
     def _spec(self, row: ExportRow, version: AdapterVersion) -> dict[str, Any]:
         return {

@@ -208,9 +208,12 @@ class Prover:
 
     async def _recorded(self, version: AdapterVersion, proof: Proof, key: ProofKey, started: float) -> dict[str, Any]:
         """What the version's row keeps of a proof, with what the engine's copy lost by its number format."""
-        folder = self.parts.folder_of(version.digest) if version.digest else None
+        record, last = _record(proof, key, started), version.proof or {}
+        if last.get("dtype") == key.dtype and "rounding" in last:  # of the same files: a warm set is not read again
+            return {**record, "rounding": last["rounding"]}
+        folder = self.parts.folder_of(version.digest) if version.digest and proof.is_proven else None
         lost = await asyncio.to_thread(rounding, folder, key.dtype) if folder is not None else None
-        return {**_record(proof, key, started), "rounding": lost.as_dict() if lost is not None else None}
+        return {**record, "rounding": lost.as_dict() if lost is not None else None}
 
     async def _engine_went_away(self, version: AdapterVersion) -> bool:
         """True once it died too often of this version; false to try again, also where it was only busy."""

@@ -1,4 +1,4 @@
-"""What this server's own engine says to the parity probe: the served side of an export's report."""
+"""What this server's own engine says to the parity probe: for an export's report, and for the comparison with PEFT."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServedProbe:
             async with asyncio.timeout(ASK_SECONDS), self.residents.holding(version) as resident:
                 replies = [await self.proxy.complete(body) for body in questions(resident.engine_name)]
         except (HotshoeError, TimeoutError) as error:
-            log.warning("an export's report goes without the served side", model=version.ref, reason=str(error)[:300])
+            log.warning("the engine said nothing to compare with", model=version.ref, reason=str(error)[:300])
             return []
         answers = [read_answer(json.loads(raw)) for status, raw in replies if status == 200]
         return [answer for answer in answers if answer is not None]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.bases import BaseModel, load_base
+from adapters.errors import BaseInvalid, InvalidRequest
 from adapters.export import ExportRequest, canonical_copy, export
 from tests.fixtures.bases import tiny_qwen2
 
@@ -56,6 +58,19 @@ def test_u4b_what_cannot_be_served_is_merged_and_its_folder_computes_what_peft_d
     model = AutoModelForCausalLM.from_pretrained(result.folder).eval()
     with torch.no_grad():
         assert torch.allclose(model(torch.arange(1, 33).reshape(2, 16)).logits, expected, atol=1e-4)
+    assert (result.folder / "model.safetensors").stat().st_mode & 0o777 == 0o644
     config = json.loads((result.folder / "config.json").read_bytes())
     assert config["tie_word_embeddings"] is False, "a trained output layer is no longer the embeddings"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_every_export_refuses_is_refused_before_peft_is_asked(tmp_path: Path) -> None:
+    base = load_base(tiny_qwen2(tmp_path / "base"))
+    source, _ = trained(base, tmp_path / "source", KINDS["dora"])
+    adapter = canonical_copy(source, base, tmp_path / "canonical", base_is_named=True)
+    with pytest.raises(InvalidRequest, match="float64"):
+        export(ExportRequest(adapter, base, tmp_path / "out", source="adapter", dtype="float64"))
+    quantised = replace(base, config={**base.config, "quantization_config": {"quant_method": "awq"}})
+    with pytest.raises(BaseInvalid, match="quantised weights"):
+        export(ExportRequest(adapter, quantised, tmp_path / "out", source="adapter"))
+    assert not (tmp_path / "out").exists()

@@ -53,6 +53,14 @@ def test_a_format_that_holds_every_value_loses_nothing(
     assert found is not None and (found.relative_error, found.tensor_relative_error) == (0.0, 0.0)
 
 
+def test_a_value_that_the_serving_format_cannot_hold_is_no_figure(tmp_path: Path, tiny: BaseModel) -> None:
+    folder = write_adapter(tmp_path, tiny)
+    tensors = {name: torch.full_like(value, 70_000.0) for name, value in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    assert rounding(folder, "float16") is None
+    assert rounding(folder, "bfloat16") is not None
+
+
 def test_a_format_that_is_not_known_and_an_adapter_of_zeros_are_no_division_by_zero(
     tmp_path: Path, tiny: BaseModel
 ) -> None:

@@ -39,7 +39,9 @@ def pushed(server: Server, claim: str, card: dict[str, Any] | None = None) -> An
     return server.push("router", folder)
 
 
-@pytest.mark.parametrize("claim", ["Acme/Tiny-Chat", "acme/tiny-chat-bnb-4bit", "/data/tiny/", "{folder}", "{digest}"])
+@pytest.mark.parametrize(
+    "claim", ["Acme/Tiny-Chat", "acme/tiny-chat-bnb-4bit", "/data/tiny/", "{folder}", "{digest}", "sixteen-bits"]
+)
 def test_every_member_of_the_declared_family_may_be_claimed(server: Server, merge_base: BaseModel, claim: str) -> None:
     answer = pushed(server, claim.format(folder=merge_base.folder, digest=merge_base.digest))
     assert (answer.status_code, answer.json().get("status")) == (201, "ready"), answer.text

@@ -42,7 +42,7 @@ def test_a_version_that_never_reaches_its_end_of_turn_is_ready_and_warned_of(
     assert "warning: none of 2 short questions" in result.stdout
 
 
-def test_an_engine_that_is_too_slow_or_went_away_keeps_no_version_waiting(server: Server) -> None:
+def test_an_engine_that_is_too_slow_keeps_no_version_waiting_and_one_that_went_away_is_told_of(server: Server) -> None:
     row = server.pushed("slow")
     version = server.services.registry.get("default", "slow", row["version"])
 
@@ -53,9 +53,10 @@ def test_an_engine_that_is_too_slow_or_went_away_keeps_no_version_waiting(server
     async def gone(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         raise EngineUnavailable("gone")
 
-    for ask in (slow, gone):
-        asked = Ending(ask, 8, may_bring_templates=False, patience_seconds=0.05)
-        assert asyncio.run(asked.warnings(version, "slow@1")) == []
+    asked, lost = (Ending(ask, 8, may_bring_templates=False, patience_seconds=0.05) for ask in (slow, gone))
+    assert asyncio.run(asked.warnings(version, "slow@1")) == []
+    with pytest.raises(EngineUnavailable):  # or a version that kills the engine as it answers were tried for ever
+        asyncio.run(lost.warnings(version, "slow@1"))
 
 
 def test_an_operator_may_leave_the_question_out(make_server: Callable[..., Server]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import tarfile
 import time
 from collections.abc import Iterator
@@ -159,6 +160,18 @@ def test_a_quantised_base_without_merge_base_names_the_setting(base: BaseModel, 
     with running(quantised, tmp_path / "with", merge_base=str(base.folder)) as server:
         server.pushed("router")
         assert ended(server, ordered(server)["id"])["status"] == "succeeded"
+
+
+def test_an_export_that_ended_before_its_row_said_so_runs_again(base: BaseModel, tmp_path: Path) -> None:
+    with running(base, tmp_path) as server:
+        server.push("router", write_adapter(tmp_path / "adapter", base))
+        row = ended(server, ordered(server)["id"])
+        assert (server.services.exports.root / row["id"]).is_dir()
+    with sqlite3.connect(tmp_path / "home" / "registry.sqlite3") as connection:  # as a kill in that moment leaves it
+        assert connection.execute("update exports set status = 'running' where id = ?", (row["id"],)).rowcount == 1
+    with running(base, tmp_path) as server:
+        again = ended(server, row["id"])
+        assert again["status"] == "succeeded", again["error"]
 
 
 def test_an_export_that_ran_when_the_server_ended_runs_again(base: BaseModel, tmp_path: Path) -> None:
