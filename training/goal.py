@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from training.data.formats import DataFile
 from training.data.rows import Row
 from training.gate import labels
 from training.gate.subject import Subject
@@ -40,7 +38,7 @@ class Goal:
 
 def goal_of(rows: Sequence[Row], said: str | None = None) -> Goal:
     """The goal of a run on these rows, training and validation together."""
-    found = labels.detect(Subject(DataFile(Path("rows"), list(rows), "")))
+    found = labels.detect(Subject.of_rows(rows))
     of_rows = {id(row): value for row, value in zip(rows, found.values, strict=True) if value} if found else {}
     task, why = _look(rows, found)
     if said is not None:

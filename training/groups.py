@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from adapters.errors import ConfigInvalid
-from training.data.formats import DataFile
 from training.data.rows import Row
 from training.gate import labels, twins
-from training.gate.subject import Subject, normal
+from training.gate.subject import Subject, normal, system
 
 
 def clusters_of(rows: Sequence[Row], by: str = "template") -> list[str]:
@@ -27,7 +25,7 @@ def clusters_of(rows: Sequence[Row], by: str = "template") -> list[str]:
 
 
 def _templates(rows: Sequence[Row]) -> list[str]:
-    subject = _subject(rows)
+    subject = Subject.of_rows(rows)
     texts = twins.texts_of(subject, twins.boilerplate_of(subject))
     return [_key(texts.masked[first]) for first in twins.clusters(texts)]
 
@@ -38,12 +36,12 @@ def _conversations(rows: Sequence[Row]) -> list[str]:
 
 def _opening(row: Row) -> str:
     """The system prompt and the first thing that the user says."""
-    said = [message["content"] for message in row.messages if message["role"] == "system"]
-    return "\n".join(said + [message["content"] for message in row.messages if message["role"] == "user"][:1])
+    first = next((message["content"] for message in row.messages if message["role"] == "user"), "")
+    return f"{system(row)}\n{first}"
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
-    subject = _subject(rows)
+    subject = Subject.of_rows(rows)
     found = labels.detect(subject)
     if found is None:
         return [_key(normal(answer)) for answer in subject.answers]
@@ -60,10 +58,6 @@ WAYS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "label": _labels,
     "file": _files,
 }
-
-
-def _subject(rows: Sequence[Row]) -> Subject:
-    return Subject(DataFile(Path("rows"), list(rows), ""))
 
 
 def _key(text: str) -> str:

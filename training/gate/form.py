@@ -12,7 +12,7 @@ from typing import Any
 from training.data.forms import TITLES
 from training.data.rows import Row, is_thought
 from training.gate.findings import KEPT_EXAMPLES, Example, Finding
-from training.gate.subject import Subject, shown, texts
+from training.gate.subject import Subject, shown, system, texts
 
 NOTHING_LEARNED = ("no_answer", "nothing_supervised", "empty_turn")
 # Two or three letters that UTF-8 makes of one when it is read as Windows-1252.
@@ -49,7 +49,7 @@ def systems(subject: Subject) -> Iterator[Finding]:
     """More than one system prompt, or some rows without: the model learns a behaviour for each."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(subject.rows):
-        groups["\n".join(message["content"] for message in row.messages if message["role"] == "system")].append(index)
+        groups[system(row)].append(index)
     if len(groups) > 1:
         common = max(groups, key=lambda text: len(groups[text]))
         found = sorted(index for text, group in groups.items() if text != common for index in group)

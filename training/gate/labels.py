@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from training.gate.findings import Finding
-from training.gate.subject import Subject, normal
+from training.gate.subject import Subject, normal, system
 
 WORD = re.compile(r"\w+")
 LONGEST_LABEL = 64
@@ -86,10 +86,7 @@ def conflicts(subject: Subject, labels: Labels | None) -> Iterator[Finding]:
     """Rows whose question has other labels elsewhere; without labels, other answers, which is only a warning."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, question in enumerate(subject.questions):
-        system = "\n".join(
-            message["content"] for message in subject.rows[index].messages if message["role"] == "system"
-        )
-        groups[normal(question), normal(system)].append(index)
+        groups[normal(question), normal(system(subject.rows[index]))].append(index)
     values = labels.values if labels else [normal(answer) for answer in subject.answers]
     found = [
         index for group in groups.values() if len({values[index] for index in group} - {None}) > 1 for index in group

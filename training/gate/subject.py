@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from adapters.errors import Problem
 from training.data.formats import DataFile
@@ -24,6 +25,11 @@ class Subject:
     file: DataFile
     bad: Sequence[Problem] = ()
     bad_count: int = 0
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Row]) -> Self:
+        """Rows of no file in particular, to be compared with one another."""
+        return cls(DataFile(Path("rows"), list(rows), ""))
 
     @property
     def rows(self) -> list[Row]:
@@ -55,6 +61,11 @@ def question(row: Row) -> str:
     """What is asked: the turns before the last learned one, less system prompts, one below the other."""
     last = row.learned_turns()[-1]
     return "\n".join(said(message) for message in row.messages[:last] if message["role"] != "system")
+
+
+def system(row: Row) -> str:
+    """The system prompts, one below the other; "" where there is none."""
+    return "\n".join(message["content"] for message in row.messages if message["role"] == "system")
 
 
 def answer(row: Row) -> str:
