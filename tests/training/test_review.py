@@ -27,7 +27,7 @@ from training.levels import LEVELS, levels_of
 from training.review import known_keys, of_settings
 from training.review.check import Asked, found, review
 from training.review.dialects import DIALECTS
-from training.review.facts import Data, Known, base_named, lacks_bf16
+from training.review.facts import Data, Known, base_beside, base_named, lacks_bf16
 from training.review.findings import KINDS
 from training.review.reading import read
 from training.review.rules import RULES
@@ -256,10 +256,8 @@ def look(tmp_path: Path) -> Look:
         path.write_text(json.dumps(config) if dialect == "peft" else yaml.safe_dump(config, sort_keys=False), "utf-8")
         reading = read(path)
         assert reading.dialect == dialect
-        view = View(reading, Known(**known))
-        if context:
-            vars(view)["base"] = dataclasses.replace(view.base, context_length_tokens=context)
-        return found(view, {})
+        base = dataclasses.replace(base_named(reading.value("base")), context_length_tokens=context)
+        return found(View(reading, Known(**{"base": base, **known})), {})
 
     return run
 
@@ -503,6 +501,27 @@ def test_a_run_of_ours_is_reviewed_from_its_settings_and_facts() -> None:
     assert {"lr_high_lora", "rank_unserved"} <= fast
     full = choose(TrainingConfig(data=Path("x"), name="x", method="full", learning_rate=2e-3), facts).as_dict()
     assert "lr_high_full" in {row["rule"] for row in of_settings(full, known | {"has_validation": True})}
+
+
+def test_validation_rows_of_a_run_are_no_share_that_its_rows_lose() -> None:
+    facts = Facts(1000, 80, True, 134_000_000, 8192, "float32", "cpu", 2**34, False)
+    chosen = choose(TrainingConfig(data=Path("x"), name="x", rank=64), facts).as_dict()
+    known = {"base": "embedded", "parameters": 134_000_000, "rows": 1000, "longest_row_tokens": 80, "device": "cpu"}
+    assert of_settings(chosen, known | {"has_validation": True}) == []
+    few = of_settings(chosen, known | {"has_validation": True, "rows": 500})
+    assert {row["rule"]: row["detail"] for row in few}["rank_large_for_rows"] == "500 rows"
+
+
+def test_a_base_beside_the_config_tells_what_the_configs_own_name_does_not(tmp_path: Path, qwen2_base: Path) -> None:
+    path = tmp_path / "c.yaml"
+    long = {"base_model": "Qwen/Qwen2.5-0.5B-Instruct", "sequence_len": 131072}
+    path.write_text(yaml.safe_dump(merged(AXOLOTL, long)), "utf-8")
+    assert "length_above_context" not in {row["rule"] for row in review(Asked(path)).findings}
+    made = review(Asked(path, base=str(qwen2_base)))
+    above = next(row for row in made.findings if row["rule"] == "length_above_context")
+    assert above["suggestion"] == "2048" and made.facts["parameters"] == 0.5e9
+    assert base_beside("mine", str(qwen2_base)) == base_named(str(qwen2_base))
+    assert base_beside("meta-llama/Llama-3.1-8B", str(qwen2_base)) == base_named("meta-llama/Llama-3.1-8B")
 
 
 def test_levels_are_set_by_rule_and_wrong_ones_refused(tmp_path: Path) -> None:

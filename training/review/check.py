@@ -11,10 +11,10 @@ from typing import Any
 from training.levels import LEVELS, levels_of
 from training.review import optimisation, precision, rendering, running, shape
 from training.review.dialects import DIALECTS
-from training.review.facts import SERVED_MAX_RANK, Base, Data, Known, base_named, data_of, data_of_facts
+from training.review.facts import SERVED_MAX_RANK, Base, Data, Known, base_beside, base_named, data_of, data_of_facts
 from training.review.findings import Finding, shown
 from training.review.ours import chosen
-from training.review.reading import our_config, read, translate
+from training.review.reading import read, translate
 from training.review.rules import RULES
 from training.review.view import View
 from training.review.words import Given, Reading
@@ -70,16 +70,16 @@ def review(asked: Asked) -> Review:
     """Raises ConfigInvalid for a file that is no config, DataInvalid for data that is none."""
     levels = levels_of(asked.rules, RULES, "docs/review.md")
     reading = read(asked.config, asked.dialect)
-    base = asked.base or reading.value("base")
+    own = reading.value("base")
     known = Known(
-        base=base_named(base),
-        data=data_of(asked.data, asked.columns, base) if asked.data is not None else None,
+        base=base_beside(own, asked.base),
+        data=data_of(asked.data, asked.columns, asked.base or own) if asked.data is not None else None,
         gpu=asked.gpu,
         is_cpu=asked.gpu == "cpu",
         max_rank=asked.max_rank,
     )
-    if reading.dialect == "hotshoe" and reading.refused is None:
-        chosen(reading, our_config(asked.config), known)
+    if reading.config is not None:
+        chosen(reading, reading.config, known)
     view = View(reading, known)
     return Review(asked.config.name, reading, found(view, levels), _facts(view))
 
@@ -87,9 +87,8 @@ def review(asked: Asked) -> Review:
 def review_of_settings(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The findings on a run of ours; `settings` are its own, so nothing in them is a default."""
     top = {key: Given(value, key, 1) for key, value in settings.items()}
-    top["batch_size"] = Given(settings.get("batch_size"), "batch_size", 1)
     reading = translate(DIALECTS["hotshoe"], top)
-    reading.values["validation"] = Given(int(bool(facts.get("has_validation"))), "validation", 1)
+    reading.values["validation"] = Given("validation rows" if facts.get("has_validation") else 0, "validation", 1)
     name = str(facts.get("base") or "")
     told = base_named(name)
     parameters, context = facts.get("parameters"), facts.get("context_length_tokens")

@@ -111,6 +111,21 @@ def base_named(name: str | None) -> Base:
     return Base(name, parameters)
 
 
+def base_beside(own: str | None, named: str | None) -> Base:
+    """The config's own base, with what is not known of it taken from the one that was named beside it."""
+    base, beside = base_named(own), base_named(named)
+    if beside.id and not (base.parameters or base.architecture):
+        return beside
+    if base.is_qwen is False:
+        return base  # another family's figures are not those of the one beside it
+    return Base(
+        base.id,
+        base.parameters or beside.parameters,
+        base.context_length_tokens or beside.context_length_tokens,
+        base.architecture or beside.architecture,
+    )
+
+
 def base_of_folder(folder: Path, name: str) -> Base:
     """Raises BaseInvalid where its config.json is none."""
     from adapters.bases import load_base

@@ -40,6 +40,11 @@ WORDS: Mapping[str, tuple[str, Convert]] = {
 }
 # What a run's own settings have beside what a config asks for.
 OF_A_RUN = frozenset({"pass_size", "accumulation", "evaluation_pass_size", "steps", "evaluation_steps", "optimizer"})
+# Settings that `hotshoe train` chooses by the data and the base, with a word here.
+OPEN = (
+    *("rank", "alpha", "learning_rate", "epochs", "batch_size"),
+    *("gradient_checkpointing", "optimizer", "checkpoint_steps"),
+)
 MOST_HELD_OUT = 256
 KNOWN = frozenset({item.name for item in fields(TrainingConfig)} | {"from"}) | OF_A_RUN
 MARKS = frozenset({"data", "name", "tokens_per_pass", "over_long", "supervise", "columns", "evaluations", "from"})
@@ -72,11 +77,9 @@ def chosen(reading: Reading, config: TrainingConfig, known: Known) -> None:
         has_bfloat16=not known.is_cpu,
     )
     settings = choose(config, facts).as_dict()
-    for key in ("rank", "alpha", "learning_rate", "epochs", "gradient_checkpointing", "optimizer"):
-        if key in settings and key in WORDS:
+    for key in OPEN:
+        if key in settings:
             reading.values.setdefault(WORDS[key][0], Given(settings[key], key))
-    reading.values.setdefault("batch", Given(settings["batch_size"], "batch_size"))
-    reading.values.setdefault("save_steps", Given(settings["checkpoint_steps"], "checkpoint_steps"))
     reading.values.setdefault("validation", Given(held, "validation_share"))
 
 

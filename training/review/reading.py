@@ -26,7 +26,10 @@ def read(path: Path, dialect: str | None = None) -> Reading:
     chosen = _named(dialect) if dialect is not None else detect(path, top)
     reading = translate(chosen, top, path.read_text("utf-8", errors="replace").splitlines())
     if chosen.name == "hotshoe":
-        reading.refused = refusal(path)
+        try:
+            reading.config = our_config(path)
+        except ConfigInvalid as error:
+            reading.refused = error.message
     return reading
 
 
@@ -156,12 +159,3 @@ def our_config(path: Path) -> TrainingConfig:
 
     given = {key: value for key, value in read_config(path).items() if key != FROM}
     return TrainingConfig(**{"data": Path("data"), "name": "adapter", **given})
-
-
-def refusal(path: Path) -> str | None:
-    """Why `hotshoe train` would not take the file; None where it would."""
-    try:
-        our_config(path)
-    except ConfigInvalid as error:
-        return error.message
-    return None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from training.review.facts import Base, Known, base_named
+from training.review.facts import Base, Known
 from training.review.findings import Finding
 from training.review.rules import RULES
 from training.review.words import Given, Reading
@@ -45,11 +44,9 @@ class View:
     def is_full(self) -> bool:
         return bool(self.value("method") == "full")
 
-    @cached_property
+    @property
     def base(self) -> Base:
-        """The config's own base; what is not known of it is taken from the one that was named beside it."""
-        own = base_named(self.value("base"))
-        return own if own.parameters or own.architecture else self.known.base if self.known.base.id else own
+        return self.known.base
 
     @property
     def is_small(self) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from training.review.values import present
+
+if TYPE_CHECKING:
+    from training.config import TrainingConfig
 
 # Neutral name -> what it is. Values are plain: a number, text, true or false, or a tuple of names.
 WORDS: Mapping[str, str] = {
@@ -87,7 +92,7 @@ class Given:
 
 def is_set(raw: Mapping[str, Given], key: str) -> bool:
     """Whether the file has the key with anything but a word for nothing."""
-    return key in raw and raw[key].value not in (None, False, "", [], {}, 0, "none", "None", "no")
+    return key in raw and present(raw[key].value)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class Reading:
     renamed: list[Unknown] = field(default_factory=list)  # `nearest` is today's name
     unread: list[tuple[Given, str]] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)
-    refused: str | None = None  # why our own trainer refuses the config as it is
+    config: TrainingConfig | None = None  # ours, as `hotshoe train` takes it
+    refused: str | None = None  # why it does not
 
     def value(self, name: str, default: Any = None) -> Any:
         """A setting's value, or `default` where nothing says it."""
