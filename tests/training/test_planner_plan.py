@@ -22,7 +22,7 @@ from training.planner.plan import Asked
 from training.planner.plan import plan as make
 from training.planner.sizes import find
 from training.planner.table import lines
-from training.planner.target import target_of
+from training.planner.target import of_device, target_of
 from training.planner.workload import Workload, pass_of
 
 GIB = 2**30
@@ -132,6 +132,29 @@ def test_an_unknown_gpu_is_refused_with_the_nearest_names() -> None:
         target_of("a1000")
     assert target_of("RTX 4090").key == "4090"
     assert target_of("A10G").key == "a10"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA A10G", "a10"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA T400 4GB", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ],
+)
+def test_a_device_is_the_gpu_that_its_name_says_in_whole_words_with_its_own_memory(name: str, key: str | None) -> None:
+    found = of_device(name, 85 * 10**9)
+    assert (found.key if found else None) == key
+    if found:
+        assert (found.name, found.memory_bytes, found.device) == (name, 85 * 10**9, "cuda")
 
 
 @pytest.mark.parametrize(("key", "value"), [("price", -1.0), ("budget", -0.5), ("max_rank", 0), ("max_length", 1)])

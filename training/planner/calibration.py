@@ -15,6 +15,7 @@ from typing import Any
 
 from adapters.errors import ConfigInvalid
 from training.config import TrainingConfig
+from training.machine import has_bfloat16, own_device
 from training.planner.dry_run import measured
 
 KIND, FORMAT = "hotshoe-calibration", 1
@@ -92,12 +93,8 @@ def described(report: dict[str, Any]) -> str:
 
 
 def _runs(folder: Path, base: str | None) -> Iterator[tuple[str, TrainingConfig]]:
-    import torch
-
     methods = ("lora", "qlora", "full")
-    dtypes = ["float32"]
-    if torch.cuda.is_available() or any(torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16")):
-        dtypes.append("bfloat16")
+    dtypes = ["float32", "bfloat16"] if has_bfloat16(own_device()) else ["float32"]
     data = _rows(folder / "rows.jsonl")
     for method in methods:
         for dtype in dtypes if method != "full" else dtypes[:1]:

@@ -7,6 +7,7 @@ reaches of them is `UTILISATION`, an assumption until a calibration report of th
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +42,9 @@ GPUS = (
     Gpu("h100", "NVIDIA H100 SXM 80 GB", int(79.1 * GIB), 3350e9, 989e12, 67e12, True, True),
 )
 
+ALIASES = {"a10g": "a10", "g4dn": "t4", "g5": "a10", "g6": "l4"}
+LESSER = frozenset({"laptop", "mig"})  # with the name of a whole card, a smaller chip or a part of one
+
 
 @dataclass(frozen=True)
 class Price:
@@ -64,7 +68,7 @@ def find(key: str) -> Gpu:
     """The GPU of that name; raises ConfigInvalid with the nearest names."""
     known = [gpu.key for gpu in GPUS]
     plain = key.lower().removeprefix("nvidia").strip(" -_").removeprefix("rtx").strip(" -_")
-    plain = {"a10g": "a10", "g4dn": "t4", "g5": "a10", "g6": "l4"}.get(plain, plain)
+    plain = ALIASES.get(plain, plain)
     for gpu in GPUS:
         if gpu.key == plain:
             return gpu
@@ -74,6 +78,13 @@ def find(key: str) -> Gpu:
         f"Known are {', '.join(known)}, auto and cpu.",
         param="gpu",
     )
+
+
+def called(name: str) -> Gpu | None:
+    """The GPU of the table that a device's own name says in whole words; an L40S is no L4."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    keys = {ALIASES.get(word, word) for word in words}
+    return next((gpu for gpu in GPUS if gpu.key in keys), None) if not words & LESSER else None
 
 
 def prices_of(gpu: str, own: float | None) -> list[dict[str, Any]]:

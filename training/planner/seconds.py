@@ -26,7 +26,6 @@ class Rate:
     bandwidth_bytes: float
     error: float
     evidence: str
-    is_validated: bool = False
     seconds_a_layer: float = SECONDS_A_LAYER
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from training.machine import has_bfloat16, memory_bytes, own_device
 from training.planner import machines
 from training.planner.machines import AUTO, CONTEXT_BYTES, CPU, UTILISATION, Gpu
 from training.planner.seconds import Rate
@@ -59,9 +59,9 @@ def target_of(key: str, report: dict[str, Any] | None = None) -> Target:
     return found
 
 
-def _gpu(gpu: Gpu) -> Target:
+def _gpu(gpu: Gpu, figures: str = "data sheet") -> Target:
     flops = {4: gpu.float32_flops, 2: gpu.tensor_flops}
-    said = f"data sheet x {UTILISATION} (assumed), unvalidated"
+    said = f"{figures} x {UTILISATION} (assumed), unvalidated"
     rates = {size: Rate(UTILISATION * rate, gpu.bandwidth_bytes, SPREAD_OF_GPUS, said) for size, rate in flops.items()}
     return Target(
         gpu.key,
@@ -80,8 +80,7 @@ def _gpu(gpu: Gpu) -> Target:
 def _cpu() -> Target:
     import torch
 
-    has_bfloat16 = any(torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16"))
-    bandwidth = _copied_bytes_a_second()
+    has_units, bandwidth = has_bfloat16(CPU), _copied_bytes_a_second()
     rates = {
         size: Rate(
             REACHED_OF_PRODUCT * _product_flops(dtype),
@@ -90,15 +89,15 @@ def _cpu() -> Target:
             f"matrix products measured just now x {REACHED_OF_PRODUCT}",
             seconds_a_layer=2e-3,
         )
-        for size, dtype in ((4, torch.float32), *(((2, torch.bfloat16),) if has_bfloat16 else ()))
+        for size, dtype in ((4, torch.float32), *(((2, torch.bfloat16),) if has_units else ()))
     }
     return Target(
         CPU,
         f"this processor, {torch.get_num_threads()} threads",
         "cpu",
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes(CPU),
         PROCESS_BYTES,
-        has_bfloat16,
+        has_units,
         False,
         rates,
         CPU_ERROR,
@@ -107,29 +106,36 @@ def _cpu() -> Target:
 
 
 def _own() -> Target:
-    """This machine's GPU as the table has it, or as it is measured where the table lacks it; else its processor."""
+    """This machine's GPU, or its processor where it has none."""
     import torch
 
-    if not torch.cuda.is_available():
+    if own_device() == CPU:
         return _cpu()
-    name = torch.cuda.get_device_name(0)
-    known = sorted((gpu for gpu in machines.GPUS), key=lambda gpu: len(gpu.key), reverse=True)
-    for gpu in known:
-        if gpu.key in name.lower():
-            return _gpu(gpu)
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return _gpu(
-        Gpu(
-            key=name.lower().replace(" ", "-"),
-            name=name,
-            memory_bytes=torch.cuda.get_device_properties(0).total_memory,
-            bandwidth_bytes=_copied_bytes_a_second("cuda"),
-            tensor_flops=_product_flops(torch.bfloat16 if has_bfloat16 else torch.float16, "cuda"),
-            float32_flops=_product_flops(torch.float32, "cuda"),
-            has_bfloat16=has_bfloat16,
-            has_flash_attention=torch.cuda.get_device_capability(0) >= (8, 0),
-        )
+    return of_device(torch.cuda.get_device_name(0), memory_bytes("cuda")) or _measured()
+
+
+def of_device(name: str, memory: int) -> Target | None:
+    """The GPU of the table that a device's name says, with the device's own memory; None where the table lacks it."""
+    gpu = machines.called(name)
+    return _gpu(replace(gpu, name=name, memory_bytes=memory)) if gpu is not None else None
+
+
+def _measured() -> Target:
+    """This machine's GPU by its own figures."""
+    import torch
+
+    name, has_units = torch.cuda.get_device_name(0), has_bfloat16("cuda")
+    gpu = Gpu(
+        key=name.lower().replace(" ", "-"),
+        name=name,
+        memory_bytes=memory_bytes("cuda"),
+        bandwidth_bytes=_copied_bytes_a_second("cuda"),
+        tensor_flops=_product_flops(torch.bfloat16 if has_units else torch.float16, "cuda"),
+        float32_flops=_product_flops(torch.float32, "cuda"),
+        has_bfloat16=has_units,
+        has_flash_attention=torch.cuda.get_device_capability(0) >= (8, 0),
     )
+    return _gpu(gpu, "matrix products measured just now")
 
 
 def _calibrated(target: Target, report: dict[str, Any]) -> Target:
@@ -141,18 +147,16 @@ def _calibrated(target: Target, report: dict[str, Any]) -> Target:
         rates[size] = (
             rate
             if measured is None
-            else Rate(measured, rate.bandwidth_bytes, report["spread"], said, True, seconds_a_layer=0.0)
+            else Rate(measured, rate.bandwidth_bytes, report["spread"], said, seconds_a_layer=0.0)
         )
     low, high = target.error
     off = max((abs(ratio - 1) for ratio in report["peak_ratios"]), default=0.0)
-    return Target(
-        **{
-            **{name: getattr(target, name) for name in target.__dataclass_fields__},
-            "rates": rates,
-            "error": (max(low, off), max(high, off)),
-            "status": f"calibrated: {said}; peaks off by {100 * off:.0f}% at most in {len(report['peak_ratios'])} runs",
-            "is_validated": True,
-        }
+    return replace(
+        target,
+        rates=rates,
+        error=(max(low, off), max(high, off)),
+        status=f"calibrated: {said}; peaks off by {100 * off:.0f}% at most in {len(report['peak_ratios'])} runs",
+        is_validated=True,
     )
 
 
