@@ -22,9 +22,10 @@ from training.card_sections import (
     privacy_of,
     review_of,
 )
-from training.compare import Outcome, evaluating, evenly, last_turn, own_sequences
+from training.compare import Outcome, evaluating, last_turn, own_sequences
 from training.data.dataset import duplicate_count
 from training.goal import goal_of
+from training.sample import evenly
 from training.samples import samples_of
 from training.saving import saved_bytes
 from training.served_check import PROBES, Tokens, check_served

@@ -98,8 +98,9 @@ def evaluation_of(run: Run, outcome: Outcome | None) -> dict[str, Any] | None:
     """Base against adapter: both losses, and the answers' figures with intervals, by likeness to training rows."""
     if run.baseline is None or outcome is None or run.material.validation is None:
         return None
-    from training.compare import evenly, own_sequences, report
+    from training.compare import own_sequences, report
     from training.evaluation.card import figures_of
+    from training.sample import evenly
     from training.verdict.gather import MOST_COMPARED
 
     comparison, material = run.baseline.comparison, run.material

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,6 +25,7 @@ from training.data.template import IGNORED, ChatTemplate, Rendered
 from training.greedy import Decoding, greedy_answers
 from training.material import Material
 from training.model import base_alone
+from training.sample import evenly
 from training.scores import parse_answer, telling_scores
 from training.verdict.measure import measure, sample_size
 
@@ -35,7 +36,6 @@ MOST_SECONDS_SEEN = 10.0  # for the sample of rows trained on
 SHORT_TOKENS, SHORT_OBJECT_TOKENS = 64, 192  # longer expected answers are not asked for
 WORSE_NATS = 0.001  # a loss that is higher by less is called equal
 BASELINE_FILE = "baseline.json"
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,6 @@ def last_turn(sequence: Rendered) -> tuple[list[int], list[int]]:
     while start and sequence.labels[start - 1] != IGNORED:
         start -= 1
     return list(sequence.input_ids[:start]), list(sequence.input_ids[start:end])
-
-
-def evenly(values: Sequence[Value], most: int) -> list[Value]:
-    """At most so many of them, evenly spread."""
-    stride = max(1.0, len(values) / most)
-    return [values[int(index * stride)] for index in range(min(most, len(values)))]
 
 
 @contextmanager

@@ -190,10 +190,9 @@ def _thinking(url: str | None, name: str | None) -> bool | None:
 
 
 def _home() -> Path:
-    from server.settings import default_home
+    from server.settings import load_settings
 
-    home = os.environ.get("HOTSHOE_HOME")
-    return Path(home).expanduser() if home else default_home()
+    return load_settings().home
 
 
 def _say(is_shown: bool) -> Any:

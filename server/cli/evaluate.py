@@ -112,7 +112,7 @@ def evaluate(
     if as_json:
         print_json(_document(request.label, outcome))
         return
-    _print(request.label, outcome)
+    _print(outcome)
 
 
 def _endpoint(url: str | None, model: str | None) -> Endpoint | None:
@@ -145,13 +145,12 @@ def _flat(label: str | None, outcome: Outcome) -> dict[str, Any]:
     return made
 
 
-def _print(label: str | None, outcome: Outcome) -> None:
+def _print(outcome: Outcome) -> None:
     from training.evaluation.lines import report_lines
 
-    shown = {key: value for key, value in _flat(label, outcome).items() if key in outcome.answered.said}
     for line in report_lines(outcome.report.content):
         typer.echo(line)
-    for key, value in shown.items():
+    for key, value in outcome.answered.said.items():
         typer.echo(f"{key:<20}{value:.4f}" if isinstance(value, float) else f"{key:<20}{value}")
 
 

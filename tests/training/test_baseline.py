@@ -19,6 +19,7 @@ from tests.fixtures.adapters import write_adapter
 from tests.fixtures.service import Server, running
 from tests.training.conftest import chat, write_jsonl
 from tests.training.test_baseline_parts import words
+from training.baseline.ledger import LEDGER_FILE
 from training.baseline.report import summary
 from training.baseline.rivals import TITLES
 from training.baseline.verdict import CANNOT_TELL, NOT_WORTH_IT, WORTH_IT
@@ -42,14 +43,15 @@ class Desk:
         for name, value in rows.items():
             write_jsonl(self.folder / f"{name}.jsonl", list(value))
 
-    def run(self, *options: object, validation: str = "validation") -> Result:
+    def run(self, *options: object, validation: str = "validation", names_ledger: bool = True) -> Result:
         files = [self.folder / "training.jsonl", "--validation", self.folder / f"{validation}.jsonl"]
-        fixed = ["--base", self.base, "--report", self.report, "--ledger", self.folder / "home" / "readings.jsonl"]
-        words = ["baseline", *files, *fixed, *options]
+        fixed = ["--base", self.base, "--report", self.report]
+        ledger = ["--ledger", self.folder / "home" / "readings.jsonl"] if names_ledger else []
+        words = ["baseline", *files, *fixed, *ledger, *options]
         return CliRunner().invoke(build_app(), [str(word) for word in words])
 
-    def judge(self, *options: object) -> Result:
-        return self.run("--test", self.folder / "test.jsonl", *options)
+    def judge(self, *options: object, names_ledger: bool = True) -> Result:
+        return self.run("--test", self.folder / "test.jsonl", *options, names_ledger=names_ledger)
 
     def made(self) -> dict[str, Any]:
         made: dict[str, Any] = json.loads(self.report.read_text())
@@ -135,6 +137,18 @@ def test_a_second_version_on_the_same_test_rows_is_corrected_for_and_the_prompt_
     assert served.made()["made_at"] == before["made_at"]
     assert result.exit_code == 0
     assert served.judge("--adapter", "router@2", "--strict", *options).exit_code == 1
+
+
+def test_readings_are_counted_in_the_state_folder_that_the_servers_config_file_names(
+    served: Desk, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"home: {tmp_path / 'state'}\n")
+    monkeypatch.delenv("HOTSHOE_HOME", raising=False)
+    monkeypatch.setenv("HOTSHOE_CONFIG", str(config))
+    options = ("--url", server.url, "--metric", "exact_match", "--examples", "0")
+    served.judge("--adapter", "router@1", *options, names_ledger=False)
+    assert len((tmp_path / "state" / LEDGER_FILE).read_text().splitlines()) == 2
 
 
 def test_an_adapter_that_is_worse_than_the_best_prompt_is_not_worth_it(desk: Desk, server: Server) -> None:

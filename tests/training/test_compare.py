@@ -18,13 +18,14 @@ from server.cli.main import build_app
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.service import running
 from tests.training.conftest import chat, write_jsonl
-from training.compare import Comparison, evenly, last_turn, verdict
+from training.compare import Comparison, last_turn, verdict
 from training.config import TrainingConfig
 from training.data.dataset import prepare
 from training.data.formats import read_data
 from training.data.template import Rendered, load_template
 from training.evaluate import Prompt, load_examples
 from training.reference import Reference, open_reference
+from training.sample import evenly
 from training.trainer import TrainingResult, train
 
 

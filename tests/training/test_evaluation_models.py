@@ -189,6 +189,13 @@ def test_eval_compares_a_folder_with_its_base_and_another_by_distance_and_writes
     assert set(json.loads(out.read_text().splitlines()[0])["rivals"]) == {"base", str(idle)}
 
 
+def test_some_rows_of_a_file_reach_from_its_first_to_its_last_ones(tickets: Path, base: BaseModel) -> None:
+    options = ("--rows", 7, "--max-tokens", 1, "--noise-rows", 0, "--json")
+    report = json.loads(hotshoe("eval", tickets, "--model", base.folder, *options))["report"]
+    lines = sorted(int(row["place"].partition(":")[2]) for row in report["rows_shown"])
+    assert lines == [1, 2, 4, 6, 7, 9, 11]
+
+
 def test_what_a_whole_model_forgot_is_measured_against_the_base_that_is_named(
     tickets: Path, base: BaseModel, tmp_path: Path
 ) -> None:

@@ -245,6 +245,23 @@ def test_the_page_shows_figures_rivals_confusion_and_the_worst_rows_first() -> N
     assert words.index("no idea") < words.index("question 1?")
 
 
+def test_where_less_is_better_the_page_begins_with_invalid_answers_and_those_that_a_rival_has_better() -> None:
+    expected = [LABELS[row % 3] for row in range(6)]
+    answers = [*expected[:4], "no idea", "no idea"]
+    base = [*expected[:2], "no idea", *expected[3:5], "no idea"]
+    report = made(
+        {"model": "m", "data": "d", "grouped_by": "template", "notes": []},
+        asked(expected),
+        Answered("m", answers),
+        [Answered("base", base)],
+        Choice(metrics=["invalid"], label=""),
+    ).as_dict()
+    assert (report["primary"], report["less_is_better"]) == ("invalid", ["invalid"])
+    assert [row["place"][-1] for row in report["rows_shown"]] == ["5", "6", "1", "2", "4", "3"]
+    kinds = re.findall('<article class="([a-z]+)">', report_html(report))
+    assert kinds == ["wrong"] * 2 + ["right"] * 4
+
+
 def test_the_lines_are_for_a_terminal_and_carry_no_control_characters() -> None:
     text = "\n".join(report_lines(labels_report().as_dict()))
     for part in (

@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse
 
 from adapters.errors import EngineUnavailable
 from training.evaluation.figures import Grouping
-from training.evaluation.judge import Endpoint, Pair, evenly, judged, question, vote
+from training.evaluation.judge import Endpoint, Pair, judged, question, vote
+from training.sample import evenly
 
 Reply = Callable[[str, str], str | int]
 
@@ -119,4 +120,8 @@ def test_the_judge_sees_each_pair_in_both_orders_with_the_reference() -> None:
     assert question(pair, False).index("mine") < question(pair, False).index("theirs")
     assert question(pair, True).index("theirs") < question(pair, True).index("mine")
     assert "the reference" in question(pair, True)
-    assert (evenly(5, 10), len(evenly(1000, 200)), evenly(1000, 200)[-1]) == ([0, 1, 2, 3, 4], 200, 995)
+    assert (evenly(range(5), 10), len(evenly(range(1000), 200)), evenly(range(1000), 200)[-1]) == (
+        [0, 1, 2, 3, 4],
+        200,
+        995,
+    )

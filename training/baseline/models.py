@@ -60,14 +60,11 @@ def trained_on(folder: Path) -> dict[str, str]:
 
 def _refuse_seen(ground: Ground, folder: Path) -> None:
     """Raises DataInvalid where the adapter learned from the test file, or was stopped by it."""
-    test = ground.asked.test
-    if test is None:
+    test, learned = ground.asked.test, trained_on(folder)
+    if test is None or not learned:
         return
-    seen = [
-        name
-        for name, digest in trained_on(folder).items()
-        if digest == read_data(test, Columns(ground.asked.columns)).digest
-    ]
+    asked = read_data(test, Columns(ground.asked.columns)).digest
+    seen = [name for name, digest in learned.items() if digest == asked]
     if seen:
         raise DataInvalid(
             f"{folder} had {test} as its {seen[0]} data, as its card says, so a score on it proves nothing: give the "

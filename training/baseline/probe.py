@@ -35,8 +35,9 @@ def probe(reference: Reference, sets: Sets, task: Task, seed: int = 0, progress:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    chosen = even_by_label(labels_of(sets.training, task), MOST_ROWS, seed)
-    given = [labels_of(sets.training, task)[at] for at in chosen]
+    labels = labels_of(sets.training, task)
+    chosen = even_by_label(labels, MOST_ROWS, seed)
+    given = [labels[at] for at in chosen]
     if len(set(given)) < 2:
         return None
     asked = [sets.training.examples[at].prompt for at in chosen]

@@ -104,7 +104,7 @@ class Kitchen:
         system = own if recipe.system is None else [recipe.system]
         if recipe.lists_labels:
             system = [*system, self.listing]
-        turns = [turn for at in shown for turn in as_turns(self.training.rows[at])]
+        turns = [turn for at in shown for turn in as_turns(self.training.examples[at].row)]
         first: Messages = [{"role": "system", "content": "\n\n".join(filter(None, system))}] if any(system) else []
         rest = [message for message in messages if message["role"] != "system"]
         return Prompt([*first, *turns, *rest], example.prompt.tools, example.prompt.thinking)
@@ -169,7 +169,7 @@ def _spread(training: Part, task: Task, seed: int) -> list[int]:
     seen: Counter[str | None] = Counter()
     turns: dict[int, int] = {}
     for at in order:
-        label = label_in(training.expected[at], task.label) if task.label is not None else None
+        label = label_in(training.examples[at].expected, task.label) if task.label is not None else None
         turns[at] = seen[label]
         seen[label] += 1
     return sorted(order, key=turns.__getitem__) if task.label is not None else order

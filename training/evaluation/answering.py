@@ -1,7 +1,7 @@
 """Models that can be asked: one in this process, or one behind a server.
 
-Both give greedy answers to prompts in two batch orders, so that a figure's noise can be told; a local one also gives
-its loss, what its adapter made it forget, and log-probabilities.
+Both give greedy answers to prompts, some of them in another batch order, too, so that a figure's noise can be told. A
+local one also gives its loss, a served one the times that its users see.
 """
 
 from __future__ import annotations

@@ -109,12 +109,6 @@ def judged(endpoint: Endpoint, pairs: Sequence[Pair], progress: Progress = unwat
     return Votes(votes[0::2], votes[1::2], errors, invalid)
 
 
-def evenly(rows: int, most: int = MOST_ROWS) -> list[int]:
-    """At most so many of the rows, evenly spread."""
-    stride = max(1.0, rows / most)
-    return [int(index * stride) for index in range(min(rows, most))]
-
-
 def vote(reply: str) -> str | None:
     """What a reply votes for: `first`, `second` or `tie`; None where it begins with no vote and ends in no [[A]]."""
     said = spoken(reply)

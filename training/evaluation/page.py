@@ -24,6 +24,7 @@ def report_html(report: Mapping[str, Any]) -> str:
 
     rows = report["rows_shown"]
     pairs = report.get("confusion") or ()
+    less_is_better = report["primary"] in report["less_is_better"]
     return _template().render(
         report=report,
         primary=named(report["primary"]),
@@ -34,7 +35,7 @@ def report_html(report: Mapping[str, Any]) -> str:
         confusion=Markup(confusion_svg(pairs)) if pairs else "",  # noqa: S704 - every name in it is escaped
         forgetting=report.get("forgetting"),
         judges=_judges(report),
-        shown_rows=[_row(row) for row in rows[:MOST_ROWS]],
+        shown_rows=[_row(row, less_is_better) for row in rows[:MOST_ROWS]],
         left_rows=max(0, len(rows) - MOST_ROWS),
         rivals=list(rows[0]["rivals"]) if rows else [],
         number=shown,
@@ -115,10 +116,16 @@ def _interval(found: Mapping[str, Any], form: str = ".3f") -> str:
     return f"[{found['low']:{form}}, {found['high']:{form}}]{few}"
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    score = row["score"]
-    kind = "right" if score is not None and score >= 1 else "wrong" if score is not None and score <= 0 else "part"
-    return {**row, "kind": kind, "columns": _columns(row)}
+def _row(row: Mapping[str, Any], less_is_better: bool) -> dict[str, Any]:
+    return {**row, "kind": _kind(row["score"], less_is_better), "columns": _columns(row)}
+
+
+def _kind(score: float | None, less_is_better: bool) -> str:
+    """`right` or `wrong` where a score is at the end of what it can be, else `part`."""
+    if score is None:
+        return "part"
+    worth = 1 - score if less_is_better else score
+    return "right" if worth >= 1 else "wrong" if worth <= 0 else "part"
 
 
 def _columns(row: Mapping[str, Any]) -> Sequence[tuple[str, str, float | None]]:

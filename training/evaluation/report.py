@@ -15,7 +15,7 @@ import numpy as np
 from training.evaluation.figures import Grouping, difference, figure, noise
 from training.evaluation.similarity import Nearness, verdict_bin
 from training.metrics.items import Items, items
-from training.metrics.measure import Measure
+from training.metrics.measure import Floats, Measure
 from training.metrics.task import METRICS
 from training.statistics import FEWEST_CLUSTERS
 
@@ -93,6 +93,7 @@ def made(
         "task": own.task.kind,
         "label": own.task.label,
         "primary": own.primary.name,
+        "less_is_better": [name for name, measure in own.measures.items() if measure.less_is_better],
         "rows": len(asked),
         "clusters": len(set(asked.clusters)),
         "fewest_clusters": FEWEST_CLUSTERS,
@@ -190,11 +191,9 @@ def _rows_shown(
     near: Nearness | None,
 ) -> list[dict[str, Any]]:
     """Every row with its answers and score, the worst first; of equal ones first those that a rival has better."""
-    scores = np.nan_to_num(own.primary.scores, nan=-np.inf)
-    if own.primary.less_is_better:
-        scores = -scores
-    best = np.max([other.measures[own.primary.name].scores for other in others.values()], axis=0) if others else scores
-    order = sorted(range(len(asked)), key=lambda row: (scores[row], -best[row], row))
+    worth = _worth(own.primary)
+    best = np.max([_worth(other.measures[own.primary.name]) for other in others.values()], axis=0) if others else worth
+    order = sorted(range(len(asked)), key=lambda row: (worth[row], -best[row], row))
     return [
         {
             "place": asked.places[row],
@@ -213,6 +212,11 @@ def _rows_shown(
         }
         for row in order
     ]
+
+
+def _worth(measure: Measure) -> Floats:
+    """(rows,) the scores, more being better; what could not be measured is below all."""
+    return np.nan_to_num(-measure.scores if measure.less_is_better else measure.scores, nan=-np.inf)
 
 
 def shortened(text: str) -> str:

@@ -16,7 +16,7 @@ from training.evaluate import Example, example_of, load_examples
 from training.evaluation.answering import Answers, Local, Place, Source, open_source
 from training.evaluation.figures import Grouping
 from training.evaluation.gptscore import check_aspect, gptscore
-from training.evaluation.judge import Endpoint, Pair, evenly, judged
+from training.evaluation.judge import MOST_ROWS, Endpoint, Pair, judged
 from training.evaluation.report import Answered, Asked, Choice, Report, made
 from training.evaluation.semantic import MISSING, embedding_folder, semantic
 from training.evaluation.similarity import nearness
@@ -24,6 +24,7 @@ from training.gate.subject import question
 from training.groups import clusters_of
 from training.metrics.measure import Measure
 from training.metrics.task import METRICS, task_of
+from training.sample import evenly
 
 MODEL_METRICS = ("semantic", "gptscore")
 Step = Callable[[str], Callable[[int, int], None]]
@@ -80,7 +81,7 @@ def evaluate(request: Request, step: Step) -> Outcome:
     """
     examples = load_examples(request.data, request.columns)
     if request.rows:
-        examples = examples[:: max(1, len(examples) // request.rows)][: request.rows]
+        examples = evenly(examples, request.rows)
     wanted = _wanted(request, [example.expected for example in examples])
     asked = _asked(request, examples)
     trained = read_data(request.train, request.columns).rows if request.train else None
@@ -114,7 +115,7 @@ def _refuse_twice(names: Sequence[str]) -> None:
 def _answers(work: _Work, source: Source, base: Source | None) -> dict[str, Answers]:
     """The answers of the model, of its base where that is wanted, and of every rival; some rows the model has twice."""
     request, examples = work.request, work.examples
-    twice = evenly(len(examples), request.noise_rows) if request.noise_rows else ()
+    twice = evenly(range(len(examples)), request.noise_rows) if request.noise_rows else ()
     found = {request.model: source.answers(examples, request.max_tokens, twice, work.step("rows"))}
     if base is not None:
         found[base.name] = base.answers(examples, request.max_tokens, (), work.step("rows of the base"))
@@ -236,7 +237,7 @@ def _asked(request: Request, examples: Sequence[Example]) -> Asked:
 def _judged(work: _Work, endpoint: Endpoint, asked: Asked, answered: Sequence[Answered]) -> dict[str, Any]:
     """The judge's comparisons of the model with each rival; with the expected answers where there is none."""
     own, *rivals = answered
-    rows = evenly(len(asked))
+    rows = evenly(range(len(asked)), MOST_ROWS)
     others = {rival.name: rival.answers for rival in rivals} or {"the expected answers": asked.expected}
     grouping = Grouping([asked.clusters[row] for row in rows])
     found = {}

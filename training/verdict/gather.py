@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.compare import Outcome, evenly, own_sequences, seen_indices
+from training.compare import Outcome, own_sequences, seen_indices
 from training.evaluation.similarity import FAR, nearness
 from training.goal import Goal
 from training.groups import clusters_of
+from training.sample import evenly
 from training.verdict.evidence import Canaries, Evidence, General, HeldOut, Seen
 from training.verdict.figures import middle_step
 from training.verdict.rows import RowFiles
