@@ -9,12 +9,18 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import doubtful, gate_speed, gateway, planner, privacy, restarts, side_channel, startup, training
+from bench import doubtful, gate_speed, gateway, planner, privacy, profanity, restarts, side_channel, startup, training
 from bench.report import Report, machine, write
 
 BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.run, "side_channel": side_channel.run}
 
-ON_REQUEST = {"gate_speed": gate_speed.run, "privacy": privacy.run, "doubtful": doubtful.run, "planner": planner.run}
+ON_REQUEST = {
+    "gate_speed": gate_speed.run,
+    "privacy": privacy.run,
+    "profanity": profanity.run,
+    "doubtful": doubtful.run,
+    "planner": planner.run,
+}
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,16 +35,18 @@ def run(rounds: int) -> Iterator[Report]:
 
 
 def measured(path: Path) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     words = [sys.executable, "-c", CHECK, "data", "check", str(path), "--json"]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False)
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if ended.returncode not in (0, 3):
-        raise RuntimeError(ended.stderr)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall seconds": wall, "CPU seconds": cpu, "peak GB": after.ru_maxrss * 1024 / 1e9}
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, used = os.wait4(child.pid, 0)  # RUSAGE_CHILDREN has the peak of the largest child so far
+        child.returncode = os.waitstatus_to_exitcode(status)
+        wall = time.perf_counter() - started
+        if child.returncode not in (0, 3):
+            said.seek(0)
+            raise RuntimeError(said.read().decode())
+    cpu = used.ru_utime + used.ru_stime
+    return {"wall seconds": wall, "CPU seconds": cpu, "peak GB": used.ru_maxrss * 1024 / 1e9}
 
 
 def labelled(rng: random.Random) -> Iterator[str]:

@@ -73,7 +73,7 @@ def clean(
         typer.Option(help="Rules whose values become pseudonyms, with commas; default all of privacy but secret."),
     ] = None,
     drop: Annotated[
-        str | None, typer.Option(help="Rules whose rows are left out, any of the data check's; default secret.")
+        str | None, typer.Option(help="Rules of the data check whose rows are left out; default secret.")
     ] = None,
     map_file: Annotated[
         Path | None, typer.Option("--map", help="Where key and values go, used again if there; default OUT.map.")

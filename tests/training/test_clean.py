@@ -135,10 +135,48 @@ def test_rows_that_cannot_be_read_are_an_error_or_dropped_by_name(data: Path, tm
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.parquet", b"PAR1" + b"\0" * 40),
+        ("b.parquet", b"prompt,completion"),
+        ("b.csv.gz", b"\x1f\x8b" + b"\0" * 40),
+        ("b.csv", b"colour,size\nred,3\n"),
+        ("b.json", b"[" * 100_000),
+        ("b.jsonl", b""),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_unreadable_row(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [chat("nothing here", "yes")])
+    write_jsonl(folder / "c.jsonl", [chat("nor here", "no")])
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataInvalid):
+        clean(CleanAsked(folder, tmp_path / "out.jsonl"))
+    report = clean(CleanAsked(folder, tmp_path / "out.jsonl", drop=("row_unreadable",)))
+    assert len(lines(tmp_path / "out.jsonl")) == report["kept_rows"] == 2
+    assert report["dropped"]["row_unreadable"] == {"rows": 1, "places": [f"{folder / name}:1"]}
+    assert report["dropped_rows"] == 1
+
+
+@pytest.mark.parametrize("depth", [450, 900, 100_000])
+def test_answers_that_nest_deeply_are_kept_and_what_they_say_is_masked(depth: int, tmp_path: Path) -> None:
+    nested = '{"a":' + "[" * depth + '"a\\\\b, jo.doe@corp.io"' + "]" * depth + "}"
+    data = write_jsonl(tmp_path / "data.jsonl", [chat("deep?", nested), chat("nothing here", "yes")])
+    report = clean(CleanAsked(data, tmp_path / "out.jsonl", drop=("twins_exact", "text_replaced")))
+    assert report["kept_rows"] == 2 and report["masked"]["email_address"]["times"] == 1
+
+
+@pytest.mark.parametrize(
     ("asked", "reason"),
     [
         ({"mask": ("names",)}, "--mask has 'names'"),
         ({"drop": ("names",)}, "--drop has 'names'"),
+        ({"drop": ("secret", "row_too_long")}, "row_too_long.*rendered for a base"),
+        ({"drop": ("thought_unrendered",)}, "thought_unrendered.*rendered for a base"),
+        ({"drop": ("leak_exact",)}, "leak_exact.*test or validation data"),
+        ({"drop": ("validation_leak",)}, "validation_leak.*test or validation data"),
+        ({"drop": ("labels_unbalanced",)}, "labels_unbalanced.*no single rows"),
         ({"mask": ("secret",), "drop": ("secret",)}, "in --mask and in --drop"),
     ],
 )

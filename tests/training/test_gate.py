@@ -260,6 +260,15 @@ def test_a_fixed_prompt_around_the_question_makes_no_twins(gate: Callable[..., R
     assert not codes(gate(rows)) & {"twins_near", "twins_template"}
 
 
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_an_answer_nested_to_or_beyond_what_a_reader_takes_is_one_more_text(
+    depth: int, gate: Callable[..., Report]
+) -> None:
+    nested = '{"a":' + "[" * depth + '"bathroom"' + "]" * depth + "}"
+    plain = codes(gate(clean()))
+    assert codes(gate([*clean(), chat("and the bathroom?", nested)])) - plain <= {"labels_rare"}
+
+
 def test_many_rows_of_one_template_take_no_square_of_time() -> None:
     texts = [f"the lamp number {index} in the room at the end of the hall is broken" for index in range(3_000)]
     compared = []

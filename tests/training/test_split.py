@@ -102,6 +102,14 @@ def test_a_group_is_a_column_or_a_field_of_the_answer_and_stays_whole(tmp_path: 
         assert groups["train"] and groups["test"] and not groups["train"] & groups["test"]
 
 
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_answers_that_nest_deeply_are_split_like_others(depth: int, data: Path, tmp_path: Path) -> None:
+    nested = '{"intent":' + "[" * depth + '"on"' + "]" * depth + "}"
+    with data.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(chat("and this one?", nested)) + "\n")
+    assert sum(split(SplitAsked(data, tmp_path / "out"))["rows"].values()) == 361
+
+
 def test_rows_without_a_group_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match=r"360 of 360 rows .* have no 'customer'") as raised:
         split(SplitAsked(data, tmp_path / "out", "group:customer"))

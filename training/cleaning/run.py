@@ -26,6 +26,15 @@ MASKED = tuple(code for code in MASKABLE if code != "secret")
 DROPPED = ("secret",)
 NAMES = tuple(dict.fromkeys(CODES.values()))
 UNREADABLE = ("row_unreadable", "nothing_learned")
+_OF_A_BASE = "which is seen in rows rendered for a base, and cleaning renders none"
+_OF_OTHER_DATA = "which is about test or validation data; `hotshoe data split` makes data without leaks"
+_OF_ALL = "which is about the data as a whole and names no single rows"
+UNDROPPED = {  # rules of the data check that give no row to drop, and why
+    **dict.fromkeys(("row_unrendered", "row_too_long", "learned_share", "thought_unrendered"), _OF_A_BASE),
+    **dict.fromkeys(("leak_exact", "leak_template", "leak_near", "validation_leak"), _OF_OTHER_DATA),
+    **dict.fromkeys(("rows_few", "rows_many", "labels_unbalanced"), _OF_ALL),
+    **dict.fromkeys(("names_unchecked", "toxicity_unchecked"), _OF_ALL),
+}
 NAMED_ROWS = 20  # of those dropped; all are counted
 
 
@@ -104,6 +113,8 @@ def _check(asked: CleanAsked) -> None:
     for code in asked.drop:
         if code not in RULES:
             raise ConfigInvalid(f"--drop has {code[:80]!r}, which is no rule; docs/data.md lists them.", param="drop")
+        if code in UNDROPPED:
+            raise ConfigInvalid(f"--drop has {code}, {UNDROPPED[code]}.", param="drop")
     if asked.asks_for_names and not asked.recognisers:
         raise ConfigInvalid(
             "Names of people and places are found by a recogniser, and none is installed: presidio-analyzer with a "

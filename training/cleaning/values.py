@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from training.data.jsontext import RowInvalid, decode
 
+DEEPEST = 200  # levels of JSON in a text; deeper ones are changed as the text that they are
 STRUCTURE = ("role", "from", "type")  # keys whose values are no texts
 
 
@@ -59,7 +60,23 @@ def _is_json(text: str) -> bool:
 
 
 def _decoded(text: str) -> Any:
+    """What JSON says; None for what is none, and for what is nested too deeply to be walked through."""
     try:
-        return decode(text)
+        value = decode(text)
     except RowInvalid:
         return None
+    return value if _depth(value) <= DEEPEST else None
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        level = [item for one in level for item in _inside(one)]
+        depth += 1
+    return depth
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

@@ -7,7 +7,9 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,7 +129,7 @@ def read_rows(path: Path, columns: Columns | None = None) -> Reading:
             continue
         records += found
         if found == 0:
-            problems.add(f"{file}:1", RowInvalid("no_rows", "the file has no rows."))
+            problems.add(f"{file}:1", no_rows())
         elif len(rows) > before:
             sources.append(source)
     if columns.unmet and not problems.count:
@@ -139,12 +141,17 @@ def read_rows(path: Path, columns: Columns | None = None) -> Reading:
     return Reading(whole, tuple(problems.kept), problems.count, records)
 
 
-def bad_rows(path: Path, problems: list[Problem], total: int, count: int | None = None) -> DataInvalid:
+def no_rows() -> RowInvalid:
+    """What is wrong with a file without a record."""
+    return RowInvalid("no_rows", "the file has no rows.")
+
+
+def bad_rows(title: Path | str, problems: list[Problem], total: int, count: int | None = None) -> DataInvalid:
     """The one error for data with bad rows; `count` where not all of them are in `problems`."""
     bad = len(problems) if count is None else count
     first = f" The first {len(problems):,} are listed." if bad > len(problems) else ""
     return DataInvalid(
-        f"{bad:,} of {total:,} rows of {path} cannot be used ({_kinds(problems)}).{first}",
+        f"{bad:,} of {total:,} rows of {title} cannot be used ({_kinds(problems)}).{first}",
         param="data",
         problems=tuple(problems),
     )
@@ -194,29 +201,36 @@ def _renamed(record: Record, columns: Columns) -> Record:
         return Record(record.line, record.number, error=error)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """The file to read; raises RowInvalid where that fails, at once or later."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise RowInvalid("unreadable", f"it cannot be read: {error.strerror or error}.") from error
+
+
 def _read_file(path: Path, name: str, to: _Read) -> tuple[Source, int]:
     """Append the file's good rows and problems; how many records it has. Raises RowInvalid for an unreadable file."""
     forms: Counter[str] = Counter()
     found = 0
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            written = detect_format(path, file)
-            for record in records(file, written, to.columns):
-                found += 1
-                place = Place(name, record.line, record.number)
-                try:
-                    if record.error is not None:
-                        raise record.error
-                    row = parse_row(record.value, place, to.ignored)
-                except RowInvalid as error:
-                    to.problems.add(f"{path}:{record.line}", error, _numbered(written, record.number))
-                    continue
-                forms[row.form] += 1
-                to.rows.append(row)
-    except OSError as error:
-        raise RowInvalid("unreadable", f"it cannot be read: {error.strerror or error}.") from error
+    with opened(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        written = detect_format(path, file)
+        for record in records(file, written, to.columns):
+            found += 1
+            place = Place(name, record.line, record.number)
+            try:
+                if record.error is not None:
+                    raise record.error
+                row = parse_row(record.value, place, to.ignored)
+            except RowInvalid as error:
+                to.problems.add(f"{path}:{record.line}", error, _numbered(written, record.number))
+                continue
+            forms[row.form] += 1
+            to.rows.append(row)
     return Source(name, written, forms, f"sha256:{digest}"), found
 
 

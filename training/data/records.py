@@ -9,8 +9,9 @@ from typing import Any
 
 from adapters.errors import DataInvalid
 from training.data.columns import Columns
-from training.data.formats import DataFile, data_files, records
+from training.data.formats import DataFile, data_files, no_rows, opened, records
 from training.data.jsonfiles import Record, detect_format
+from training.data.jsontext import RowInvalid
 from training.data.rows import Place
 from training.data.tables import parquet_rows
 
@@ -19,12 +20,24 @@ def whole_records(path: Path, columns: Columns) -> Iterator[tuple[Place, Record]
     """Each record with its place, good or bad, its columns under their known names."""
     for file in data_files(path)[0]:
         name = str(file.relative_to(path)) if file != path else path.name
-        with file.open("rb") as opened:
-            written = detect_format(file, opened)
+        for record in _records(file, columns):
+            yield Place(name, record.line, record.number), record
+
+
+def _records(path: Path, columns: Columns) -> Iterator[Record]:
+    """The records of one file; what is wrong with the file itself is one more, and bad."""
+    record = None
+    try:
+        with opened(path) as file:
+            written = detect_format(path, file)
             is_parquet = written == "parquet"
-            found = parquet_rows(opened, columns, whole=True) if is_parquet else records(opened, written, columns)
-            for record in found:
-                yield Place(name, record.line, record.number), record
+            rows = parquet_rows(file, columns, whole=True) if is_parquet else records(file, written, columns)
+            for record in rows:
+                yield record
+        if record is None:
+            raise no_rows()
+    except RowInvalid as error:
+        yield Record(1, 1, error=error)
 
 
 def kept_records(file: DataFile, columns: Columns) -> Iterator[tuple[int | None, Any]]:

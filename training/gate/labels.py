@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from training.gate.findings import Finding
 from training.gate.subject import Subject, normal, system
+from training.scores import parse_object
 
 WORD = re.compile(r"\w+")
 LONGEST_LABEL = 64
@@ -73,13 +73,8 @@ def _are_labels(values: Sequence[str]) -> bool:
 
 
 def json_object(answer: str) -> dict[str, Any] | None:
-    if not answer.startswith("{"):
-        return None
-    try:
-        value = json.loads(answer)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    """The object that the whole answer is; None for anything else."""
+    return parse_object(answer) if answer.startswith("{") else None
 
 
 def conflicts(subject: Subject, labels: Labels | None) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -85,14 +85,16 @@ def mask(text: str, answer: str) -> str:
 
 
 def _values(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _values(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _values(item)
-    elif isinstance(value, str) and len(value) >= SHORTEST_VALUE:
-        yield normal(value)
+    """The texts in a JSON value, in their order; a stack of our own, since JSON nests deeper than Python calls."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += reversed(value.values())
+        elif isinstance(value, list):
+            waiting += reversed(value)
+        elif isinstance(value, str) and len(value) >= SHORTEST_VALUE:
+            yield normal(value)
 
 
 def within(subject: Subject, texts: Texts, figures: dict[str, Any]) -> Iterator[Finding]:
