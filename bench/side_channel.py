@@ -20,6 +20,7 @@ from bench.client import Target, stream_once
 from bench.gateway import WORDS
 from bench.report import Report
 from bench.served import Served, serve
+from training.statistics import auc
 
 PAIRS = 100
 PREFIX_WORDS = 80
@@ -73,10 +74,9 @@ def prefix(chance: random.Random) -> str:
     return " ".join([str(chance.randrange(10**9)), *chance.choices(WORDS, k=PREFIX_WORDS)])
 
 
-def auc(right: Sequence[float], wrong: Sequence[float]) -> float:
+def quicker(right: Sequence[float], wrong: Sequence[float]) -> float:
     """How often a right guess is the quicker one of a right and a wrong guess; ties count half."""
-    better = sum((one < other) + (one == other) / 2 for one in right for other in wrong)
-    return better / (len(right) * len(wrong))
+    return auc(wrong, right)
 
 
 def interval(times: Times) -> tuple[float, float]:
@@ -85,7 +85,7 @@ def interval(times: Times) -> tuple[float, float]:
     found = []
     for _ in range(RESAMPLES):
         drawn = chance.choices(range(count), k=count)
-        found.append(auc([times.right[i] for i in drawn], [times.wrong[i] for i in drawn]))
+        found.append(quicker([times.right[i] for i in drawn], [times.wrong[i] for i in drawn]))
     cuts = statistics.quantiles(found, n=40)
     return cuts[0], cuts[-1]
 
@@ -127,7 +127,7 @@ def run(rounds: int) -> list[Report]:
             report.rows.append(
                 {
                     "way": name,
-                    "AUC": auc(times.right, times.wrong),
+                    "AUC": quicker(times.right, times.wrong),
                     "95% interval": f"{low:.3f}..{high:.3f}",
                     "right guess, median ms": statistics.median(times.right) * 1e3,
                     "wrong guess, median ms": statistics.median(times.wrong) * 1e3,

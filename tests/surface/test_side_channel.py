@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from bench.side_channel import Times, auc, interval, prefix
+from bench.side_channel import Times, interval, prefix, quicker
 
 
 def test_the_auc_is_how_often_the_right_guess_is_the_quicker_one() -> None:
-    assert auc([1.0, 2.0], [3.0, 4.0]) == 1.0
-    assert auc([3.0, 4.0], [1.0, 2.0]) == 0.0
-    assert auc([1.0, 1.0], [1.0, 1.0]) == 0.5
-    assert auc([1.0, 3.0], [2.0, 4.0]) == 0.75
+    assert quicker([1.0, 2.0], [3.0, 4.0]) == 1.0
+    assert quicker([3.0, 4.0], [1.0, 2.0]) == 0.0
+    assert quicker([1.0, 1.0], [1.0, 1.0]) == 0.5
+    assert quicker([1.0, 3.0], [2.0, 4.0]) == 0.75
 
 
 def test_its_interval_holds_a_coins_half_and_closes_on_certainty() -> None:

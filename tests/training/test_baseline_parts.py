@@ -23,6 +23,7 @@ from training.baseline.rivals import LINEAR, MAJORITY, simple_rivals, why_none
 from training.baseline.sets import Part, Sets, content_digest, read_sets
 from training.baseline.verdict import CANNOT_TELL, NOT_WORTH_IT, WORTH_IT, Paired, enough, judge
 from training.evaluate import Prompt, load_examples
+from training.evaluation.figures import Grouping, difference
 from training.metrics.labels import Labelled
 from training.metrics.measure import Measure
 
@@ -377,6 +378,12 @@ def paired(differences: Sequence[float], clusters: Sequence[Any] | None = None) 
     return Paired(ours, theirs, list(range(len(row))) if clusters is None else clusters)
 
 
+def compared(differences: Sequence[float], clusters: Sequence[Any] | None = None) -> dict[str, Any]:
+    """The difference of the same answers as a report has it."""
+    both = paired(differences, clusters)
+    return difference(both.ours, both.theirs, Grouping(both.clusters))
+
+
 def outcomes(wins: int, losses: int, rows: int) -> list[float]:
     return [1.0] * wins + [-1.0] * losses + [0.0] * (rows - wins - losses)
 
@@ -459,7 +466,7 @@ def test_macro_f1_is_judged_by_draws_of_clusters_with_each_labels_share_kept() -
 
 
 def test_the_simpler_one_is_enough_where_the_other_is_not_better_by_the_margin() -> None:
-    assert enough(paired(outcomes(0, 3, 1000)), MARGIN)[0] is True
-    assert enough(paired(outcomes(300, 3, 1000)), MARGIN)[0] is False
-    assert enough(paired(outcomes(3, 1, 100)), MARGIN)[0] is None
-    assert enough(paired(outcomes(0, 0, 1000), np.arange(1000) % 19), MARGIN)[0] is None
+    assert enough(compared(outcomes(0, 3, 1000)), MARGIN) is True
+    assert enough(compared(outcomes(300, 3, 1000)), MARGIN) is False
+    assert enough(compared(outcomes(3, 1, 100)), MARGIN) is None
+    assert enough(compared(outcomes(0, 0, 1000), np.arange(1000) % 19), MARGIN) is None

@@ -20,16 +20,15 @@ from scipy.stats import t as student
 from training.statistics import (
     FEWEST_CLUSTERS,
     auc,
-    beyond,
     design_effect,
+    flip_p,
     holm,
     interval,
     rows_needed,
-    sign_flip,
     statistic_beyond,
     statistic_interval,
 )
-from training.statistics.bootstrap import layers_of
+from training.statistics.bootstrap import layers_of, mean_draws, share_p
 from training.statistics.clusters import grouped
 
 Sizes = Callable[[np.random.Generator, int], np.ndarray[Any, Any]]
@@ -104,7 +103,7 @@ def test_a_higher_level_is_a_wider_interval_and_the_same_seed_the_same() -> None
 def test_fewer_than_twenty_clusters_are_not_telling(clusters: int) -> None:
     values, names = np.arange(100.0), np.arange(100) % clusters
     assert interval(values, names).is_telling is (clusters == 20)
-    assert sign_flip(values, names).is_telling is (clusters == 20)
+    assert statistic_interval(100, lambda indices: 1.0, names, draws=20).is_telling is (clusters == 20)
 
 
 @pytest.mark.parametrize("sizes", [five_each, heavy_tailed])
@@ -211,28 +210,28 @@ def test_a_perfect_score_has_the_exact_interval_of_a_share() -> None:
 def test_flips_of_right_and_wrong_are_mcnemars_exact_test() -> None:
     for wins, losses in ((5, 0), (9, 3)):
         differences = [1.0] * wins + [-1.0] * losses + [0.0] * 100
-        assert sign_flip(differences).p == pytest.approx(binomtest(wins, wins + losses).pvalue)
-    many = sign_flip([1.0] * 60 + [-1.0] * 36 + [0.0] * 300)
-    assert many.p == pytest.approx(binomtest(60, 96).pvalue, abs=0.005)
-    assert many.difference == pytest.approx(24 / 396)
+        assert flip_p(differences) == pytest.approx(binomtest(wins, wins + losses).pvalue)
+    many = [1.0] * 60 + [-1.0] * 36 + [0.0] * 300
+    assert flip_p(many) == pytest.approx(binomtest(60, 96).pvalue, abs=0.005)
+    assert interval(many).estimate == pytest.approx(24 / 396)
 
 
 def test_a_cluster_is_flipped_as_a_whole() -> None:
-    assert sign_flip([1.0] * 40, np.repeat(np.arange(4), 10)).p == 2 / 2**4
-    assert sign_flip([1.0] * 40).p < 1e-3
+    assert flip_p([1.0] * 40, np.repeat(np.arange(4), 10)) == 2 / 2**4
+    assert flip_p([1.0] * 40) < 1e-3
 
 
 def test_sums_that_are_equal_but_for_rounding_count_as_reached() -> None:
     """Of thirds in any order: the observed sum is a tie with itself under every permutation."""
     thirds = [1 / 3, 2 / 3, -1 / 3] * 30
     shuffled = [thirds[i] for i in np.random.default_rng(0).permutation(90)]
-    ones = sign_flip([round(value * 3) for value in shuffled])
-    assert sign_flip(shuffled).p == pytest.approx(ones.p, abs=1e-12)
+    ones = flip_p([round(value * 3) for value in shuffled])
+    assert flip_p(shuffled) == pytest.approx(ones, abs=1e-12)
 
 
 def test_no_difference_is_no_evidence_and_no_certainty() -> None:
-    nothing = sign_flip([0.0] * 50, bounds=(-1, 1))
-    assert nothing.p == 1.0
+    nothing = interval([0.0] * 50, bounds=(-1, 1))
+    assert flip_p([0.0] * 50) == 1.0
     assert -0.1 < nothing.low < 0 < nothing.high < 0.1
 
 
@@ -242,8 +241,14 @@ def test_where_nothing_differs_flips_find_a_difference_as_seldom_as_they_say() -
     for seed in range(200):
         names = np.repeat(np.arange(25), 4)
         differences = generator.choice([-1.0, 1.0], 25)[names] * (generator.random(100) < 0.3)
-        found += sign_flip(differences, names, seed, bounds=(-1, 1)).p <= 0.05
+        found += flip_p(differences, names, seed) <= 0.05
     assert found / 200 <= 0.095
+
+
+def beyond(values: Sequence[float], limit: float, seed: int = 0) -> float:
+    """The p of a mean of rows lying on the limit."""
+    groups = grouped(len(values), None)
+    return share_p(mean_draws(np.asarray(values), groups, seed, 10_000, None), limit, groups.effective)
 
 
 def test_the_p_of_a_limit_is_where_the_interval_begins_to_leave_it_out() -> None:
@@ -272,11 +277,11 @@ def test_the_p_of_a_statistic_is_that_of_its_interval() -> None:
     def mean(indices: Any) -> float:
         return float(values[indices].mean())
 
-    p = statistic_beyond(60, mean, 0.0, seed=3, draws=2000)
+    p, far = statistic_beyond(60, mean, [0.0, 5.0], seed=3, draws=2000)
     assert p == pytest.approx(beyond(values, 0.0, seed=3), abs=0.03)
     assert statistic_interval(60, mean, seed=3, draws=2000, level=1 - 0.8 * p).low <= 0.0
     assert statistic_interval(60, mean, seed=3, draws=2000, level=1 - 1.25 * p).low > 0.0
-    assert statistic_beyond(60, mean, 5.0, draws=200) < 0.02
+    assert far < 0.02 and statistic_beyond(60, mean, [5.0], draws=200)[0] < 0.02
 
 
 def test_so_many_rows_as_are_said_to_be_needed_tell_eight_times_of_ten() -> None:

@@ -28,6 +28,7 @@ from training.data.columns import Columns
 from training.data.formats import read_data
 from training.evaluate import Prompt
 from training.evaluation.figures import difference, figure
+from training.metrics import Items
 from training.quiet import Progress, unwatched
 from training.reference import Reference
 
@@ -146,12 +147,12 @@ class Trial:
         ground = self.ground
         ours, theirs = (_labels(ground, self.test, said) for said in (answers, texts))
         grouping = ground.grouping(self.test, ours)
-        paired = Paired(ours.primary, theirs.primary, grouping.clusters, grouping.strata)
+        found = difference(ours.primary, theirs.primary, grouping)
         return {
             **about(ground, rival),
             "figure": figure(theirs.primary, grouping),
-            "difference": difference(ours.primary, theirs.primary, grouping),
-            "is_enough": enough(paired, ground.asked.margin)[0],
+            "difference": found,
+            "is_enough": enough(found, ground.asked.margin),
         }
 
     def _cost(self, written: Written) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def decide(
     return {**report, "verdict": made}
 
 
-def _labels(ground: Ground, part: Part, answers: Sequence[str]) -> Any:
+def _labels(ground: Ground, part: Part, answers: Sequence[str]) -> Items:
     return ground.scored(part, answers, (LABEL_METRIC,))
 
 

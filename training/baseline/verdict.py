@@ -16,18 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from training.evaluation.figures import sides
 from training.metrics.measure import Measure
 from training.statistics import (
     FEWEST_CLUSTERS,
     Interval,
     design_effect,
+    flip_p,
     holm,
     interval,
     rows_needed,
     statistic_beyond,
     statistic_interval,
 )
-from training.statistics.flips import flip_p
 
 WORTH_IT, NOT_WORTH_IT, CANNOT_TELL = "worth_it", "not_worth_it", "cannot_tell"
 LEVEL = 0.95
@@ -52,7 +53,7 @@ class Paired:
     def statistic(self, rows: Any) -> float:
         return self.ours.of(rows) - self.theirs.of(rows)
 
-    def interval(self, level: float = LEVEL) -> Interval:
+    def interval(self, level: float) -> Interval:
         """Of the difference: of a mean over clusters of rows, of another figure drawn anew with each label's share."""
         if self.ours.is_mean:
             return interval(self.differences, self.clusters, level=level, bounds=(-1, 1))
@@ -60,11 +61,11 @@ class Paired:
             len(self.clusters), self.statistic, self.clusters, self.strata, draws=DRAWS, level=level, bounds=(-1, 1)
         )
 
-    def p(self, margin: float) -> float:
-        """Of the difference lying on the margin: by sign flips of clusters where it is a mean of rows."""
+    def ps(self, *limits: float) -> list[float]:
+        """Of the difference lying on each limit: by sign flips of clusters where it is a mean of rows."""
         if self.ours.is_mean:
-            return flip_p(self.differences - margin, self.clusters)
-        return statistic_beyond(len(self.clusters), self.statistic, margin, self.clusters, self.strata, draws=DRAWS)
+            return [flip_p(self.differences - limit, self.clusters) for limit in limits]
+        return statistic_beyond(len(self.clusters), self.statistic, limits, self.clusters, self.strata, draws=DRAWS)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Verdict:
 
 def judge(paired: Paired, margin: float, others: Sequence[float] = ()) -> Verdict:
     """Judge a difference against a margin; `others` are the p of the other comparisons on the same rows."""
-    p = paired.p(margin)
+    p, p_of_none = paired.ps(margin, 0.0)
     corrected = holm([p, *others])[0]
     level = 1 - (1 - LEVEL) / (1 + sum(other >= p for other in others))
     found = paired.interval(level)
@@ -113,7 +114,7 @@ def judge(paired: Paired, margin: float, others: Sequence[float] = ()) -> Verdic
         margin,
         p,
         corrected,
-        paired.p(0.0),
+        p_of_none,
         1 + len(others),
         found.items,
         found.clusters,
@@ -167,12 +168,9 @@ def points(share: float, *, signed: bool = True) -> str:
     return f"{100 * share:+.1f}" if signed else f"{100 * share:g}"
 
 
-def enough(paired: Paired, margin: float) -> tuple[bool | None, Interval]:
-    """Whether the simpler one (`theirs`) is enough: the other is not better by the margin. None: cannot tell."""
-    found = paired.interval()
-    if not found.is_telling or found.low <= margin <= found.high:
-        return None, found
-    return found.high < margin, found
+def enough(difference: dict[str, Any], margin: float) -> bool | None:
+    """Whether the simpler one of two is enough: the other is surely not better by the margin. None: cannot tell."""
+    return {"above": False, "below": True}.get(sides(difference, margin))
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from training.metrics.measure import Floats, Integers, Measure
-from training.statistics import Interval, interval, sign_flip, statistic_interval
+from training.statistics import Interval, flip_p, interval, statistic_interval
 
 DRAWS = 1_000
 NOISE_WIDTH = 1.96
@@ -62,9 +62,10 @@ def difference(measure: Measure, rival: Measure, grouping: Grouping, rows: Integ
         return {"estimate": None, "items": 0, "clusters": 0, "left_out": left_out}
     part = grouping.of(chosen)
     bounds = None if measure.bounds is None else (-1.0, 1.0)
-    flipped = sign_flip(measure.scores[chosen] - rival.scores[chosen], part.clusters, bounds=bounds)
-    found = Interval(flipped.difference, flipped.low, flipped.high, flipped.items, flipped.clusters)
-    if not measure.is_mean:
+    gaps = measure.scores[chosen] - rival.scores[chosen]
+    if measure.is_mean:
+        found = interval(gaps, part.clusters, bounds=bounds)
+    else:
         found = statistic_interval(
             len(chosen),
             lambda drawn: measure.of(chosen[drawn]) - rival.of(chosen[drawn]),
@@ -73,7 +74,8 @@ def difference(measure: Measure, rival: Measure, grouping: Grouping, rows: Integ
             draws=DRAWS,
             bounds=bounds,
         )
-    return {"rival": round(rival.of(chosen), DIGITS), **_said(found, left_out), "p": round(flipped.p, DIGITS)}
+    p = flip_p(gaps, part.clusters)
+    return {"rival": round(rival.of(chosen), DIGITS), **_said(found, left_out), "p": round(p, DIGITS)}
 
 
 def noise(first: Measure, second: Measure, of_rows: int) -> dict[str, Any]:

@@ -8,23 +8,21 @@ A result carries how many clusters it rests on; under FEWEST_CLUSTERS its caller
 from __future__ import annotations
 
 from training.statistics.amount import design_effect, rows_needed
-from training.statistics.bootstrap import Interval, beyond, interval, statistic_beyond, statistic_interval
+from training.statistics.bootstrap import Interval, interval, statistic_beyond, statistic_interval
 from training.statistics.clusters import FEWEST_CLUSTERS
-from training.statistics.flips import Paired, sign_flip
+from training.statistics.flips import flip_p
 from training.statistics.ranks import auc
 from training.statistics.several import holm
 
 __all__ = [
     "FEWEST_CLUSTERS",
     "Interval",
-    "Paired",
     "auc",
-    "beyond",
     "design_effect",
+    "flip_p",
     "holm",
     "interval",
     "rows_needed",
-    "sign_flip",
     "statistic_beyond",
     "statistic_interval",
 ]

@@ -22,11 +22,11 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm, t
 
 from training.statistics.clusters import (
+    FEWEST_CLUSTERS,
     Clusters,
     Floats,
     Grouped,
     Integers,
-    OfClusters,
     effective,
     finite,
     grouped,
@@ -38,7 +38,7 @@ ENDS = 0.5  # of a cluster's weight, on average, for each end that a value can h
 
 
 @dataclass(frozen=True)
-class Interval(OfClusters):
+class Interval:
     """A figure, and between what it may well lie, from `items` in `clusters`."""
 
     estimate: float
@@ -46,6 +46,11 @@ class Interval(OfClusters):
     high: float
     items: int
     clusters: int
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it rests on clusters enough to be told from."""
+        return self.clusters >= FEWEST_CLUSTERS
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -96,34 +101,21 @@ def statistic_interval(
     return Interval(estimate, low, high, made.items, made.clusters)
 
 
-def beyond(
-    values: ArrayLike,
-    limit: float,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    draws: int = 10_000,
-    bounds: Bounds | None = None,
-) -> float:
-    """The p of the mean lying on the limit, two-sided: the least 1 - level at which `interval` leaves the limit out."""
-    row = finite(values)
-    groups = grouped(len(row), clusters)
-    return share_p(mean_draws(row, groups, seed, draws, bounds), limit, groups.effective)
-
-
 def statistic_beyond(
     count: int,
     statistic: Callable[[Integers], float],
-    limit: float,
+    limits: Sequence[float],
     clusters: Clusters | None = None,
     strata: Sequence[Hashable] | None = None,
     seed: int = 0,
     draws: int = 2000,
-) -> float:
-    """The p of a statistic lying on the limit, two-sided, as `beyond` has it of a mean."""
+) -> list[float]:
+    """Of each limit the p of a statistic lying on it, two-sided: the least 1 - level at which the interval leaves it
+    out."""
     groups = grouped(count, clusters)
     layers = layers_of(groups, strata)
     found = statistic_draws(statistic, groups, layers, seed, draws)
-    return share_p(found, limit, _effective_in(groups, layers), len(layers))
+    return [share_p(found, limit, _effective_in(groups, layers), len(layers)) for limit in limits]
 
 
 def share_p(found: Floats, limit: float, clusters: float, strata: int = 1) -> float:

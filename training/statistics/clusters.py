@@ -14,18 +14,6 @@ Integers = NDArray[np.int64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 
 
-class OfClusters:
-    """What a result has that says how many items and clusters it rests on."""
-
-    items: int
-    clusters: int
-
-    @property
-    def is_telling(self) -> bool:
-        """Whether it rests on clusters enough to be told from."""
-        return self.clusters >= FEWEST_CLUSTERS
-
-
 @dataclass(frozen=True)
 class Grouped:
     """Items in clusters: `codes` (items,) numbers each item's cluster from 0, `sizes` (clusters,) counts them."""

@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from training.statistics.bootstrap import Bounds, interval
-from training.statistics.clusters import Clusters, Floats, OfClusters, finite, grouped
+from training.statistics.clusters import Clusters, Floats, finite, grouped
 
 EXACT_CLUSTERS = 14  # all 2^14 signs are tried up to here
 FLIPS = 10_000
 CELLS = 4_000_000  # signs that are held at a time
 ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Paired(OfClusters):
-    """A mean difference with its interval, and the p of one at least as large where neither is better."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    items: int
-    clusters: int
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-
-def sign_flip(
-    differences: ArrayLike,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    level: float = 0.95,
-    bounds: Bounds | None = None,
-) -> Paired:
-    """The mean of paired differences, its interval over clusters, and its two-sided p by sign flips of clusters.
-
-    Give `bounds` of (-1, 1) for differences of scores between 0 and 1, as `interval` says.
-    """
-    row = finite(differences)
-    made = interval(row, clusters, seed, level=level, bounds=bounds)
-    return Paired(made.estimate, made.low, made.high, flip_p(row, clusters, seed), made.items, made.clusters)
 
 
 def flip_p(differences: ArrayLike, clusters: Clusters | None = None, seed: int = 0) -> float:
