@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import median
 
 from bench.planner_fake import Case, cases, predicted_bytes, tracked_bytes
+from bench.planner_published import PUBLISHED, predicted_peak_of
 from bench.planner_runs import RUNS, base_of, config_of, data_of, measured
 from bench.report import Report
 from training.planner.machines import GIB
-from training.planner.published import PUBLISHED, predicted_peak_of
 
 
 def run(rounds: int) -> list[Report]:
@@ -49,8 +49,9 @@ def real() -> Report:
     for one in RUNS:
         with tempfile.TemporaryDirectory(prefix="bench-planner-") as scratch:
             folder = Path(scratch)
-            found = measured(one, folder)
-            config = config_of(one, data_of(one, folder), base_of(one, folder))
+            data, base = data_of(one, folder), base_of(one, folder)
+            found = measured(one, data, base, folder / "out")
+            config = config_of(one, data, base)
             material = gather(config)
             said = predicted(choose(config, facts(material)), material.base, material.training.sequences, gpu="cpu")
         errors.append(said["peak_bytes"] / found["peak_memory_bytes"] - 1)

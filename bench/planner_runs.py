@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOMS = ("kitchen", "garage", "attic", "hallway", "guest bedroom", "office", "cellar", "conservatory")
+from bench.training import ROOMS
+
 TIMEOUT_SECONDS = 1200
 SMALL: dict[str, Any] = {  # a random base between the tests' tiny ones and the embedded one, with a tokenizer of bytes
     "hidden_size": 512,
@@ -98,11 +99,10 @@ def flags_of(run: RealRun) -> list[str]:
     return [*fixed, "--no-compare", "--no-data-check", "--validation-share", "0", *run.flags]
 
 
-def measured(run: RealRun, folder: Path) -> dict[str, Any]:
+def measured(run: RealRun, data: Path, base: str, out: Path) -> dict[str, Any]:
     """The card's cost of the run: its peak resident set and its seconds."""
-    out = folder / "out"
-    command = [sys.executable, "-c", "from server.cli.main import run; run()", "train", str(data_of(run, folder))]
-    command += ["--name", "bench", "--out", str(out), "--base", base_of(run, folder), *flags_of(run)]
+    command = [sys.executable, "-c", "from server.cli.main import run; run()", "train", str(data)]
+    command += ["--name", "bench", "--out", str(out), "--base", base, *flags_of(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     if done.returncode:
         raise RuntimeError(f"{run.name} ended with {done.returncode}:\n{done.stderr[-2000:]}")

@@ -54,9 +54,9 @@ def against(plan: Mapping[str, Any] | None, cost: Mapping[str, Any]) -> dict[str
 
 def review_of(run: Run) -> list[dict[str, Any]]:
     """What the config review says of the settings that were used."""
+    from training.config import SERVED_RANK
     from training.material import facts
     from training.review import of_settings
-    from training.served_check import SERVED_RANK
 
     material, known = run.material, facts(run.material)
     return of_settings(

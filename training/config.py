@@ -29,6 +29,8 @@ LORA_SETTINGS = ("rank", "alpha", "target_modules", "use_rslora", "dropout")  # 
 WANTED_STEPS = 100  # below this many steps in all, a smaller batch teaches more
 SMALL_MODEL_PARAMETERS = 300_000_000
 CHECKPOINTS_A_RUN, MOST_STEPS_BETWEEN = 10, 500
+SHARE_HELD_OUT, MOST_HELD_OUT, FEWEST_TO_HOLD_OUT_OF = 0.1, 256, 100  # rows of the data, for validation
+SERVED_RANK = 64  # the largest that a server takes unless it is set otherwise
 
 
 @dataclass(frozen=True)
@@ -353,6 +355,13 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         best_by=config.best_by,
         canaries=config.canaries,
     )
+
+
+def held_out(rows: int, share: float | None = None) -> int:
+    """How many of so many rows validate where no file does; where the share is open, few rows are all trained on."""
+    if share is None:
+        share = SHARE_HELD_OUT if rows >= FEWEST_TO_HOLD_OUT_OF else 0.0
+    return min(MOST_HELD_OUT, round(share * rows))
 
 
 def default_batch_size(rows: int, epochs: float) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adapters.bases import BaseModel, stored_dtype
 from adapters.errors import ConfigInvalid, DataInvalid
 from training.canaries import Canary, canaries_of, row_of
-from training.config import Facts, Settings, TrainingConfig
+from training.config import Facts, Settings, TrainingConfig, held_out
 from training.data.columns import Columns
 from training.data.dataset import Prepared, hold_out, prepare
 from training.data.formats import DataFile, read_data, read_rows
@@ -17,10 +17,8 @@ from training.data.replay import Replay, replayed
 from training.data.rows import Row
 from training.data.stopping import refuse_untrained_end
 from training.data.template import ChatTemplate, load_template
-from training.memory import embedding_parameters, linear_parameters
-
-SHARE_HELD_OUT = 0.1
-ROWS_FOR_HOLDING_OUT = 100
+from training.machine import has_bfloat16, memory_bytes, own_device
+from training.planner.sizes import of_base
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,22 @@ def gather(config: TrainingConfig) -> Material:
     if config.method != "full":  # which trains the embeddings, too
         refuse_untrained_end(base, template)
     file, validation_file = read_both(config)
-    rows, held_out = file.rows, validation_file.rows if validation_file else []
-    share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
-    if validation_file is None and share and (config.validation_share or len(rows) >= ROWS_FOR_HOLDING_OUT):
-        rows, held_out = hold_out(rows, share, config.seed)
+    rows, held = file.rows, validation_file.rows if validation_file else []
+    if validation_file is None and (wanted := held_out(len(rows), config.validation_share)):
+        rows, held = hold_out(rows, wanted, config.seed)
     length = longest_row(config, base)
 
-    def ready(source: DataFile, chosen: list[Row]) -> Prepared:
+    def ready(source: DataFile, chosen: list[Row], **named: Any) -> Prepared:
         return prepare(
-            source, chosen, template, max_length=length, over_long=config.over_long, supervise=config.supervise
+            source, chosen, template, max_length=length, over_long=config.over_long, supervise=config.supervise, **named
         )
 
     canaries = tuple(canaries_of(config.canaries, config.seed))
     replay = _replay(config, len(rows))
-    training = ready(file, [*rows, *(replay.rows if replay else ()), *map(row_of, canaries)])
-    validation = ready(validation_file or file, held_out) if held_out else None
+    planted = list(map(row_of, canaries))
+    learned = [*rows, *(replay.rows if replay else ()), *planted]
+    training = ready(file, learned, title=_title(file, replay), where=_places(file, replay, planted))
+    validation = ready(validation_file or file, held) if held else None
     turns = [template.thinks(row.messages[i]) for row in rows for i in row.learned_turns(config.supervise)]
     counts = (sum(turns), len(turns) - sum(turns))
     return Material(base, template, file, training, validation_file, validation, counts, canaries, replay)
@@ -80,6 +79,18 @@ def _replay(config: TrainingConfig, rows: int) -> Replay | None:
     if config.replay is None:
         return None
     return replayed(read_data(config.replay, Columns(config.columns)), rows, config.replay_share, config.seed)
+
+
+def _title(file: DataFile, replay: Replay | None) -> str:
+    return f"{file.path} with {replay.file.path}" if replay is not None else str(file.path)
+
+
+def _places(file: DataFile, replay: Replay | None, planted: Sequence[Row]) -> Callable[[Row], str]:
+    """Where each learned row is, in the file that it is from; a canary is from none."""
+    places = {id(row): str(row.place) for row in planted}
+    if replay is not None:
+        places |= {id(row): replay.file.where(row) for row in replay.rows}
+    return lambda row: places.get(id(row)) or file.where(row)
 
 
 def read_both(config: TrainingConfig) -> tuple[DataFile, DataFile | None]:
@@ -107,15 +118,7 @@ def longest_row(config: TrainingConfig, base: BaseModel) -> int:
 
 def facts(material: Material) -> Facts:
     """What the settings depend on, measured on this data, base and machine."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        memory = torch.cuda.get_device_properties(0).total_memory
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        has_bfloat16 = any(torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16"))
+    device = own_device()
     return Facts(
         rows=len(material.training.sequences),
         longest_row_tokens=material.training.longest,
@@ -124,24 +127,28 @@ def facts(material: Material) -> Facts:
         context_length_tokens=material.base.context_length_tokens,
         base_dtype=stored_dtype(material.base.config) or "float32",
         device=device,
-        device_memory_bytes=memory,
-        has_bfloat16=has_bfloat16,
+        device_memory_bytes=memory_bytes(device),
+        has_bfloat16=has_bfloat16(device),
     )
 
 
 def parameter_count(base: BaseModel) -> int:
     """Parameters of the projections and embeddings, from shapes alone; norms and biases do not matter to a choice."""
-    return linear_parameters(base) + embedding_parameters(base)
+    of = of_base(base)
+    return of.linear_parameters + of.embedding_parameters
 
 
 def announcement(config: TrainingConfig, material: Material, settings: Settings) -> str:
     """What is about to happen, in a few lines."""
     data = material.training
+    mixed = {"replayed rows": len(material.replay.rows) if material.replay else 0, "canaries": len(material.canaries)}
+    own = data.rows - sum(mixed.values())
+    beside = "".join(f" and {count:,} {what}" for what, count in mixed.items() if count)
     lines = [
         f"{config.name}: {settings.method} on {material.base.id}, {settings.dtype}, "
         f"{'every weight' if settings.method == 'full' else f'rank {settings.rank}'}, "
         f"learning rate {settings.learning_rate:g}, {settings.batch_size} rows a step, {settings.steps} steps",
-        f"{config.data} ({material.file.description}): {data.rows:,} rows, {data.tokens:,} tokens, "
+        f"{config.data} ({material.file.description}): {own:,} rows{beside}, {data.tokens:,} tokens, "
         f"{data.supervised_tokens:,} of them learned",
     ]
     if material.validation is None:

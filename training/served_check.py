@@ -23,8 +23,8 @@ from adapters.errors import HotshoeError, Problem
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.parity import compare_logits
+from training.config import SERVED_RANK
 
-SERVED_RANK = 64  # the largest that a server takes unless it is set otherwise
 ADAPTER = "canonical"
 PROBES, PROBE_TOKENS = 4, 64
 LARGEST_DIFFERENCE = 1e-3  # of two logits, which are the same computation twice

@@ -34,7 +34,7 @@ def plan(
         float | None, typer.Option("--latency-ms", help="Milliseconds a token that an answer may take.")
     ] = None,
     max_rank: Annotated[
-        int | None, typer.Option("--max-rank", help="Largest rank that is served; default the server's setting.")
+        int | None, typer.Option("--max-rank", help="Largest rank that is served; default 64, as the server's.")
     ] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Longer rows count as cut.")] = None,
     epochs: Annotated[
@@ -64,12 +64,12 @@ def plan(
         if as_json:
             print_json(report)
         return
+    from training.config import SERVED_RANK
     from training.config_file import split_list
     from training.planner.plan import Asked
     from training.planner.plan import plan as make
 
-    limit = max_rank if max_rank is not None else _served_rank()
-    names = split_list(columns or "")
+    limit, names = SERVED_RANK if max_rank is None else max_rank, split_list(columns or "")
     asked = Asked(data, base, gpu, price, budget, latency_ms, limit, max_length, epochs, tokenizer, names)
     _show(make(asked, report), as_json)
 
@@ -85,12 +85,6 @@ def _report(path: Path, base: str | None, is_quiet: bool) -> dict[str, Any]:
     if not is_quiet:
         typer.echo(f"{path}\n{described(report)}")
     return report
-
-
-def _served_rank() -> int:
-    from server.settings import Settings
-
-    return int(Settings.model_fields["max_rank"].default)
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:

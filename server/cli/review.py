@@ -28,7 +28,9 @@ def review(
         str | None, typer.Option("--base", help="Base folder or OWNER/NAME@REVISION; default the config's own.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="What it will run on, as t4, v100, a10, 4090, h100 or cpu.")] = None,
-    max_rank: Annotated[int, typer.Option(min=1, help="The largest rank of the server (HOTSHOE_MAX_RANK).")] = 64,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Largest rank that is served; default 64, as the server's.")
+    ] = None,
     columns: ColumnNames = None,
     rules: Rules = None,
     strict: Strict = False,
@@ -39,6 +41,7 @@ def review(
     Leaves with 0 for pass and for warnings, with 3 where a finding blocks: the run would fail, or its adapter could
     not be served.
     """
+    from training.config import SERVED_RANK
     from training.config_file import split_list
     from training.review.check import Asked
     from training.review.check import review as look
@@ -47,7 +50,8 @@ def review(
         from training.quiet import quieten
 
         quieten()
-    found = look(Asked(config, dialect, data, base, gpu, max_rank, split_list(columns or ""), split_list(rules or "")))
+    limit = SERVED_RANK if max_rank is None else max_rank
+    found = look(Asked(config, dialect, data, base, gpu, limit, split_list(columns or ""), split_list(rules or "")))
     if as_json:
         print_json(found.as_dict())
     else:

@@ -168,7 +168,7 @@ def test_rows_of_several_files_with_equal_lines_are_held_out_one_by_one(tmp_path
     for name in "ab":
         write_jsonl(tmp_path / f"{name}.jsonl", [chat(f"{name}{i}", "x") for i in range(50)])
     rows = read_data(tmp_path).rows
-    kept, held = hold_out(rows, 0.1, seed=3)
+    kept, held = hold_out(rows, 10, seed=3)
     assert (len(kept), len(held)) == (90, 10)
     assert {str(row.place) for row in kept}.isdisjoint(str(row.place) for row in held)
 

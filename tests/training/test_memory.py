@@ -12,8 +12,9 @@ from adapters.bases import load_base
 from tests.fixtures.adapters import QWEN25_7B
 from tests.fixtures.bases import shape_only
 from tests.training.test_packed import settings
-from training.memory import lora_parameters, memory
+from training.memory import memory
 from training.model import load_model
+from training.planner.sizes import of_base
 
 QWEN2_5_7B = {**QWEN25_7B, "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False}
 GIB = 2**30
@@ -26,7 +27,7 @@ def on_a_gpu(method: Any, **asked: Any) -> Any:
 def test_qwen2_5_7b_has_the_published_sizes(tmp_path: Path) -> None:
     base = load_base(shape_only(tmp_path / "qwen2.5-7b", QWEN2_5_7B))
     lora, qlora, full = (memory(on_a_gpu(method), base) for method in ("lora", "qlora", "full"))
-    adapter = lora_parameters(on_a_gpu("lora"), base)
+    adapter = of_base(base).lora_parameters(16)
     assert adapter == pytest.approx(40.4e6, rel=0.002)
     assert (lora.weights_bytes - 4 * adapter) / GIB == pytest.approx(14.2, rel=0.01)
     assert (qlora.weights_bytes - 4 * adapter) / GIB == pytest.approx(5.17, rel=0.01)

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from adapters.errors import ConfigInvalid, DataInvalid
 from server.cli.main import build_app
+from server.settings import Settings
 from tests.training.conftest import chat, write_jsonl
+from training.config import SERVED_RANK
 from training.data.template import Rendered
 from training.planner import machines
 from training.planner.calibration import read_report, report_of, write_report
@@ -91,6 +93,10 @@ def test_the_rank_stays_within_what_is_served(rows: Path, tokenizer: str) -> Non
     settings = {line["setting"]: line for line in found["settings"]}
     assert settings["rank"]["value"] == 8 and settings["alpha"]["value"] == 16
     assert "8 at most (max_rank)" in settings["rank"]["reason"]
+
+
+def test_the_rank_that_a_plan_reckons_with_is_the_servers() -> None:
+    assert Asked(Path("rows.jsonl")).max_rank == SERVED_RANK == Settings.model_fields["max_rank"].default
 
 
 def test_money_is_time_times_price_and_a_budget_leaves_out_what_costs_more(rows: Path, tokenizer: str) -> None:

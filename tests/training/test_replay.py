@@ -8,10 +8,10 @@ import pytest
 
 from adapters.errors import ConfigInvalid, DataInvalid
 from tests.training.conftest import chat, write_jsonl
-from training.config import TrainingConfig
+from training.config import TrainingConfig, choose
 from training.data.formats import read_data
 from training.data.replay import replayed
-from training.material import gather
+from training.material import announcement, facts, gather
 
 
 @pytest.fixture
@@ -51,6 +51,29 @@ def test_a_run_learns_the_drawn_rows_beside_its_own_and_validates_on_its_own_alo
     assert {row.place.source for row in material.validation.owners} == {"colours.jsonl"}
     assert material.training.rows == sources.count("colours.jsonl") + 10
     assert gather(asked).training.sequences == material.training.sequences
+
+
+def test_a_replayed_row_that_cannot_be_learned_is_named_where_it_stands(
+    colours: Path, tmp_path: Path, qwen2_base: Path
+) -> None:
+    general = write_jsonl(tmp_path / "general.jsonl", [chat("long " * 400, "yes")])
+    asked = TrainingConfig(colours, "colours", base=str(qwen2_base), replay=general, max_length=200)
+    with pytest.raises(DataInvalid, match=rf"1 of \d+ rows of {colours} with {general} cannot be used") as refused:
+        gather(asked)
+    assert [problem.path for problem in refused.value.problems] == [f"{general}:1"]
+
+
+def test_the_announcement_tells_a_files_own_rows_from_those_beside_them(
+    colours: Path, general: Path, qwen2_base: Path
+) -> None:
+    asked = TrainingConfig(
+        colours, "colours", base=str(qwen2_base), validation_share=0.25, replay=general, replay_share=0.25, canaries=3
+    )
+    material = gather(asked)
+    own = material.training.rows - 13
+    said = announcement(asked, material, choose(asked, facts(material)))
+    assert f": {own:,} rows and 10 replayed rows and 3 canaries, {material.training.tokens:,} tokens" in said
+    assert [row.place.source for row in material.training.owners][-3:] == ["canaries"] * 3
 
 
 def test_a_share_of_none_or_all_and_a_file_that_cannot_be_read_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,36 +56,45 @@ class Prepared:
 
 
 def prepare(
-    file: DataFile, rows: list[Row], template: ChatTemplate, *, max_length: int, over_long: str, supervise: str = "all"
+    file: DataFile,
+    rows: list[Row],
+    template: ChatTemplate,
+    *,
+    max_length: int,
+    over_long: str,
+    supervise: str = "all",
+    title: str | None = None,
+    where: Callable[[Row], str] | None = None,
 ) -> Prepared:
-    """Render the rows; raises DataInvalid with every row that the template or the longest length refuses."""
+    """Render the rows; raises DataInvalid with every row that the template or the longest length refuses.
+
+    Where not all rows are the file's, `title` names the whole of them, and `where` gives a row's path and line.
+    """
+    title, where = title or str(file.path), where or file.where
     made = Prepared([], len(rows))
     problems: list[Problem] = []
-    for row in rows:
-        try:
-            sequences = template.render(row, supervise)
-        except RowInvalid as error:
-            problems.append(error.problem(file.where(row)))
+    for row, sequences in zip(rows, template.render_all(rows, supervise), strict=True):
+        if isinstance(sequences, RowInvalid):
+            problems.append(sequences.problem(where(row)))
             continue
         refusal = _fit(made, row, sequences, max_length, over_long)
         if refusal is not None:
-            problems.append(refusal.problem(file.where(row)))
+            problems.append(refusal.problem(where(row)))
         made.owners += [row] * (len(made.sequences) - len(made.owners))
     if problems:
-        raise bad_rows(file.path, problems, len(rows))
+        raise bad_rows(title, problems, len(rows))
     if not made.supervised_tokens:
-        raise _nothing_left(file, made, max_length)
+        raise _nothing_left(title, made, max_length)
     return made
 
 
-def hold_out(rows: list[Row], share: float, seed: int, most: int = 256) -> tuple[list[Row], list[Row]]:
-    """(training rows, held-out rows): a seeded share, equal conversations all on one side."""
+def hold_out(rows: list[Row], wanted: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """(training rows, held-out rows): about so many by a seeded choice, equal conversations all on one side."""
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(repr((row.messages[:-1], row.tools)), []).append(index)
     order = sorted(groups)
     random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, no secret
-    wanted = min(most, round(len(rows) * share))
     held: set[int] = set()
     for key in order:
         if len(held) >= wanted or len(held) + len(groups[key]) >= len(rows):
@@ -116,12 +126,12 @@ def _fit(made: Prepared, row: Row, sequences: list[Rendered], max_length: int, o
     return None
 
 
-def _nothing_left(file: DataFile, made: Prepared, max_length: int) -> DataInvalid:
+def _nothing_left(title: str, made: Prepared, max_length: int) -> DataInvalid:
     """The error for rows that are all too long, each named."""
     message = f"none of its learned tokens is among the first {max_length:,}."
     problems = tuple(Problem("row_too_long", place, message) for place in made.dropped)
     return DataInvalid(
-        f"{file.path} has no supervised token left: nothing would be learned. All {len(made.dropped):,} rows are "
+        f"{title} has no supervised token left: nothing would be learned. All {len(made.dropped):,} rows are "
         f"longer than {max_length:,} tokens; shorten what comes before the answers, or raise --max-length where the "
         "base's context allows it.",
         param="data",

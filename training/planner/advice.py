@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from training.gate.amount import percentile
 from training.planner.candidates import Candidate
 from training.planner.workload import Workload
 
@@ -12,7 +13,7 @@ Line = dict[str, Any]
 
 def advice(chosen: Candidate, work: Workload, max_rank: int) -> list[Line]:
     """Every setting that a person would otherwise guess."""
-    settings, target = chosen.settings, chosen.target
+    settings = chosen.settings
     lines = [
         _line("method", settings.method, _method(chosen)),
         _line("precision", settings.dtype, _precision(chosen)),
@@ -40,7 +41,6 @@ def advice(chosen: Candidate, work: Workload, max_rank: int) -> list[Line]:
         ),
         _line("optimizer", settings.optimizer, _optimizer(chosen)),
     ]
-    del target
     return lines
 
 
@@ -97,7 +97,7 @@ def _batch(chosen: Candidate) -> str:
 
 
 def _length(chosen: Candidate, work: Workload) -> str:
-    p99 = work.quantile(0.99)
+    p99 = percentile(work.lengths, 99)
     if work.lengths[-1] > 1.5 * p99:
         return f"the longest row; p99 is {p99:,} tokens, so --max-length {p99} with --over-long drop saves memory"
     return f"the longest row; p99 is {p99:,} tokens, and nothing is cut"

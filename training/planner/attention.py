@@ -42,7 +42,7 @@ def attend(query: Value, key: Value, value: Value, work: Pass, of: Architecture)
     rows = _gathered(query, work.padded_rest * of.query_width)
     keys, values = _spread(key, work, of), _spread(value, work, of)
     masks = [_mask(arena, work, itemsize)] if work.prefix else []
-    rest = _sdpa([rows, keys, values], [rows, keys, values], work.padded_rest, masks, of)
+    rest = _sdpa([rows, keys, values], work.padded_rest, masks, of)
     del rows, keys, values, masks
     flat = _gathered(rest, (work.tokens - work.prefix) * of.query_width)
     if not work.prefix:
@@ -105,13 +105,11 @@ def _mask(arena: Arena, work: Pass, itemsize: int) -> Storage:
     return numbers
 
 
-def _sdpa(
-    parents: Sequence[Value], read: Sequence[Value], positions: int, masks: list[Storage], of: Architecture
-) -> Value:
+def _sdpa(parents: Sequence[Value], positions: int, masks: list[Storage], of: Architecture) -> Value:
     """Flash attention: saves its inputs, its output and a normaliser for each query; one gradient for each input."""
     arena, itemsize = parents[0].arena, parents[0].itemsize
     normaliser = arena.new(positions * of.heads * FLOAT32_BYTES)
-    saved = [value.storage for value in read] + masks + [normaliser]
+    saved = [value.storage for value in parents] + masks + [normaliser]
     result = made(arena, positions * of.query_width, itemsize, parents, saved)
     if result.node is not None:
         result.node.saved += (result.storage,)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.config import METHODS, Facts, Settings, TrainingConfig, choose
+from training.config import METHODS, SHARE_HELD_OUT, Facts, Settings, TrainingConfig, choose, held_out
 from training.planner.peak import Peak, peak
 from training.planner.seconds import Time, seconds
 from training.planner.sizes import Architecture
@@ -17,8 +17,6 @@ from training.planner.work import ITEMSIZES, Method, Pass, method_of
 from training.planner.workload import Workload, worst
 
 PASS_TOKENS = (8192, 4096, 2048)
-LARGEST_BATCH_OF_VALIDATION = 256
-SHARE_HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -88,16 +86,14 @@ def candidates(of: Architecture, work: Workload, target: Target, wishes: Wishes)
 
 def candidate(of: Architecture, method: str, work: Workload, target: Target, wishes: Wishes) -> Candidate:
     """The first settings that fit; where none do, the smallest ones."""
-    tried = None
-    for settings in _tries(of, method, work, target, wishes):
-        if _floor(of, settings, target) > target.memory_bytes:
-            tried = tried or _made(of, settings, work, target, wishes, is_floor=True)
-            continue
+    tries = list(_tries(of, method, work, target, wishes))
+    possible = [settings for settings in tries if _floor(of, settings, target) <= target.memory_bytes]
+    if not possible:
+        return _made(of, tries[0], work, target, wishes, is_floor=True)
+    for settings in possible:
         tried = _made(of, settings, work, target, wishes)
         if tried.fits:
-            return tried
-    if tried is None:
-        raise ValueError("There is nothing to try.")
+            break
     return tried
 
 
@@ -141,11 +137,11 @@ def _chosen(
 
 def facts_of(of: Architecture, work: Workload, target: Target) -> Facts:
     """What `choose` asks about."""
-    held_out = min(LARGEST_BATCH_OF_VALIDATION, round(SHARE_HELD_OUT * len(work.rows))) if len(work.rows) >= 100 else 0
+    held = held_out(len(work.rows))
     return Facts(
-        rows=len(work.rows) - held_out,
+        rows=len(work.rows) - held,
         longest_row_tokens=work.lengths[-1],
-        has_validation=held_out > 0,
+        has_validation=held > 0,
         parameters=of.linear_parameters + of.embedding_parameters,
         context_length_tokens=of.context_tokens,
         base_dtype=of.dtype,
@@ -202,6 +198,6 @@ def time_of(
     rate = target.rates.get(method.itemsize) or target.rates[4]
     validated = 0.0
     if settings.evaluation_steps:
-        held_out = min(LARGEST_BATCH_OF_VALIDATION, round(SHARE_HELD_OUT * len(work.rows)))
-        validated = settings.steps / settings.evaluation_steps * held_out * work.tokens / len(work.rows)
+        held = held_out(len(work.rows), SHARE_HELD_OUT)
+        validated = settings.steps / settings.evaluation_steps * held * work.tokens / len(work.rows)
     return seconds(of, method, passes, rate, settings.accumulation, settings.steps, validated)

@@ -24,11 +24,10 @@ from training.planner.operators import (
     trained_linear,
 )
 from training.planner.sizes import Architecture
-from training.planner.tape import GRADIENTS, Arena, Node, Storage, Value, constant, leaf, made, run_backward
+from training.planner.tape import GRADIENTS, Arena, Node, Storage, Value, constant, leaf, made, new_node, run_backward
 from training.planner.work import Method, Pass
 
 INDEX_BYTES = 8
-HEAD_NORMS = ("query_norm", "key_norm")
 
 
 @dataclass
@@ -112,8 +111,7 @@ class Decoder:
             run_backward(again, gradient)
             return [start.node.gradient if start.node is not None else None]
 
-        self.arena.nodes += 1
-        result.node = Node(self.arena.nodes, (hidden.node,), backward, (entry,))
+        result.node = new_node(self.arena, (hidden.node,), backward, (entry,))
         return result
 
     def _decode(self, layer: Layer, hidden: Value, work: Pass) -> Value:
@@ -155,22 +153,12 @@ class Decoder:
 
     def _layer(self) -> Layer:
         if self.method.trains_all:
-            return Layer(weights={name: self._leaf(count) for name, count in self._weights()})
+            return Layer(weights={name: self._leaf(count) for name, count in self.of.layer_tensors().items()})
         pairs = {}
         for name in self.method.targets:
             out_width, in_width = self.of.projections[name]
             pairs[name] = (self._leaf(self.method.rank * in_width), self._leaf(self.method.rank * out_width))
         return Layer(pairs)
-
-    def _weights(self) -> Iterator[tuple[str, int]]:
-        """Every weight of a layer and its size."""
-        for name, (out_width, in_width) in self.of.projections.items():
-            yield name, out_width * in_width
-            if self.of.has_bias and name in ("q_proj", "k_proj", "v_proj"):
-                yield f"{name}.bias", out_width
-        yield from (("first_norm", self.of.hidden), ("second_norm", self.of.hidden))
-        if self.of.has_head_norms:
-            yield from ((name, self.of.head_dim) for name in HEAD_NORMS)
 
     def _leaf(self, count: int) -> Value:
         return leaf(self.arena, count, FLOAT32_BYTES)

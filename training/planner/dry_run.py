@@ -73,6 +73,7 @@ def _measure(config: TrainingConfig) -> dict[str, Any]:
     from training.card import peak_memory_bytes
     from training.config import choose
     from training.material import facts, gather
+    from training.model import with_initial_shape
     from training.planner.run import predicted, resident_set_bytes
     from training.planner.workload import Workload
     from training.quiet import quieten
@@ -80,11 +81,7 @@ def _measure(config: TrainingConfig) -> dict[str, Any]:
     quieten()
     started = time.monotonic()
     material = gather(config)
-    if config.initial_adapter is not None:
-        from training.model import with_initial_shape
-
-        config = with_initial_shape(config)
-    settings = choose(config, facts(material))
+    settings = choose(with_initial_shape(config), facts(material))
     sequences = material.training.sequences
     said = predicted(settings, material.base, sequences, resident_bytes=resident_set_bytes())
     clock, device = _steps(config, settings, material)

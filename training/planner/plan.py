@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import ConfigInvalid, DataInvalid
+from training.config import SERVED_RANK
 from training.planner import machines, sizes
 from training.planner.advice import advice
 from training.planner.candidates import Candidate, Wishes, candidates
@@ -18,7 +19,6 @@ from training.planner.usual import usual_peak
 from training.planner.workload import Workload, worst
 
 FIRST_PARAMETERS = 2_000_000_000  # a first adapter is trained on at most so many: quick to try, and often enough
-MANY_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Asked:
     price: float | None = None
     budget: float | None = None
     latency_ms: float | None = None
-    max_rank: int = 64
+    max_rank: int = SERVED_RANK
     max_length: int | None = None
     epochs: float | None = None
     tokenizer: str | None = None
@@ -98,9 +98,8 @@ def _own_tokenizer(base: str | None) -> str | None:
 
 
 def _row(found: Candidate, asked: Asked, target: Target) -> dict[str, Any]:
-    over = asked.budget is not None and found.dollars is not None and found.dollars > asked.budget
     spoken = latency(found.base, target, found.settings.rank, asked.latency_ms)
-    return {**found.as_dict(), "is_over_budget": over, "latency": spoken}
+    return {**found.as_dict(), "is_over_budget": not _is_affordable(found, asked), "latency": spoken}
 
 
 def _picks(rows: Sequence[Candidate], asked: Asked, target: Target) -> list[tuple[str, Candidate]]:

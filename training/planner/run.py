@@ -11,10 +11,9 @@ from adapters.bases import BaseModel
 from training.config import Settings
 from training.data.template import Rendered
 from training.planner.candidates import beside, peak_of, time_of
-from training.planner.peak import Peak
 from training.planner.seconds import pass_flops
-from training.planner.sizes import Architecture, of_config
-from training.planner.target import LATER_BYTES, Target, target_of
+from training.planner.sizes import of_base
+from training.planner.target import LATER_BYTES, target_of
 from training.planner.work import method_of
 from training.planner.workload import Workload
 
@@ -34,12 +33,11 @@ def predicted(
     `resident_set_bytes`; without it the usual figure is taken.
     """
     work, target = Workload(tuple(sequences), settings.seed), target_of(gpu, report)
+    of, method = of_base(base), method_of(settings)
     if resident_bytes is not None and target.device == "cpu":
         target = replace(target, workspace_bytes=resident_bytes + LATER_BYTES)
-    found = predicted_peak(settings, architecture_of(base), work, target)
     passes = work.passes(settings.pass_size, shares_prefix=not settings.dropout)
-    of = architecture_of(base)
-    method = method_of(settings)
+    found = replace(peak_of(of, method, passes, settings), workspace=beside(of, method, target))
     spent = time_of(of, method, passes, settings, work, target)
     low, high = target.error
     return {
@@ -56,18 +54,6 @@ def predicted(
         "is_validated": target.is_validated,
         "evidence": {"memory": target.status, "time": spent.evidence},
     }
-
-
-def predicted_peak(settings: Settings, of: Architecture, work: Workload, target: Target) -> Peak:
-    """The peak with what the process holds beside."""
-    passes = work.passes(settings.pass_size, shares_prefix=not settings.dropout)
-    method = method_of(settings)
-    return replace(peak_of(of, method, passes, settings), workspace=beside(of, method, target))
-
-
-def architecture_of(base: BaseModel) -> Architecture:
-    """The base as numbers."""
-    return of_config(base.config, base.id, f"{base.folder}/config.json")
 
 
 def resident_set_bytes() -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import PROJECTIONS
+from adapters.bases import PROJECTIONS, BaseModel, stored_dtype
 from adapters.errors import BaseInvalid
 
 APACHE, RESEARCH, QWEN = (
@@ -23,6 +23,8 @@ APACHE, RESEARCH, QWEN = (
 )
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 KINDS = {"Qwen2ForCausalLM": (True, False), "Qwen3ForCausalLM": (False, True)}  # biased q/k/v, norms of each head
+BIASED = ("q_proj", "k_proj", "v_proj")
+NORMS, HEAD_NORMS = ("first_norm", "second_norm"), ("query_norm", "key_norm")
 UNSUPPORTED = {
     "qwen3_moe": "is a mixture of experts (Qwen3 MoE): the trainer has no expert layers",
     "qwen2_moe": "is a mixture of experts (Qwen2 MoE): the trainer has no expert layers",
@@ -89,13 +91,22 @@ class Architecture:
     @property
     def small_parameters(self) -> int:
         """Norms and biases."""
-        bias = self.query_width + 2 * self.key_value_width if self.has_bias else 0
-        norms = 2 * self.hidden + (2 * self.head_dim if self.has_head_norms else 0)
-        return self.layers * (bias + norms) + self.hidden
+        small = sum(size for name, size in self.layer_tensors().items() if name not in PROJECTIONS)
+        return self.layers * small + self.hidden
 
     @property
     def parameters(self) -> int:
         return self.linear_parameters + self.embedding_parameters + self.small_parameters
+
+    def layer_tensors(self) -> dict[str, int]:
+        """The size of each weight of a layer: projections, each with its bias where it has one, then norms."""
+        sizes: dict[str, int] = {}
+        for name, (out, into) in self.projections.items():
+            sizes[name] = out * into
+            if self.has_bias and name in BIASED:
+                sizes[f"{name}.bias"] = out
+        sizes |= dict.fromkeys(NORMS, self.hidden)
+        return sizes | dict.fromkeys(HEAD_NORMS, self.head_dim) if self.has_head_norms else sizes
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...] = PROJECTIONS) -> int:
         """rank * (in + out) over the targets of all layers."""
@@ -178,6 +189,11 @@ def read(path: Path) -> Architecture:
     return of_config(config, path.parent.resolve().name, str(path))
 
 
+def of_base(base: BaseModel) -> Architecture:
+    """The architecture of a base that is opened."""
+    return of_config(base.config, base.id, f"{base.folder}/config.json")
+
+
 def of_config(config: Mapping[str, Any], name: str, where: str) -> Architecture:
     """The same from the parsed file."""
     kind = (config.get("architectures") or ["(none)"])[0]
@@ -205,7 +221,7 @@ def of_config(config: Mapping[str, Any], name: str, where: str) -> Architecture:
         context_tokens=int(config.get("max_position_embeddings") or 32_768),
         thinks=kind == "Qwen3ForCausalLM",
         licence="as its folder says",
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
+        dtype=stored_dtype(config) or "float32",
     )
 
 

@@ -97,7 +97,7 @@ def constant(arena: Arena, count: int, itemsize: int, kind: int = ACTIVATIONS) -
 def leaf(arena: Arena, count: int, itemsize: int) -> Value:
     """A trained weight: the graph begins there, and its gradient stays."""
     value = constant(arena, count, itemsize, WEIGHTS)
-    value.node = _node(arena, (), None, (), LEAF_FIRST)
+    value.node = new_node(arena, (), None, (), LEAF_FIRST)
     return value
 
 
@@ -113,7 +113,7 @@ def made(
     value = constant(arena, count, itemsize)
     nodes = tuple(parent.node for parent in parents)
     if any(node is not None for node in nodes):
-        value.node = _node(arena, nodes, backward or _plain(arena, parents), tuple(saved))
+        value.node = new_node(arena, nodes, backward or _plain(arena, parents), tuple(saved))
     return value
 
 
@@ -122,7 +122,7 @@ def passed_on(value: Value, parents: Sequence[Value], storage: Storage) -> Value
     nodes = tuple(parent.node for parent in parents)
     node = None
     if any(made is not None for made in nodes):
-        node = _node(value.arena, nodes, lambda gradient: [gradient] * len(nodes))
+        node = new_node(value.arena, nodes, lambda gradient: [gradient] * len(nodes))
     return Value(value.arena, value.count, value.itemsize, storage, node)
 
 
@@ -133,13 +133,14 @@ def run_backward(root: Value, gradient: Storage) -> None:
     _Engine(root.node).run(gradient)
 
 
-def _node(
+def new_node(
     arena: Arena,
     parents: tuple[Node | None, ...],
     backward: Backward | None,
     saved: tuple[Storage, ...] = (),
     by: int = 0,
 ) -> Node:
+    """A node younger than all before it; `by` puts it further ahead."""
     arena.nodes += 1
     return Node(by + arena.nodes, parents, backward, saved)
 

@@ -71,12 +71,7 @@ def trained_tensors(of: Architecture, method: Method) -> Iterator[tuple[int, boo
         yield of.vocabulary * of.hidden, False
     yield of.hidden, False
     for _ in range(of.layers):
-        yield from ((out * into, False) for out, into in of.projections.values())
-        yield from ((of.hidden, False), (of.hidden, False))
-        if of.has_bias:
-            yield from ((width, False) for width in (of.query_width, of.key_value_width, of.key_value_width))
-        if of.has_head_norms:
-            yield from ((of.head_dim, False), (of.head_dim, False))
+        yield from ((size, False) for size in of.layer_tensors().values())
 
 
 def _state_bytes(size: int, optimizer: str, is_embedding: bool) -> int:

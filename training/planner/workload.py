@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from training.data.template import Rendered
+from training.gate.amount import percentile
 from training.planner.work import Pass
 
 SAMPLED_PASSES = 240  # of a long run; the shuffles are seeded
@@ -31,11 +32,6 @@ class Workload:
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
-
-    def quantile(self, share: float) -> int:
-        """The length that `share` of the rows do not exceed."""
-        lengths = self.lengths
-        return lengths[min(len(lengths) - 1, ceil(share * len(lengths)) - 1)]
 
     def passes(self, pass_size: int, shares_prefix: bool = True) -> list[Pass]:
         """The passes of some shuffled epochs, as many as a sample needs."""
@@ -61,9 +57,9 @@ class Workload:
             "sequences": len(self.rows),
             "tokens": sum(lengths),
             "supervised_tokens": sum(row.supervised_tokens for row in self.rows),
-            "length_p50": self.quantile(0.5),
-            "length_p95": self.quantile(0.95),
-            "length_p99": self.quantile(0.99),
+            "length_p50": percentile(lengths, 50),
+            "length_p95": percentile(lengths, 95),
+            "length_p99": percentile(lengths, 99),
             "length_max": lengths[-1],
         }
 

@@ -145,13 +145,9 @@ def finish(reading: Reading, raw: Mapping[str, Given]) -> None:
 
 
 def _method(reading: Reading) -> None:
-    values = reading.values
-    four, eight = values.pop("four", None), values.pop("eight", None)
-    adapter = values["method"]
+    adapter = reading.values["method"]
     reading.put("method", "lora" if adapter.value == "qlora" else adapter.value or "full", adapter)
-    for bits, switch in ((4, four), (8, eight)):
-        if switch is not None and switch.value:
-            reading.put("bits", bits, switch)
+    reading.take_bits()
     if adapter.value == "qlora" and reading.value("bits") != 4:
         reading.unread.append((adapter, "qlora together with load_in_4bit: true, as Axolotl demands"))
 

@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from training.config import SERVED_RANK
 from training.levels import LEVELS, levels_of
 from training.review import optimisation, precision, rendering, running, shape
 from training.review.dialects import DIALECTS
-from training.review.facts import SERVED_MAX_RANK, Base, Data, Known, base_beside, base_named, data_of, data_of_facts
+from training.review.facts import Base, Data, Known, base_beside, base_named, data_of, data_of_facts
 from training.review.findings import Finding, shown
 from training.review.ours import chosen
 from training.review.reading import read, translate
@@ -32,7 +33,7 @@ class Asked:
     data: Path | None = None
     base: str | None = None
     gpu: str | None = None
-    max_rank: int = SERVED_MAX_RANK
+    max_rank: int = SERVED_RANK
     columns: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
 
@@ -97,7 +98,7 @@ def review_of_settings(settings: Mapping[str, Any], facts: Mapping[str, Any]) ->
         data=data_of_facts(facts),
         gpu=facts.get("gpu"),
         is_cpu=facts.get("device") == "cpu",
-        max_rank=int(facts.get("max_rank") or SERVED_MAX_RANK),
+        max_rank=int(facts.get("max_rank") or SERVED_RANK),
     )
     return found(View(reading, known), {})
 

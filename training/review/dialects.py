@@ -28,7 +28,6 @@ class Dialect:
     defaults: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     sections: frozenset[str] = frozenset()  # keys whose mappings hold settings
-    opaque: frozenset[str] = frozenset()  # sections whose own keys are the user's, and no settings
 
 
 DIALECTS: Mapping[str, Dialect] = {

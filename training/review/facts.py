@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SERVED_MAX_RANK = 64  # what `hotshoe serve` serves unless HOTSHOE_MAX_RANK says otherwise
+from training.config import SERVED_RANK
+from training.gate.amount import percentile
+
 GPUS_WITHOUT_BF16 = ("t4", "v100", "p100", "p40", "p4", "rtx2080", "2080ti", "k80", "m60", "rtx6000", "titan")
 FOREIGN = (
     "llama",
@@ -82,7 +84,7 @@ class Data:
 
     def share(self, percent: int) -> int:
         """The length that so many percent of the rows do not exceed."""
-        return self.tokens[max(0, -(-len(self.tokens) * percent // 100) - 1)] if self.tokens else 0
+        return percentile(self.tokens, percent) if self.tokens else 0
 
     def above(self, length: int) -> int:
         return sum(tokens > length for tokens in self.tokens)
@@ -96,7 +98,7 @@ class Known:
     data: Data | None = None
     gpu: str | None = None
     is_cpu: bool | None = None
-    max_rank: int = SERVED_MAX_RANK
+    max_rank: int = SERVED_RANK
 
 
 def base_named(name: str | None) -> Base:
@@ -146,7 +148,7 @@ def base_of_folder(folder: Path, name: str) -> Base:
     return Base(name, float(parameter_count(base)), base.context_length_tokens, architecture)
 
 
-def data_of(path: Path, columns: tuple[str, ...], base: str | None, supervise: str = "all") -> Data:
+def data_of(path: Path, columns: tuple[str, ...], base: str | None) -> Data:
     """The rows of a file, rendered with the base's template where that can be opened, else with the embedded one's."""
     from adapters.embedded import EMBEDDED, open_base
     from adapters.errors import HotshoeError
@@ -161,7 +163,7 @@ def data_of(path: Path, columns: tuple[str, ...], base: str | None, supervise: s
         if base is None:
             raise
         opened = open_base(EMBEDDED)
-    lengths = measure(subject, load_template(opened.folder, None), supervise)
+    lengths = measure(subject, load_template(opened.folder, None), "all")
     reasons = any(_reasons(message) for row in subject.rows for message in row.messages)
     return Data(len(subject.rows), tuple(sorted(lengths.tokens)), sum(lengths.tokens), reasons, opened.id)
 

@@ -67,7 +67,7 @@ def optimizer(view: View) -> Iterator[Finding]:
     if norm is not None and (norm <= 0 or norm > 10):
         yield view.finding("clipping_off", "max_gradient_norm")
     named = str(view.value("optimizer", ""))
-    is_cpu = view.known.is_cpu or view.value("on_cpu") or view.known.gpu == "cpu"
+    is_cpu = view.known.is_cpu or view.value("on_cpu")
     if is_cpu and any(word in named for word in GPU_OPTIMIZERS):
         yield view.finding("optimizer_on_cpu", "optimizer")
 

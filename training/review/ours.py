@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from training.config import SMALL_MODEL_PARAMETERS, Facts, TrainingConfig, choose
+from training.config import SMALL_MODEL_PARAMETERS, Facts, TrainingConfig, choose, held_out
 from training.review.facts import Known
 from training.review.values import Convert, flag, lower, names, number, strict_flag, text, whole
 from training.review.words import Given, Reading, is_set
@@ -45,7 +45,6 @@ OPEN = (
     *("rank", "alpha", "learning_rate", "epochs", "batch_size"),
     *("gradient_checkpointing", "optimizer", "checkpoint_steps"),
 )
-MOST_HELD_OUT = 256
 KNOWN = frozenset({item.name for item in fields(TrainingConfig)} | {"from"}) | OF_A_RUN
 MARKS = frozenset({"data", "name", "tokens_per_pass", "over_long", "supervise", "columns", "evaluations", "from"})
 DEFAULTS: Mapping[str, tuple[str, Any]] = {
@@ -64,7 +63,7 @@ def chosen(reading: Reading, config: TrainingConfig, known: Known) -> None:
     data, base = known.data, known.base
     if data is None:
         return
-    held = _held_out(config, data.rows)
+    held = held_out(data.rows, config.validation_share) if config.validation is None else 0
     facts = Facts(
         rows=data.rows - held,
         longest_row_tokens=data.longest,
@@ -81,16 +80,6 @@ def chosen(reading: Reading, config: TrainingConfig, known: Known) -> None:
         if key in settings:
             reading.values.setdefault(WORDS[key][0], Given(settings[key], key))
     reading.values.setdefault("validation", Given(held, "validation_share"))
-
-
-def _held_out(config: TrainingConfig, rows: int) -> int:
-    """Rows that a run takes for validation out of the data, as `training.material.gather` does."""
-    from training.material import ROWS_FOR_HOLDING_OUT, SHARE_HELD_OUT
-
-    share = SHARE_HELD_OUT if config.validation_share is None else config.validation_share
-    if config.validation is not None or not share:
-        return 0
-    return min(MOST_HELD_OUT, round(share * rows)) if config.validation_share or rows >= ROWS_FOR_HOLDING_OUT else 0
 
 
 def finish(reading: Reading, raw: Mapping[str, Given]) -> None:

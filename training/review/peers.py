@@ -119,7 +119,6 @@ def alone(reading: Reading, raw: Mapping[str, Given]) -> None:
     """An adapter's own config says nothing of the training."""
     reading.put("method", "lora", raw.get("peft_type", Given(None, "peft_type")))
     _lora_defaults(reading, from_script=False)
-    _init(reading)
 
 
 def _lora_defaults(reading: Reading, from_script: bool) -> None:
@@ -141,10 +140,7 @@ def _init(reading: Reading) -> None:
 
 
 def _bits(reading: Reading, from_script: bool) -> None:
-    four, eight = reading.values.pop("four", None), reading.values.pop("eight", None)
-    for bits, switch in ((4, four), (8, eight)):
-        if switch is not None and switch.value:
-            reading.put("bits", bits, switch)
+    reading.take_bits()
     if reading.value("bits") == 4:
         kind = "nf4" if from_script else "fp4"  # trl's ModelConfig, or transformers' BitsAndBytesConfig
         reading.values.setdefault("quant_type", Given(kind, "bnb_4bit_quant_type"))

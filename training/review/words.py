@@ -124,6 +124,13 @@ class Reading:
         given = self.values.get(name)
         return default if given is None or given.value is None else given.value
 
+    def take_bits(self) -> None:
+        """Two switches, `four` and `eight`, say what `bits` says here."""
+        for bits, name in ((4, "four"), (8, "eight")):
+            switch = self.values.pop(name, None)
+            if switch is not None and switch.value:
+                self.put("bits", bits, switch)
+
     def put(self, name: str, value: Any, of: Given) -> None:
         """Set what follows from another setting, which stays its place."""
         self.values[name] = Given(value, of.key, of.line)
