@@ -106,7 +106,10 @@ def test_rows_that_lead_away_from_validation_are_overfit_where_training_fell_and
     found = judge(run(held_out=rows, best_step=25))
     assert found.primary == "overfit" and "same task" in found.advice[0]
     rising = [(step, 2.0 + 0.002 * step) for step in range(1, 101)]
-    assert judge(run(held_out=rows, best_step=25, training=rising)).primary == "diverged"
+    diverged = judge(run(held_out=rows, best_step=25, training=rising))
+    assert diverged.primary == "diverged"
+    for sentence in (found.sentence, diverged.sentence):
+        assert sentence.endswith("(by 0.300 to 0.300)."), "a rise has no minus"
 
 
 def test_a_loss_that_still_fell_in_the_second_half_of_the_learning_is_underfit() -> None:
@@ -114,6 +117,13 @@ def test_a_loss_that_still_fell_in_the_second_half_of_the_learning_is_underfit()
     assert found.primary == "underfit" and found.figures["twice_the_steps"] == pytest.approx(0.3, abs=0.01)
     assert found.advice[0].startswith("Train about twice as long (200 steps)")
     assert judge(run(held_out=held_out(middle=0.9, best=0.8, last=0.8))).primary == "learned"
+
+
+def test_twice_the_steps_take_a_loss_no_lower_than_nothing() -> None:
+    found = judge(run(held_out=held_out(middle=0.95, best=0.2, last=0.2)))
+    last = found.figures["twice_the_steps"]
+    assert found.primary == "underfit" and last == pytest.approx(0.2, abs=0.02)
+    assert f"still falling at {last:.3f}: twice the steps would lower it by about {last:.2f}" in found.sentence
 
 
 def test_the_middle_is_of_the_learning_rate_and_not_of_the_steps() -> None:

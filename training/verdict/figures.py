@@ -150,11 +150,14 @@ def middle_step(validation: Points, learning_rate: Points) -> int | None:
     return min((step for step, _ in validation[:-1]), key=lambda step: abs(shares.get(step, 0.0) - 0.5))
 
 
-def hopes(late: float, whole: float) -> float:
-    """How far as many steps again would lower the loss, if each half falls by the same share of the half before."""
+def hopes(late: float, whole: float, last: float) -> float:
+    """How far as many steps again would lower the loss, if each half falls by the same share of the half before.
+
+    No further than to nothing: a loss is never below it.
+    """
     early = whole - late
     ratio = min(1.0, late / early) if early > 0 else 1.0
-    return max(0.0, late * (ratio + ratio**2))
+    return min(last, max(0.0, late * (ratio + ratio**2)))
 
 
 def weak_labels(evidence: Evidence) -> list[dict[str, Any]]:

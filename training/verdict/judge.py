@@ -53,9 +53,12 @@ def _primary(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> tuple
         shown["far_gain"] = far.as_dict()
     before, best = figures.mean_loss(rows.start, rows), figures.mean_loss(rows.best, rows)
     if _is_worse(rows, gain, limits) and not figures.fell(evidence.training):
-        return "diverged", f"the training loss did not fall, and the validation loss rose ({_between(gain)})"
+        return (
+            "diverged",
+            f"the training loss did not fall, and the validation loss rose ({_between(-gain.high, -gain.low)})",
+        )
     if gain.low <= 0 and figures.rose(evidence.training) > _material(evidence, limits):
-        return "diverged", f"the training loss rose at first, and the validation loss did not fall ({_between(gain)})"
+        return "diverged", f"the training loss rose at first, and the validation loss did not fall ({_change(gain)})"
     if why := _overfit(evidence, rows, gain, limits, shown):
         return "overfit", why
     effect = max(limits.effect_nats, limits.effect_share * before)
@@ -64,8 +67,8 @@ def _primary(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> tuple
     if gain.low > 0 and (why := _underfit(rows, limits, shown)):
         return "underfit", why
     if gain.low > 0:
-        return "learned", f"the validation loss fell from {before:.3f} to {best:.3f} ({_between(gain)})"
-    return "cannot tell", f"the change of the validation loss is {-gain.estimate:+.3f} ({_between(gain)})"
+        return "learned", f"the validation loss fell from {before:.3f} to {best:.3f} ({_between(gain.low, gain.high)})"
+    return "cannot tell", f"the validation loss went from {before:.3f} to {best:.3f} ({_change(gain)})"
 
 
 def _diverged(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> str:
@@ -103,7 +106,7 @@ def _is_worse(rows: HeldOut, gain: Interval, limits: Limits) -> bool:
 def _overfit(evidence: Evidence, rows: HeldOut, gain: Interval, limits: Limits, shown: dict[str, Any]) -> str:
     best = figures.mean_loss(rows.best, rows)
     if _is_worse(rows, gain, limits):
-        return f"the kept weights are worse on the validation rows than the start ({_between(gain)})"
+        return f"the kept weights are worse on the validation rows than the start ({_between(-gain.high, -gain.low)})"
     if not rows.last or evidence.best_step >= evidence.steps:
         return ""
     rise = figures.fall(rows.last, rows.best, rows)
@@ -121,8 +124,8 @@ def _underfit(rows: HeldOut, limits: Limits, shown: dict[str, Any]) -> str:
         return ""
     late = figures.fall(rows.middle, rows.last, rows)
     whole = figures.fall(rows.start, rows.last, rows)
-    more = figures.hopes(late.estimate, whole.estimate)
     last = figures.mean_loss(rows.last, rows)
+    more = figures.hopes(late.estimate, whole.estimate, last)
     shown |= {"late_fall": late.as_dict(), "twice_the_steps": more}
     if late.low <= 0 or more < max(limits.left_nats, limits.left_share * last):
         return ""
@@ -163,5 +166,9 @@ def _sentence(primary: str, why: str) -> str:
     return f"{primary.capitalize()}: {why}."
 
 
-def _between(found: Interval) -> str:
-    return f"by {found.low:.3f} to {found.high:.3f}"
+def _between(low: float, high: float) -> str:
+    return f"by {low:.3f} to {high:.3f}"
+
+
+def _change(gain: Interval) -> str:
+    return f"a change of {-gain.high:+.3f} to {-gain.low:+.3f}"
