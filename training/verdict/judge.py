@@ -55,7 +55,7 @@ def _primary(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> tuple
     if _is_worse(rows, gain, limits) and not figures.fell(evidence.training):
         return (
             "diverged",
-            f"the training loss did not fall, and the validation loss rose ({_between(-gain.high, -gain.low)})",
+            f"the training loss did not fall, and the validation loss rose ({_rise(gain)})",
         )
     if gain.low <= 0 and figures.rose(evidence.training) > _material(evidence, limits):
         return "diverged", f"the training loss rose at first, and the validation loss did not fall ({_change(gain)})"
@@ -106,7 +106,7 @@ def _is_worse(rows: HeldOut, gain: Interval, limits: Limits) -> bool:
 def _overfit(evidence: Evidence, rows: HeldOut, gain: Interval, limits: Limits, shown: dict[str, Any]) -> str:
     best = figures.mean_loss(rows.best, rows)
     if _is_worse(rows, gain, limits):
-        return f"the kept weights are worse on the validation rows than the start ({_between(-gain.high, -gain.low)})"
+        return f"the kept weights are worse on the validation rows than the start ({_rise(gain)})"
     if not rows.last or evidence.best_step >= evidence.steps:
         return ""
     rise = figures.fall(rows.last, rows.best, rows)
@@ -168,6 +168,10 @@ def _sentence(primary: str, why: str) -> str:
 
 def _between(low: float, high: float) -> str:
     return f"by {low:.3f} to {high:.3f}"
+
+
+def _rise(gain: Interval) -> str:
+    return _between(-gain.high, -gain.low)
 
 
 def _change(gain: Interval) -> str:
