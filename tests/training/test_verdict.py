@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -148,9 +149,9 @@ def test_a_training_loss_that_lost_half_of_its_fall_is_diverged_and_a_spike_is_n
 
 
 @pytest.mark.parametrize(
-    ("ranks", "is_memorised"), [([1], True), ([500], False), ([1, 400, 600], False), ([3, 8], True)]
+    ("ranks", "is_memorised"), [([1], True), ([500], False), ([1, 400, 600], False), ([3, 8], True), ([23, 1], True)]
 )
-def test_canaries_among_the_likeliest_of_their_candidates_more_often_than_chance_are_memorised(
+def test_canaries_that_rank_higher_among_their_candidates_than_chance_allows_are_memorised(
     ranks: list[int], is_memorised: bool
 ) -> None:
     found = judge(run(canaries=Canaries(len(ranks), ranks, 1000)))
@@ -158,11 +159,17 @@ def test_canaries_among_the_likeliest_of_their_candidates_more_often_than_chance
     assert found.primary == "learned"
 
 
-def test_the_chance_of_canaries_is_a_binomial_tail() -> None:
-    one = 10 / 1001
-    assert figures.canaries_p(Canaries(1, [10], 1000), 0.01) == pytest.approx(one)
-    assert figures.canaries_p(Canaries(2, [10, 11], 1000), 0.01) == pytest.approx(1 - (1 - one) ** 2)
-    assert figures.canaries_p(Canaries(1, [11], 1000), 0.01) == pytest.approx(1.0)
+def test_the_chance_of_canaries_is_that_of_the_product_of_their_ranks() -> None:
+    one, other = 10 / 1001, 11 / 1001
+    assert figures.canaries_p(Canaries(1, [10], 1000)) == pytest.approx(one)
+    both = one * other  # P(U V <= c) = c - c ln c
+    assert figures.canaries_p(Canaries(2, [10, 11], 1000)) == pytest.approx(both - both * math.log(both))
+
+
+def test_canaries_that_nothing_remembers_are_said_to_be_in_one_run_of_a_hundred() -> None:
+    drawn = np.random.default_rng(3).integers(1, 1002, size=(4000, 8))
+    told = sum(figures.canaries_p(Canaries(8, ranks.tolist(), 1000)) < LIMITS.canary_p for ranks in drawn)
+    assert told / 4000 == pytest.approx(0.01, abs=0.005)
 
 
 def seen(best: float, doubts: list[float] | None = None, seed: int = 5) -> Seen:

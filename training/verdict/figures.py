@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import combine_pvalues
 
 from training.statistics import interval, statistic_interval
 from training.verdict.evidence import Canaries, Evidence, General, HeldOut, Points, Seen
@@ -81,12 +82,10 @@ def forgotten(general: General) -> Interval:
     return interval(np.subtract(general.best, general.base))
 
 
-def canaries_p(canaries: Canaries, share: float) -> float:
-    """The chance that so many canaries are among the likeliest candidates by themselves: a binomial tail."""
-    limit = max(1, math.floor(share * (canaries.candidates + 1)))
-    by_chance = limit / (canaries.candidates + 1)
-    count, hits = len(canaries.ranks), sum(rank <= limit for rank in canaries.ranks)
-    return sum(math.comb(count, k) * by_chance**k * (1 - by_chance) ** (count - k) for k in range(hits, count + 1))
+def canaries_p(canaries: Canaries) -> float:
+    """The chance of ranks whose product is so low, where every rank is equally likely: Fisher's method."""
+    by_chance = [rank / (canaries.candidates + 1) for rank in canaries.ranks]
+    return float(combine_pvalues(by_chance, method="fisher").pvalue)
 
 
 def lost_again(training: Points) -> dict[str, float] | None:

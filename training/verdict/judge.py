@@ -152,7 +152,7 @@ def _flags(primary: str, evidence: Evidence, limits: Limits, shown: dict[str, An
 
 def _memorised(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> bool:
     if evidence.canaries is not None and evidence.canaries.ranks:
-        shown["canaries_p"] = figures.canaries_p(evidence.canaries, limits.canary_rank_share)
+        shown["canaries_p"] = figures.canaries_p(evidence.canaries)
         return bool(shown["canaries_p"] < limits.canary_p)
     rows, seen = evidence.held_out, evidence.seen
     if rows is None or seen is None or not rows.start or len(rows.tokens) < 2 or len(seen.tokens) < 2:

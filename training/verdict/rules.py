@@ -25,8 +25,7 @@ class Limits:
     lost_nats: float = 0.25  # the training loss ended above its lowest by this,
     lost_share: float = 0.5  # and so much of its fall was lost again
     memorised_auc: float = 0.55  # how well the gain tells rows trained on from others
-    canary_rank_share: float = 0.01  # a canary that is remembered is among this share of its candidates
-    canary_p: float = 0.01  # chance that so many canaries are there by themselves
+    canary_p: float = 0.01  # chance that canaries rank so high among their candidates by themselves
     forgot_nats: float = 0.10  # the loss of general text rose by this
     doubt_nats: float = 1.1  # the kept model holds another answer to be three times as likely
     doubt_share: float = 0.02  # rows of which it does so, above which labels are wrong
@@ -79,8 +78,8 @@ RULES = (
     Rule(
         "memorised",
         "flag",
-        "canaries are among the 1% likeliest of their candidates more often than chance allows (p below 0.01); without "
-        "canaries the gain over the start tells rows trained on from validation rows surely better than an AUC of 0.55",
+        "canaries rank higher among their candidates than chance allows (Fisher's method over the ranks, p below 0.01); "
+        "without canaries the gain over the start tells rows trained on from validation rows surely better than an AUC of 0.55",
     ),
     Rule("forgot", "flag", "the loss of general text rose surely by 0.10 nats a token"),
     Rule(
