@@ -78,8 +78,9 @@ RULES = (
     Rule(
         "memorised",
         "flag",
-        "canaries rank higher among their candidates than chance allows (Fisher's method over the ranks, p below 0.01); "
-        "without canaries the gain over the start tells rows trained on from validation rows surely better than an AUC of 0.55",
+        "canaries rank higher among their candidates than chance allows (Fisher's method over the ranks, p below "
+        "0.01); without canaries the gain over the start tells rows trained on from validation rows surely better "
+        "than an AUC of 0.55",
     ),
     Rule("forgot", "flag", "the loss of general text rose surely by 0.10 nats a token"),
     Rule(
