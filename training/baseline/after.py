@@ -12,8 +12,8 @@ from training.baseline.before import LABEL_METRIC, Report, Say, about, now, riva
 from training.baseline.ground import Ground
 from training.baseline.ledger import Ledger, Reading
 from training.baseline.models import (
+    base_of,
     identity,
-    local_base,
     opened_adapter,
     served_adapter,
     served_base,
@@ -30,7 +30,6 @@ from training.evaluate import Prompt
 from training.evaluation.figures import difference, figure
 from training.metrics import Items
 from training.quiet import Progress, unwatched
-from training.reference import Reference
 
 ORDINALS = {1: "first", 2: "second", 3: "third"}
 
@@ -45,7 +44,7 @@ class Trial:
         self.say, self.progress = say, progress
         self.recipe = Recipe.from_dict(report["best"]["recipe"])
         self.seed = int(report["settings"]["seed"])
-        self.base: Asker | None = served_base(ground)
+        self.served = served_base(ground)
         self.adapter: Asker | None = served_adapter(ground)
         self.identity = identity(ground)
 
@@ -62,7 +61,7 @@ class Trial:
     def judged(self, reading: Reading) -> tuple[dict[str, Any], float, list[str]]:
         """The verdict's part of the report, its p for the ledger, and the adapter's answers."""
         ground, margin = self.ground, self.ground.asked.margin
-        written, prompted, told = self._base_answers()
+        prompt_form, written, prompted, told = self._base_answers()
         self.say(f"{len(self.test.examples):,} test rows, the adapter")
         self.adapter = self.adapter or opened_adapter(ground)
         replies = self.adapter.answers(self.plain, ground.max_tokens(), self.progress)
@@ -76,7 +75,7 @@ class Trial:
             "made_at": now(),
             "adapter": {"name": self.name, "identity": self.identity, "answered_by": list(replies.answered_by)},
             "form": self.adapter.form,
-            "prompt_form": self.base.form if self.base is not None else None,
+            "prompt_form": prompt_form,
             "data": self.test.as_dict(),
             "by": ground.asked.by,
             "ledger": _of_ledger(reading),
@@ -111,7 +110,7 @@ class Trial:
         final_form = self.adapter.form if self.adapter is not None else ""
         self.adapter = None
         self.say(f"{len(self.test.examples):,} test rows, the adapter on the base as it was trained: {form}")
-        trained = Local(forms.as_trained(ground.base, folder, settings), form, with_adapter=True)
+        trained = Local(forms.as_trained(ground.base, folder, settings), form)
         texts = trained.answers(self.plain, ground.max_tokens(), self.progress).texts
         before, after = ground.scored(self.test, texts), ground.scored(self.test, final)
         grouping = ground.grouping(self.test, after)
@@ -125,23 +124,18 @@ class Trial:
             "changed_answers": sum(one != other for one, other in zip(texts, final, strict=True)),
         }
 
-    def _base_answers(self) -> tuple[Written, list[str], list[tuple[Rival, list[str]]]]:
-        """The best prompt with the base's answers to it, and those of every rival."""
+    def _base_answers(self) -> tuple[str, Written, list[str], list[tuple[Rival, list[str]]]]:
+        """The base's form, the best prompt with its answers to it, and those of every rival."""
         ground = self.ground
         self.say(f"{len(self.test.examples):,} test rows, the best prompt ({self.recipe.name})")
         kitchen = ground.kitchen(self.seed)
         written = kitchen.write(self.recipe, self.test, ground.tokens, ground.most_prompt_tokens())
-        wants_probe = ground.asked.probe and ground.task.label is not None
-        reference = Reference(ground.base) if self.base is None or wants_probe else None
-        if self.base is None and reference is not None:
-            self.base = local_base(ground, reference)
-        if self.base is None:
-            raise ValueError("there is no base to ask")
-        answers = self.base.answers(written.prompts, ground.max_tokens(), self.progress).texts
+        base, reference = base_of(ground, self.served)
+        answers = base.answers(written.prompts, ground.max_tokens(), self.progress).texts
         told = [(one, one.answers(self.test)) for one in rivals_of(ground, reference, self.say, self.progress)]
         if reference is not None:
             reference.model = None
-        return written, answers, told
+        return base.form, written, answers, told
 
     def _against(self, rival: Rival, texts: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
         ground = self.ground
@@ -160,8 +154,8 @@ class Trial:
             "prompt": round(mean_of(written.tokens), 1),
             "adapter": round(mean_of([self.ground.tokens(prompt) for prompt in self.plain]), 1),
         }
-        if isinstance(self.base, Served) and isinstance(self.adapter, Served):
-            return {"prompt_tokens": tokens, **timed(self.base, self.adapter, written.prompts, self.plain)}
+        if self.served is not None and isinstance(self.adapter, Served):
+            return {"prompt_tokens": tokens, **timed(self.served, self.adapter, written.prompts, self.plain)}
         why = "times are taken of a server: give --url and the served adapter"
         return {"prompt_tokens": tokens, "ttft_p50_seconds": None, "not_timed": why}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,16 +37,13 @@ class Asker(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """A base on the reference path, with its adapter or without."""
+    """A base, an adapter on its base or a whole model, on the reference path."""
 
     reference: Reference
     form: str
-    with_adapter: bool = False
 
     def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
-        is_whole = self.with_adapter or not self.reference.has_adapter
-        with nullcontext() if is_whole else self.reference.without_adapter():
-            return Replies(self.reference.answers(prompts, max_tokens, BATCH, progress))
+        return Replies(self.reference.answers(prompts, max_tokens, BATCH, progress))
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,6 @@ class Served:
     model: str
     api_key: str = ""
     thinking: bool | None = None
-    concurrency: int = 8
 
     @property
     def form(self) -> str:
@@ -75,7 +70,6 @@ class Served:
             self.asked(prompts),
             api_key=self.api_key,
             max_tokens=max_tokens,
-            concurrency=self.concurrency,
             progress=progress,
         )
         who = tuple(sorted({answer.model for answer in found}))

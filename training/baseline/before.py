@@ -10,7 +10,7 @@ from typing import Any
 from training.baseline import words
 from training.baseline.asking import Asker
 from training.baseline.ground import Ground
-from training.baseline.models import local_base, served_base
+from training.baseline.models import base_of, served_base
 from training.baseline.prompts import Recipe, Written
 from training.baseline.report import FORMAT, KIND
 from training.baseline.rivals import TITLES, Rival, simple_rivals, why_none
@@ -22,25 +22,13 @@ from training.reference import Reference
 LABEL_METRIC = "accuracy"
 Say = Callable[[str], None]
 Report = dict[str, Any]
-Save = Callable[[Report], None]
-
-
-def unsaved(report: Report) -> None:
-    """A report that nobody keeps while it is made."""
 
 
 def measure(
-    ground: Ground, say: Say, progress: Progress = unwatched, kept: Report | None = None, save: Save = unsaved
+    ground: Ground, say: Say, progress: Progress, kept: Report | None, save: Callable[[Report], None]
 ) -> Report:
     """The report before training, saved after each prompt; the `kept` one of a measurement cut off is gone on from."""
-    served = served_base(ground)
-    wants_probe = ground.asked.probe and ground.task.label is not None
-    reference = Reference(ground.base) if served is None or wants_probe else None
-    asker: Asker | None = served
-    if asker is None and reference is not None:
-        asker = local_base(ground, reference)
-    if asker is None:
-        raise ValueError("there is no base to ask")
+    asker, reference = base_of(ground, served_base(ground))
     report = _begun(ground, asker, kept)
     kitchen = ground.kitchen()
     known = {one["name"] for one in report["prompts"]}
@@ -56,7 +44,7 @@ def measure(
 def rivals_of(ground: Ground, reference: Reference | None, say: Say, progress: Progress = unwatched) -> list[Rival]:
     """The simple models, fitted on training rows."""
     fitted = simple_rivals(ground.sets, ground.task)
-    if fitted and reference is not None and ground.asked.probe:
+    if reference is not None and ground.wants_probe:
         from training.baseline.probe import probe
 
         say("the linear probe on the frozen base")

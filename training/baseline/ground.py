@@ -105,6 +105,11 @@ class Ground:
     def most_prompt_tokens(self) -> int:
         return min(self.asked.max_prompt_tokens, self.base.context_length_tokens - self.max_tokens())
 
+    @property
+    def wants_probe(self) -> bool:
+        """Whether a probe of the frozen base is asked for, and there is a label for it to tell."""
+        return self.asked.probe and self.task.label is not None
+
     def kitchen(self, seed: int | None = None) -> Kitchen:
         return Kitchen(self.sets.training, self.task, self.asked.seed if seed is None else seed)
 

@@ -66,11 +66,6 @@ class Ledger:
         with self._open() as file:
             _append(file, {"event": "found", "id": reading.id, "test": test, "p": p, "at": _now()})
 
-    def readings(self, test: str) -> int:
-        """How often the test data was read."""
-        with self._open() as file:
-            return sum(one["event"] == "read" and one.get("test") == test for one in _entries(file)[0])
-
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from adapters.errors import ConfigInvalid, DataInvalid
 from adapters.staging import sha256
 from training.baseline import forms
-from training.baseline.asking import Local, Served
+from training.baseline.asking import Asker, Local, Served
 from training.baseline.ground import Ground
 from training.data.columns import Columns
 from training.data.formats import read_data
@@ -23,8 +23,12 @@ def served_base(ground: Ground) -> Served | None:
     return Served(asked.url, answering.served_base(asked.url, asked.api_key), asked.api_key)
 
 
-def local_base(ground: Ground, reference: Reference) -> Local:
-    return Local(reference, f"on the reference path in {forms.stored_form(ground.base)}")
+def base_of(ground: Ground, served: Served | None) -> tuple[Asker, Reference | None]:
+    """Who answers as the base: the `served` one, or the base opened here. It is opened for the probe, too."""
+    if served is not None:
+        return served, Reference(ground.base) if ground.wants_probe else None
+    reference = Reference(ground.base)
+    return _local(ground, reference), reference
 
 
 def served_adapter(ground: Ground) -> Served | None:
@@ -44,7 +48,11 @@ def opened_adapter(ground: Ground) -> Local:
         raise ValueError("an adapter that is not served needs its folder")
     is_adapter = (folder / "adapter_config.json").is_file()
     reference = Reference(ground.base, folder) if is_adapter else open_reference(folder)
-    return Local(reference, f"on the reference path in {forms.stored_form(ground.base)}", with_adapter=True)
+    return _local(ground, reference)
+
+
+def _local(ground: Ground, reference: Reference) -> Local:
+    return Local(reference, f"on the reference path in {forms.stored_form(ground.base)}")
 
 
 def trained_on(folder: Path) -> dict[str, str]:

@@ -64,10 +64,10 @@ def probe(reference: Reference, sets: Sets, task: Task, seed: int = 0, progress:
 
 @torch.inference_mode()
 def states(reference: Reference, prompts: Sequence[Prompt], progress: Progress = unwatched) -> Any:
-    """(depths, prompts, hidden) states of each prompt's last token in the frozen base, float32."""
+    """(depths, prompts, hidden) states of each prompt's last token, float32."""
     rows = [reference.render(prompt) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
-    model = reference.model.get_base_model() if reference.has_adapter else reference.model
+    model = reference.model
     layers = int(model.config.num_hidden_layers)
     depths = [round(share * layers) for share in DEPTHS]
     made = np.zeros((len(depths), len(rows), int(model.config.hidden_size)), np.float32)
@@ -76,10 +76,9 @@ def states(reference: Reference, prompts: Sequence[Prompt], progress: Progress =
         ids = torch.tensor([[*rows[at], *[reference.template.pad] * (longest - len(rows[at]))] for at in part])
         mask = torch.tensor([[1] * len(rows[at]) + [0] * (longest - len(rows[at])) for at in part])
         ends = torch.tensor([len(rows[at]) - 1 for at in part])
-        with reference.without_adapter():
-            hidden = model.model(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), output_hidden_states=True
-            ).hidden_states
+        hidden = model.model(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), output_hidden_states=True
+        ).hidden_states
         for place, depth in enumerate(depths):
             made[place, part] = hidden[depth][torch.arange(len(part)), ends.to(model.device)].float().cpu().numpy()
         progress(part[-1], len(rows))

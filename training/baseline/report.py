@@ -73,7 +73,6 @@ def summary(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(f"There is no report {path}: make one with `hotshoe baseline`.", param="report")
     if not found["is_finished"]:
         raise ConfigInvalid(f"{path} is not finished: run `hotshoe baseline` again, which goes on.", param="report")
-    verdict = found.get("verdict")
     metric = found["task"]["metric"]
     return {
         "made_at": found["made_at"],
@@ -91,7 +90,7 @@ def summary(path: Path) -> dict[str, Any]:
         ],
         "no_rivals": found["no_rivals"],
         "said": found["said"],
-        "verdict": None if verdict is None else {key: value for key, value in verdict.items() if key != "texts"},
+        "verdict": found["verdict"],
     }
 
 
