@@ -103,7 +103,7 @@ def test_chrf_and_bleu_are_sacrebleus_own_figures_a_hundredth_of_them() -> None:
     for at in range(3):
         assert 100 * scores["chrf"][at] == pytest.approx(sentence_chrf(answers[at], [SENTENCES[at]]).score)
         assert 100 * scores["bleu"][at] == pytest.approx(sentence_bleu(answers[at], [SENTENCES[at]]).score)
-    assert "tok:13a" in found.as_dict()["signatures"]["bleu"]
+    assert "tok:13a" in found.measures["bleu"].signature
 
 
 def test_bleu_of_chinese_takes_each_character_and_says_so() -> None:
@@ -207,7 +207,8 @@ def test_no_answer_is_too_odd_to_be_scored(answer: str) -> None:
     for expected in (SENTENCES, objects(3), ["a"] * 4 + ["b"] * 4):
         found = items(expected, [answer] * len(expected))
         assert all(0 <= value <= 1 for value in found.figures().values())
-        json.dumps(found.as_dict())
+        told = found.labelled
+        json.dumps([found.figures(), *([told.table(), told.confusion()] if told is not None else [])])
 
 
 def test_a_huge_answer_takes_no_square_of_its_length() -> None:

@@ -16,11 +16,11 @@ def figures_of(
     rows: Sequence[Row],
     expected: Sequence[str],
     answers: Sequence[str],
-    base_answers: Sequence[str] | None = None,
-    trained: Sequence[Row] | None = None,
+    base_answers: Sequence[str],
+    trained: Sequence[Row],
 ) -> dict[str, Any]:
     """Figures of answers to rows, paired against the base's, and by distance from the rows trained on."""
     asked = Asked([question(row) for row in rows], expected, [str(row.place) for row in rows], clusters_of(rows))
-    rivals = [Answered("base", base_answers)] if base_answers is not None else []
+    rivals = [Answered("base", base_answers)]
     near = nearness(rows, trained) if trained else None
     return made({"grouped_by": "template"}, asked, Answered("adapter", answers), rivals, near=near).summary()

@@ -70,10 +70,14 @@ class Votes:
     invalid: int
 
     def report(self, grouping: Grouping) -> dict[str, Any]:
-        """Win rate and position bias with their intervals, and what could not be counted."""
+        """Win rate and position bias with their intervals, and what could not be counted.
+
+        The bias is the first place's share of wins less a half: 0 for a judge without one, 0.5 where the first always
+        wins.
+        """
         pairs = list(zip(self.forward, self.backward, strict=True))
         wins = Measure("win_rate", np.array([_win(*pair) for pair in pairs]))
-        firsts = Measure("first_wins", np.array([_first(*pair) for pair in pairs]))
+        firsts = figure(Measure("first_wins", np.array([_first(*pair) for pair in pairs])), grouping)
         both = [pair for pair in pairs if None not in pair]
         consistent = [pair for pair in both if _win(*pair) in (0.0, 1.0) or pair == (TIE, TIE)]
         won = [_win(*pair) for pair in consistent]
@@ -84,8 +88,8 @@ class Votes:
             "losses": won.count(0.0),
             "ties": won.count(0.5),
             "undecided": len(both) - len(consistent),
-            "first_place_wins": figure(firsts, grouping),
-            "position_bias": _bias(firsts),
+            "first_place_wins": firsts,
+            "position_bias": None if firsts["estimate"] is None else round(firsts["estimate"] - 0.5, 6),
             "consistent_share": round(len(consistent) / len(both), 6) if both else None,
             "invalid_replies": self.invalid,
             "errors": len(self.errors),
@@ -175,9 +179,3 @@ def _first(forward: str | None, backward: str | None) -> float:
     if forward is None or backward is None or not decided:
         return float("nan")
     return decided.count(FIRST) / len(decided)
-
-
-def _bias(firsts: Measure) -> float | None:
-    """The first place's share of wins less a half: 0 for a judge without bias, 0.5 for one that takes the first."""
-    known = firsts.scores[np.isfinite(firsts.scores)]
-    return round(float(known.mean()) - 0.5, 6) if len(known) else None

@@ -58,11 +58,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Report:
-    """`content` is the whole document; `items` are the model's scores, `rivals` those of the others, by name."""
+    """`content` is the whole document."""
 
     content: dict[str, Any]
-    items: Items
-    rivals: Mapping[str, Items]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -107,7 +105,7 @@ def made(
     if own.labelled is not None:
         content |= {"labels": own.labelled.table(), "confusion": own.labelled.confusion()}
     content["rows_shown"] = _rows_shown(asked, answered, rivals, own, others, near)
-    return Report(content, own, others)
+    return Report(content)
 
 
 def _items(asked: Asked, answered: Answered, choice: Choice) -> Items:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adapters.errors import InvalidRequest
 from training.metrics.labels import Labelled
@@ -25,9 +24,6 @@ class Items:
     measures: Mapping[str, Measure]
     labelled: Labelled | None
 
-    def __len__(self) -> int:
-        return len(self.expected)
-
     @property
     def primary(self) -> Measure:
         """What decides."""
@@ -45,20 +41,6 @@ class Items:
     def figures(self) -> dict[str, float]:
         """Of each metric the figure of all rows."""
         return {name: measure.value for name, measure in self.measures.items()}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Figures, and of labels their table and what was taken for what."""
-        made: dict[str, Any] = {
-            "task": self.task.kind,
-            "label": self.task.label,
-            "rows": len(self),
-            "primary": self.primary.name,
-            "figures": {name: round(value, 6) for name, value in self.figures().items()},
-            "signatures": {name: measure.signature for name, measure in self.measures.items() if measure.signature},
-        }
-        if self.labelled is not None:
-            made |= {"labels": self.labelled.table(), "confusion": self.labelled.confusion()}
-        return made
 
 
 def items(

@@ -25,10 +25,6 @@ class Task:
     label: str | None
     metrics: tuple[str, ...]  # that mean something, the one that decides first
 
-    @property
-    def primary(self) -> str:
-        return self.metrics[0]
-
 
 def task_of(expected: Sequence[str], label: str | None = None) -> Task:
     """The task that the expected answers are; `label` names the field of the label, "" says that answers are labels."""
