@@ -36,6 +36,13 @@ class Material:
     replay: Replay | None = None  # between the training rows and the canaries
 
     @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Of each row of the file, those held out too, the tokens of its longest sequence and those learned."""
+        held = self.validation.lengths if self.validation is not None and self.validation_file is None else {}
+        found = self.training.lengths | held
+        return [found[id(row)] for row in self.file.rows]
+
+    @property
     def enable_thinking(self) -> bool | None:
         """How serving must set `enable_thinking`; None where the template has no switch, or for a mixture."""
         thinking, plain = self.turns

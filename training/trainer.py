@@ -125,7 +125,7 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
     baseline_of_report(config.baseline)
     with _cut_off_named(config.output), terminable(), staged(config.output, resume=resume) as staging:
         material = gather(config)
-        gate = passed(config)
+        gate = passed(config, material)
         settings = choose(_with_initial_shape(config), facts(material))
         run = Run(config, settings, material, started, gate, meter=Meter(started=started))
         progress = Progress(run.meter, say)

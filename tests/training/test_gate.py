@@ -17,11 +17,12 @@ from training.config import TrainingConfig
 from training.data.formats import DataFile
 from training.gate import amount, privacy, twins
 from training.gate.amount import Lengths
-from training.gate.check import Asked, check, read
+from training.gate.check import Asked, check, passed, read
 from training.gate.findings import RULES
 from training.gate.page import report_html, report_lines
 from training.gate.report import Report
 from training.gate.subject import Subject
+from training.material import gather
 from training.trainer import train
 
 ROOMS = ("kitchen", "garage", "attic", "cellar", "hallway", "bathroom", "nursery", "porch")
@@ -384,6 +385,38 @@ def test_a_run_on_data_that_blocks_ends_before_its_model_and_another_keeps_the_v
     assert card["gate"]["report_digest"].startswith("sha256:")
     assert any("data check: warn (" in line for line in said)
     assert train(replace(config, data_check=False, out=tmp_path / "other"), lambda _: None).card["gate"] is None
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_run_s_check_is_that_of_the_command_and_reads_no_file_again(
+    has_file: bool, tmp_path: Path, qwen2_base: Path
+) -> None:
+    turns = chat("first?", "<think>because</think>lights on", "and " + "then " * 80 + "?", "lights off")
+    rows = [*clean(), turns, chat("please " + "dim the lamp " * 90, "lights on")]
+    data = written(tmp_path / "data.jsonl", rows)
+    validation = written(tmp_path / "validation.jsonl", [*clean()[:3], chat("quite new?", "lock door")])
+    replay = written(tmp_path / "replay.jsonl", prose())
+    how: dict[str, Any] = {"supervise": "all", "thinking": None, "max_length": 200, "over_long": "cut"}
+    how |= {"validation": validation if has_file else None, "rules": ("labels_rare=note",)}
+    asked = Asked(data, str(qwen2_base), **how)
+    config = TrainingConfig(
+        **{"data": data, "name": "router", "base": str(qwen2_base), "replay": replay, "canaries": 2, **how},
+        validation_share=None if has_file else 0.3,
+    )
+    material, expected = gather(config), check(asked)
+    assert material.training.cut and (has_file or material.validation is not None)
+    assert {"row_too_long", *(["validation_leak"] if has_file else [])} <= codes(expected)
+    for path in (data, validation, replay):
+        path.unlink()
+    report = passed(config, material)
+    assert report is not None and report.digest == expected.digest
+
+
+def test_a_word_that_is_none_for_over_long_or_supervise_is_refused(gate: Callable[..., Report]) -> None:
+    with pytest.raises(ConfigInvalid, match="over_long is 'dorp'; it must be one of error, cut, drop"):
+        gate(clean(), over_long="dorp")
+    with pytest.raises(ConfigInvalid, match="supervise is 'first'; it must be one of all, last"):
+        gate(clean(), supervise="first")
 
 
 def test_more_rows_than_helped_others_are_a_note(tmp_path: Path) -> None:

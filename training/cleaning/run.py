@@ -154,7 +154,7 @@ def _unwanted(subject: Subject, asked: CleanAsked) -> dict[int, list[str]]:
     codes = set(asked.drop) - {*MASKABLE, *NAMES, *UNREADABLE}
     found: dict[int, list[str]] = defaultdict(list)
     if codes:
-        for finding in findings(subject, None, Asked(asked.data), {}):
+        for finding in findings(subject, {}, None, Asked(asked.data), {}):
             if finding.code in codes:
                 for index in finding.rows:
                     found[index].append(finding.code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class Prepared:
     cut: list[str] = field(default_factory=list)  # file:line of rows whose end was cut
     dropped: list[str] = field(default_factory=list)  # file:line of rows left out for their length
     owners: list[Row] = field(default_factory=list)  # the row that each sequence was made of
+    lengths: dict[int, tuple[int, int]] = field(default_factory=dict)  # by a row's identity, before anything is cut
 
     @property
     def tokens(self) -> int:
@@ -77,6 +78,7 @@ def prepare(
         if isinstance(sequences, RowInvalid):
             problems.append(sequences.problem(where(row)))
             continue
+        made.lengths[id(row)] = lengths_of(sequences)
         refusal = _fit(made, row, sequences, max_length, over_long)
         if refusal is not None:
             problems.append(refusal.problem(where(row)))
@@ -86,6 +88,12 @@ def prepare(
     if not made.supervised_tokens:
         raise _nothing_left(title, made, max_length)
     return made
+
+
+def lengths_of(sequences: Sequence[Rendered]) -> tuple[int, int]:
+    """Of one row the tokens of its longest sequence, and those learned in all of them."""
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    return longest, sum(sequence.supervised_tokens for sequence in sequences)
 
 
 def hold_out(rows: list[Row], wanted: int, seed: int) -> tuple[list[Row], list[Row]]:

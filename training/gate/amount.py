@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
+from training.data.dataset import lengths_of
 from training.data.jsontext import RowInvalid
 from training.data.template import ChatTemplate
 from training.gate.findings import Finding
@@ -39,6 +40,11 @@ class Lengths:
     indices: Sequence[int]
     failed: Sequence[tuple[int, str]]
 
+    @classmethod
+    def of_rendered(cls, lengths: Sequence[tuple[int, int]]) -> Self:
+        """Of rows that all render."""
+        return cls([tokens for tokens, _ in lengths], [learned for _, learned in lengths], range(len(lengths)), [])
+
 
 def measure(subject: Subject, template: ChatTemplate, supervise: str) -> Lengths:
     """Render every row as training does."""
@@ -48,8 +54,9 @@ def measure(subject: Subject, template: ChatTemplate, supervise: str) -> Lengths
             failed.append((index, f"{sequences.code}: {sequences.message}"))
             continue
         indices.append(index)
-        tokens.append(max(len(sequence.input_ids) for sequence in sequences))
-        learned.append(sum(sequence.supervised_tokens for sequence in sequences))
+        longest, supervised = lengths_of(sequences)
+        tokens.append(longest)
+        learned.append(supervised)
     return Lengths(tokens, learned, indices, failed)
 
 

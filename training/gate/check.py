@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from adapters.errors import ConfigInvalid
-from training.config import TrainingConfig
+from training.config import OVER_LONG, SUPERVISE, TrainingConfig
 from training.data.columns import Columns
 from training.data.formats import read_rows
 from training.data.template import ChatTemplate, load_template
@@ -19,6 +19,11 @@ from training.gate.report import Report
 from training.gate.subject import Subject
 from training.levels import levels_of
 
+if TYPE_CHECKING:
+    from adapters.bases import BaseModel
+    from training.material import Material
+
+PAGE = "docs/data.md"  # which lists the rules
 THINKING = ("reasoning_content", "<think>")
 
 
@@ -38,32 +43,62 @@ class Asked:
     over_long: str = "error"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises ConfigInvalid for a setting that is none."""
+        for name, known in (("supervise", SUPERVISE), ("over_long", OVER_LONG)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigInvalid(f"{name} is {value[:80]!r}; it must be one of {', '.join(known)}.", param=name)
+        levels_of(self.rules, RULES, PAGE)
 
-@dataclass
-class Base:
-    """The base that rows are rendered for."""
 
-    template: ChatTemplate
+@dataclass(frozen=True)
+class Rendering:
+    """The rows as a base's template renders them, and what is known of the base."""
+
+    lengths: amount.Lengths
     parameters: int
     longest: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, lengths: amount.Lengths, base: BaseModel, template: ChatTemplate, max_length: int | None) -> Self:
+        from training.material import parameter_count
+
+        longest = min(max_length or base.context_length_tokens, base.context_length_tokens)
+        facts = {
+            "base": base.id,
+            "template": template.digest,
+            "longest_tokens": longest,
+            "renders_thought": any(word in template.text for word in THINKING),
+        }
+        return cls(lengths, parameter_count(base), longest, facts)
+
+
+Others = Mapping[str, Subject]  # test and validation data, by these names
 
 
 def check(asked: Asked) -> Report:
-    """Look at the data; raises DataInvalid where there is no data at all, ConfigInvalid for settings that are none."""
-    levels = levels_of(asked.rules, RULES, "docs/data.md")
+    """Look at the data; raises DataInvalid where there is no data at all."""
     subject = read(asked.data, asked.columns)
-    base = _open(asked)
+    named = {"test": asked.test, "validation": asked.validation}
+    others = {name: read(path, asked.columns) for name, path in named.items() if path is not None}
+    return _report(subject, others, _rendered(subject, asked), asked)
+
+
+def _report(subject: Subject, others: Others, rendered: Rendering | None, asked: Asked) -> Report:
     figures: dict[str, Any] = {"rows": len(subject.rows), "unreadable_rows": subject.bad_count}
-    found = list(findings(subject, base, asked, figures))
+    found = list(findings(subject, others, rendered, asked, figures))
     about = {"data": subject.file.path.name, "digest": subject.file.digest, "form": subject.file.description}
-    about |= base.facts if base else {}
-    return Report.made(about, figures, found, levels)
+    about |= rendered.facts if rendered else {}
+    return Report.made(about, figures, found, levels_of(asked.rules, RULES, PAGE))
 
 
-def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
+def findings(
+    subject: Subject, others: Others, base: Rendering | None, asked: Asked, figures: dict[str, Any]
+) -> Iterator[Finding]:
     """Everything that is found; what was measured meanwhile is put into `figures`."""
-    compared = twins.texts_of(subject, twins.boilerplate_of(subject))
+    compared = twins.texts_of(subject)
     return chain(
         form.unreadable(subject),
         form.forms(subject),
@@ -76,31 +111,26 @@ def findings(subject: Subject, base: Base | None, asked: Asked, figures: dict[st
         _lengths(subject, base, asked, figures),
         _languages(subject, asked, figures),
         _labels(subject, asked, figures, compared),
-        _twins(subject, asked, figures, compared),
+        _twins(subject, others, figures, compared),
         privacy.private(subject),
         _names(subject, asked, figures),
         _toxicity(subject, figures),
     )
 
 
-def passed(config: TrainingConfig) -> Report | None:
-    """The gate's report on a run's data, None where it is not asked for; raises DataInvalid where a finding blocks."""
+def passed(config: TrainingConfig, material: Material) -> Report | None:
+    """The gate's report on a run's data, None where it is not asked for; raises DataInvalid where a finding blocks.
+
+    It is the report that `check` makes of the same files; what was gathered of them is not read or rendered again.
+    """
     if not config.data_check:
         return None
-    from adapters.embedded import EMBEDDED
-
-    asked = Asked(
-        config.data,
-        config.base or EMBEDDED,
-        validation=config.validation,
-        columns=config.columns,
-        rules=config.rules,
-        supervise=config.supervise,
-        thinking=config.thinking,
-        max_length=config.max_length,
-        over_long=config.over_long,
-    )
-    report = check(asked)
+    asked = Asked(config.data, rules=config.rules, over_long=config.over_long)
+    validation = material.validation_file
+    others = {"validation": Subject(validation)} if validation is not None else {}
+    lengths = amount.Lengths.of_rendered(material.lengths)
+    rendered = Rendering.of(lengths, material.base, material.template, config.max_length)
+    report = _report(Subject(material.file), others, rendered, asked)
     if report.verdict == "block":
         raise report.error()
     return report
@@ -114,30 +144,21 @@ def read(path: Path, columns: tuple[str, ...]) -> Subject:
     return Subject(reading.file, reading.problems, reading.bad)
 
 
-def _open(asked: Asked) -> Base | None:
+def _rendered(subject: Subject, asked: Asked) -> Rendering | None:
     if asked.base is None:
         return None
     from adapters.embedded import open_base
-    from training.material import parameter_count
 
-    if asked.supervise not in ("all", "last"):
-        raise ConfigInvalid(f"supervise is {asked.supervise!r}; it must be all or last.", param="supervise")
     base = open_base(asked.base)
     template = load_template(base.folder, asked.thinking)
-    longest = min(asked.max_length or base.context_length_tokens, base.context_length_tokens)
-    facts = {
-        "base": base.id,
-        "template": template.digest,
-        "longest_tokens": longest,
-        "renders_thought": any(word in template.text for word in THINKING),
-    }
-    return Base(template, parameter_count(base), longest, facts)
+    lengths = amount.measure(subject, template, asked.supervise)
+    return Rendering.of(lengths, base, template, asked.max_length)
 
 
-def _lengths(subject: Subject, base: Base | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
+def _lengths(subject: Subject, base: Rendering | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:
     if base is None:
         return
-    lengths = amount.measure(subject, base.template, asked.supervise)
+    lengths = base.lengths
     figures |= amount.figures(lengths)
     yield from amount.unrendered(subject, lengths)
     yield from amount.too_long(subject, lengths, base.longest, asked.over_long)
@@ -172,9 +193,8 @@ def _toxicity(subject: Subject, figures: dict[str, Any]) -> Iterator[Finding]:
     yield from findings
 
 
-def _twins(subject: Subject, asked: Asked, figures: dict[str, Any], compared: twins.Texts) -> Iterator[Finding]:
+def _twins(subject: Subject, others: Others, figures: dict[str, Any], compared: twins.Texts) -> Iterator[Finding]:
     figures["twins"] = {}
     yield from twins.within(subject, compared, figures["twins"])
-    for name, path in (("test", asked.test), ("validation", asked.validation)):
-        if path is not None:
-            yield from twins.across(subject, read(path, asked.columns), name)
+    for name, other in others.items():
+        yield from twins.across(subject, other, name, compared)

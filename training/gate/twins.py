@@ -35,15 +35,19 @@ SHORTEST_VALUE = 2
 
 @dataclass(frozen=True)
 class Texts:
-    """Of each row its question as it is compared: normalised, and with names and numbers masked."""
+    """Of each row its question as it is compared: normalised, less boilerplate, and with names and numbers masked."""
 
     plain: Sequence[str]
     masked: Sequence[str]
+    boilerplate: tuple[str, str]
 
 
-def texts_of(subject: Subject, boilerplate: tuple[str, str]) -> Texts:
+def texts_of(subject: Subject, boilerplate: tuple[str, str] | None = None) -> Texts:
+    """The questions less the boilerplate, which is the subject's own where none is given."""
+    boilerplate = boilerplate if boilerplate is not None else boilerplate_of(subject)
     plain = [trimmed(normal(question), boilerplate) for question in subject.questions]
-    return Texts(plain, [mask(text, answer) for text, answer in zip(plain, subject.answers, strict=True)])
+    masked = [mask(text, answer) for text, answer in zip(plain, subject.answers, strict=True)]
+    return Texts(plain, masked, boilerplate)
 
 
 def boilerplate_of(subject: Subject) -> tuple[str, str]:
@@ -146,9 +150,9 @@ def _repeats(subject: Subject, code: str, rows: Sequence[int], firsts: Sequence[
     yield subject.finding(code, [row for row, _ in found], detail, like)
 
 
-def across(subject: Subject, other: Subject, name: str) -> Iterator[Finding]:
+def across(subject: Subject, other: Subject, name: str, texts: Texts | None = None) -> Iterator[Finding]:
     """Rows of `other` (the test or validation data) that stand in the subject's: equal, of one template, or near."""
-    kinds = leaks(subject, other)
+    kinds = leaks(subject, other, texts)
     if name == "test":
         for kind, found in kinds.items():
             if found:
@@ -160,13 +164,13 @@ def across(subject: Subject, other: Subject, name: str) -> Iterator[Finding]:
         yield other.finding("validation_leak", list(together), detail, [_like(subject, at) for at in together.values()])
 
 
-def leaks(subject: Subject, other: Subject) -> dict[str, dict[int, int]]:
+def leaks(subject: Subject, other: Subject, texts: Texts | None = None) -> dict[str, dict[int, int]]:
     """By kind (exact, template, near) the rows of `other` that stand in the subject's, each once, with the row there.
 
-    The row is -1 where a long text's pieces stand in several.
+    The row is -1 where a long text's pieces stand in several. `texts` are the subject's, where they are made already.
     """
-    boilerplate = boilerplate_of(subject)
-    texts, theirs = texts_of(subject, boilerplate), texts_of(other, boilerplate)
+    texts = texts or texts_of(subject)
+    theirs = texts_of(other, texts.boilerplate)
     plain, masked = _index(texts.plain), _index(texts.masked)
     exact = {index: plain[text] for index, text in enumerate(theirs.plain) if text in plain}
     template = {i: masked[text] for i, text in enumerate(theirs.masked) if i not in exact and text in masked}

@@ -75,9 +75,7 @@ def settled(file: DataFile, units: Sequence[str], splits: Sequence[str]) -> tupl
     a long text in pieces of several rows does, go to training, until there is none."""
     places, moved = list(splits), 0
     while True:
-        found = {
-            units[index] for name in SPLITS[1:] for index in _leaking(file, places, name) if places[index] != SPLITS[0]
-        }
+        found = {units[index] for name in SPLITS[1:] for index in _leaking(file, places, name)}
         if not found:
             return places, moved
         for index, unit in enumerate(units):
