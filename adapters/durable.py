@@ -21,3 +21,12 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give the file this content in one step: after a kill or a power cut it has the old one or this."""
+    staged = path.with_name(f".{path.name}.partial")
+    staged.write_bytes(content)
+    sync(staged)
+    staged.replace(path)
+    sync(path.parent)

@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from adapters.durable import replace_file
 from adapters.errors import TrainingStopped
 
 LONGEST_CURVE = 1000  # points of a curve in the card
@@ -126,7 +127,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 
 
 class Live(TrainerCallback):  # type: ignore[misc]
-    """Appends each log as a line of JSON to a file that a page can follow; each line is on the disk at once.
+    """Appends each log as a line of JSON to a file that a page can follow; each line is flushed as it is made.
 
     A resumed run first takes back the lines behind the step that it goes on from, and a line that was cut.
     """
@@ -139,7 +140,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         kept = [line for line in _whole_lines(self.file) if json.loads(line)["step"] <= state.global_step]
-        self.file.write_text("".join(kept), encoding="utf-8")
+        replace_file(self.file, "".join(kept).encode())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

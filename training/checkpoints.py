@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.durable import sync
+from adapters.durable import replace_file, sync
 from adapters.staging import sha256
 
 MANIFEST = "complete.json"
@@ -50,11 +50,7 @@ def seal(folder: Path, counted: dict[str, float]) -> None:
     """Make the checkpoint in `folder` a complete one; from here on it survives a kill and a power cut."""
     files = {path.name: _described(path) for path in sorted(folder.iterdir()) if path.is_file()}
     body = json.dumps({"counted": counted, "files": files}, indent=2)
-    temporary = folder / f"{MANIFEST}.partial"
-    temporary.write_text(body, encoding="utf-8")
-    sync(temporary)
-    temporary.rename(folder / MANIFEST)
-    sync(folder)
+    replace_file(folder / MANIFEST, body.encode())
     sync(folder.parent)
 
 

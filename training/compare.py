@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from adapters.durable import replace_file
 from training.config import Settings
 from training.data.dataset import Prepared
 from training.data.template import IGNORED, ChatTemplate, Rendered
@@ -142,9 +143,7 @@ class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         if self.goes_on:
             found["start"] = asdict(self.comparison.measure(model, asks=False))
         self.kept.parent.mkdir(parents=True, exist_ok=True)
-        staged = self.kept.with_suffix(".partial")
-        staged.write_text(json.dumps(found), encoding="utf-8")
-        staged.replace(self.kept)
+        replace_file(self.kept, json.dumps(found).encode())
 
     def outcome(self, model: Any) -> Outcome:
         """What was measured before, with the trained model measured now."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.durable import sync
+from adapters.durable import replace_file
 from adapters.errors import ConfigInvalid, OutputExists
 
 FORMAT = 1
@@ -40,12 +40,9 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """Write the report whole or not at all; raises ConfigInvalid where it cannot be written."""
-    staged = path.with_name(f".{path.name}.partial")
+    text = json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
     try:
-        text = json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
-        staged.write_text(text + "\n", encoding="utf-8")
-        sync(staged)
-        staged.replace(path)
+        replace_file(path, f"{text}\n".encode())
     except OSError as error:
         raise ConfigInvalid(f"The report cannot be written to {path}: {error}.", param="report") from error
 

@@ -7,7 +7,6 @@ addresses are of example.com and of nets that are never routed. The map holds th
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 import json
@@ -157,8 +156,3 @@ _SHAPES = {
     "national_id": _digits,
     "phone_number": _digits,
 }
-
-
-def digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

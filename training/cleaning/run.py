@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from adapters.errors import ConfigInvalid, DataInvalid, OutputExists
+from adapters.staging import sha256
 from training.cleaning.files import whole_file
-from training.cleaning.pseudonyms import Pseudonyms, Restorer, digest_of, load_map
+from training.cleaning.pseudonyms import Pseudonyms, Restorer, load_map
 from training.cleaning.values import alike, changed
 from training.data.columns import Columns
 from training.data.formats import read_rows
@@ -241,7 +242,7 @@ def _counts(asked: CleanAsked, subject: Subject, done: _Done) -> dict[str, Any]:
         "data": asked.data.name,
         "digest": subject.file.digest,
         "out": str(asked.out),
-        "out_digest": digest_of(asked.out),
+        "out_digest": f"sha256:{sha256(asked.out)}",
         "rows": subject.of,
         "kept_rows": done.kept,
         "changed_rows": done.changed,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters.durable import replace_file
 from training.data.template import Rendered
 
 
@@ -21,10 +22,8 @@ class RowFiles:
 
     def write(self, step: int, losses: Sequence[float]) -> None:
         """Keep nats of each row, summed over its learned tokens."""
-        staged = self._file(step).with_suffix(".partial")
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(json.dumps([round(loss, 6) for loss in losses]), encoding="utf-8")
-        staged.replace(self._file(step))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self._file(step), json.dumps([round(loss, 6) for loss in losses]).encode())
 
     def read(self, step: int) -> list[float] | None:
         """As they were written; None where nothing was, or half of it."""
