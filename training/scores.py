@@ -37,21 +37,32 @@ def score(expected: Sequence[str], answers: Sequence[str], label: str = "intent"
 
     An expected text that is no object is compared as text, without the white space around it.
     """
-    if len(expected) != len(answers) or not expected:
-        raise InvalidRequest(f"{len(answers)} answers cannot be scored against {len(expected)} expected ones.")
+    refuse_unpaired(expected, answers)
     exact = valid = labels = shared = wanted = given = 0
     for right_text, answer_text in zip(expected, answers, strict=True):
         right, answer = parse_answer(right_text), parse_answer(answer_text)
         valid += answer is not None
-        exact += answer == right if right is not None else spoken(answer_text) == spoken(right_text)
+        exact += is_equal(right_text, answer_text)
         labels += _canonical((answer or {}).get(label)) == _canonical((right or {}).get(label))
-        right_fields, answer_fields = _fields(right, label), _fields(answer, label)
+        right_fields, answer_fields = fields(right, label), fields(answer, label)
         shared += len(right_fields & answer_fields)
         wanted += len(right_fields)
         given += len(answer_fields)
     n = len(expected)
     field_f1 = 2 * shared / (wanted + given) if wanted + given else 1.0
     return Scores(n, exact / n, valid / n, labels / n, field_f1)
+
+
+def refuse_unpaired(expected: Sequence[str], answers: Sequence[str]) -> None:
+    """Raises InvalidRequest where there are no rows, or not one answer for each."""
+    if len(expected) != len(answers) or not expected:
+        raise InvalidRequest(f"{len(answers)} answers cannot be scored against {len(expected)} expected ones.")
+
+
+def is_equal(expected: str, answer: str) -> bool:
+    """Whether the answer is the expected text, or the expected object whatever the order of its keys."""
+    wanted = parse_answer(expected)
+    return parse_answer(answer) == wanted if wanted is not None else spoken(answer) == spoken(expected)
 
 
 def telling_scores(expected: Sequence[str], answers: Sequence[str], label: str | None = None) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def telling_scores(expected: Sequence[str], answers: Sequence[str], label: str |
         made["json_valid"] = scores.json_valid
         if label is not None and any(label in (value or {}) for value in objects):
             made |= {"label": label, "label_accuracy": scores.label_accuracy}
-        if any(_fields(value, label or "") for value in objects):
+        if any(fields(value, label or "") for value in objects):
             made["field_f1"] = scores.field_f1
     return made
 
@@ -139,7 +150,8 @@ def spoken(text: str) -> str:
     return text.rpartition("</think>")[2].strip()
 
 
-def _fields(value: dict[str, Any] | None, label: str) -> set[tuple[str, str]]:
+def fields(value: dict[str, Any] | None, label: str) -> set[tuple[str, str]]:
+    """The fields of an object by name, value and type, its label left out."""
     return {(key, _canonical(field)) for key, field in (value or {}).items() if key != label}
 
 

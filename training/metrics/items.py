@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from adapters.errors import InvalidRequest
 from training.metrics.labels import Labelled
 from training.metrics.measure import Floats, Measure
 from training.metrics.objects import exact_match, field_f1, json_valid
 from training.metrics.task import LABEL_METRICS, Task, chosen, task_of
 from training.metrics.texts import bleu, chrf, rouge
-from training.scores import spoken
+from training.scores import refuse_unpaired, spoken
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ def items(
     as such although no row expects them. Raises InvalidRequest for no rows or other lengths, ConfigInvalid for a metric
     that these answers cannot have.
     """
-    if len(expected) != len(answers) or not expected:
-        raise InvalidRequest(f"{len(answers)} answers cannot be scored against {len(expected)} expected ones.")
+    refuse_unpaired(expected, answers)
     task = task_of(expected, label)
     names = chosen(task, metrics)
     labelled = Labelled.of(expected, answers, task.label, known) if task.label is not None else None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from training.metrics.measure import Integers, Measure
-from training.scores import parse_answer, spoken
+from training.scores import fields, is_equal, parse_answer
 
 Field = tuple[str, str]
 
 
 def exact_match(expected: Sequence[str], answers: Sequence[str]) -> Measure:
     """1 where the answer is the expected text, or the expected object whatever the order of its keys."""
-    scores = [float(_is_equal(right, answer)) for right, answer in zip(expected, answers, strict=True)]
+    scores = [float(is_equal(right, answer)) for right, answer in zip(expected, answers, strict=True)]
     return Measure("exact_match", np.asarray(scores))
 
 
@@ -31,7 +30,7 @@ def field_f1(expected: Sequence[str], answers: Sequence[str], label: str = "") -
     """
     counts = np.array(
         [
-            _shared(_fields(right, label), _fields(answer, label))
+            _shared(fields(parse_answer(right), label), fields(parse_answer(answer), label))
             for right, answer in zip(expected, answers, strict=True)
         ],
         dtype=np.float64,
@@ -48,18 +47,8 @@ def field_f1(expected: Sequence[str], answers: Sequence[str], label: str = "") -
 
 def has_fields(expected: Sequence[str], label: str) -> bool:
     """Whether some expected object has a field beside its label."""
-    return any(_fields(text, label) for text in expected)
-
-
-def _is_equal(right: str, answer: str) -> bool:
-    wanted = parse_answer(right)
-    return parse_answer(answer) == wanted if wanted is not None else spoken(answer) == spoken(right)
+    return any(fields(parse_answer(text), label) for text in expected)
 
 
 def _shared(right: set[Field], answer: set[Field]) -> tuple[int, int]:
     return len(right & answer), len(right) + len(answer)
-
-
-def _fields(text: str, label: str) -> set[Field]:
-    value = parse_answer(text) or {}
-    return {(key, json.dumps(field, sort_keys=True)) for key, field in value.items() if key != label}
