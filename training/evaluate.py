@@ -10,10 +10,10 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters.errors import EngineUnavailable, InvalidRequest
 from training.data.columns import Columns
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 Messages = list[dict[str, Any]]
+One = TypeVar("One")
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -124,32 +126,18 @@ def generate_http(
 ) -> list[Answer]:
     """Greedy streamed answers of a served model through the OpenAI SDK, in the order of the prompts.
 
-    `url` is the server's root, without `/v1`. Where a prompt says whether to think, the request does. Raises
+    Where a prompt says whether to think, the request does. Raises
     EngineUnavailable when nothing answers there, InvalidRequest with the server's words when it refuses.
     """
     import openai
 
-    asked = _asked(prompts)
-
     async def ask_all() -> list[Answer]:
-        gate, done = asyncio.Semaphore(concurrency), 0
+        async with openai.AsyncOpenAI(base_url=f"{server_root(url)}/v1", api_key=api_key or "none") as client:
 
-        async def ask(prompt: Prompt) -> Answer:
-            nonlocal done
-            async with gate:
-                answer = await _stream(client, model, prompt, max_tokens)
-            done += 1
-            progress(done, len(asked))
-            return answer
+            async def ask(prompt: Prompt) -> Answer:
+                return await _stream(client, model, prompt, max_tokens)
 
-        async with (
-            openai.AsyncOpenAI(
-                base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1", api_key=api_key or "none"
-            ) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            tasks = [group.create_task(ask(prompt)) for prompt in asked]
-        return [task.result() for task in tasks]
+            return await ask_each(_asked(prompts), ask, concurrency, progress)
 
     try:
         return asyncio.run(ask_all())
@@ -158,6 +146,35 @@ def generate_http(
     except* openai.APIStatusError as errors:
         first = errors.exceptions[0]
         raise InvalidRequest(f"The server at {url} refused: {first}", param="model") from errors
+
+
+def server_root(url: str) -> str:
+    """A server's address, whether or not it was given with the `/v1` that clients of OpenAI's API are told."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+async def ask_each(
+    asked: Sequence[One], ask: Callable[[One], Awaitable[Reply]], concurrency: int, progress: Progress
+) -> list[Reply]:
+    """The replies in the order of what is asked, so many requests at a time."""
+    gate, done = asyncio.Semaphore(concurrency), 0
+
+    async def ask_one(one: One) -> Reply:
+        nonlocal done
+        async with gate:
+            reply = await ask(one)
+        done += 1
+        progress(done, len(asked))
+        return reply
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(ask_one(one)) for one in asked]
+    return [task.result() for task in tasks]
+
+
+def with_thinking(prompts: Sequence[Prompt], thinking: bool | None) -> list[Prompt]:
+    """The prompts with thinking as a model's card has it; as they are where it says nothing."""
+    return [prompt if thinking is None else replace(prompt, thinking=thinking) for prompt in prompts]
 
 
 def _asked(prompts: Sequence[Messages | Prompt]) -> list[Prompt]:

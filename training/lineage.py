@@ -10,6 +10,7 @@ import httpx
 
 from adapters.errors import EngineUnavailable, InvalidRequest, ModelNotFound
 from adapters.types import AdapterRef
+from training.evaluate import server_root
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -25,7 +26,7 @@ def fetch_version(ref: str, folder: Path) -> str:
     parsed = AdapterRef.parse(ref)
     if parsed.number is None:
         raise InvalidRequest(f"--from {ref!r} names no version: write {parsed.name}@N, or a folder.", param="from")
-    url = (os.environ.get("HOTSHOE_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
+    url = server_root(os.environ.get("HOTSHOE_URL") or DEFAULT_URL)
     key = os.environ.get("HOTSHOE_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     folder.mkdir(parents=True, exist_ok=True)

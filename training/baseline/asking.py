@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from training.evaluate import Prompt, generate_http, latency
+from training.evaluate import Answer, Prompt, generate_http, latency, with_thinking
 from training.quiet import Progress, unwatched
 
 if TYPE_CHECKING:
@@ -59,18 +59,21 @@ class Served:
     def form(self) -> str:
         return f"served over HTTP as {self.model}"
 
-    def asked(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts with thinking as the model's card has it."""
-        return [prompt if self.thinking is None else replace(prompt, thinking=self.thinking) for prompt in prompts]
-
-    def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
-        found = generate_http(
+    def ask(
+        self, prompts: Sequence[Prompt], max_tokens: int, concurrency: int = 8, progress: Progress = unwatched
+    ) -> list[Answer]:
+        """Greedy answers with their times, so many requests at a time."""
+        return generate_http(
             self.url,
             self.model,
-            self.asked(prompts),
+            with_thinking(prompts, self.thinking),
             api_key=self.api_key,
             max_tokens=max_tokens,
+            concurrency=concurrency,
             progress=progress,
         )
+
+    def answers(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress = unwatched) -> Replies:
+        found = self.ask(prompts, max_tokens, progress=progress)
         who = tuple(sorted({answer.model for answer in found}))
         return Replies([answer.text for answer in found], who, latency(found).ttft_p50_seconds)

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.baseline.asking import Served
 from training.baseline.sets import evenly
-from training.evaluate import Prompt, generate_http
+from training.evaluate import Prompt
 
 ROWS_TIMED = 24
 ROWS_AT_A_TIME = 4
@@ -25,14 +25,7 @@ def timed(base: Served, adapter: Served, prompts: Sequence[Prompt], plain: Seque
     for start in range(0, len(chosen), ROWS_AT_A_TIME):
         rows = chosen[start : start + ROWS_AT_A_TIME]
         for name, model, asked in (("prompt", base, prompts), ("adapter", adapter, plain)):
-            found = generate_http(
-                model.url,
-                model.model,
-                model.asked([asked[row] for row in rows]),
-                api_key=model.api_key,
-                max_tokens=1,
-                concurrency=1,
-            )
+            found = model.ask([asked[row] for row in rows], max_tokens=1, concurrency=1)
             first[name] += [answer.ttft_seconds for answer in found]
     medians = {name: round(statistics.median(values), 4) for name, values in first.items()}
     return {"rows": len(chosen), "ttft_p50_seconds": medians}

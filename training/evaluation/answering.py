@@ -7,14 +7,14 @@ local one also gives its loss, a served one the times that its users see.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from adapters.embedded import EMBEDDED
 from adapters.errors import ConfigInvalid, EngineUnavailable
-from training.evaluate import Example, Prompt, generate_http, latency
+from training.evaluate import Answer, Example, Prompt, generate_http, latency, server_root, with_thinking
 from training.quiet import Progress, unwatched
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ class Served:
         self, examples: Sequence[Example], max_tokens: int, twice: Sequence[int] = (), progress: Progress = unwatched
     ) -> Answers:
         thinking = enable_thinking(self.url, self.api_key, self.name)
-        prompts = [
-            example.prompt if thinking is None else replace(example.prompt, thinking=thinking) for example in examples
-        ]
+        prompts = with_thinking([example.prompt for example in examples], thinking)
         streamed = self._ask(prompts, max_tokens, self.concurrency, progress)
         order = list(reversed(twice))
         again = self._ask([prompts[row] for row in order], max_tokens, max(1, self.concurrency // 2)) if order else []
@@ -102,7 +100,7 @@ class Served:
 
     def _ask(
         self, prompts: Sequence[Prompt], max_tokens: int, concurrency: int, progress: Progress = unwatched
-    ) -> list[Any]:
+    ) -> list[Answer]:
         return generate_http(
             self.url,
             self.name,
@@ -178,4 +176,4 @@ def _client(url: str, key: str) -> Any:
     import httpx
 
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=60)
+    return httpx.Client(base_url=server_root(url), headers=headers, timeout=60)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapters.errors import EngineUnavailable
+from training.evaluate import ask_each, server_root
 from training.evaluation.figures import Grouping, figure
 from training.metrics.measure import Measure
 from training.quiet import Progress, unwatched
@@ -127,26 +128,20 @@ def vote(reply: str) -> str | None:
 async def _ask_all(endpoint: Endpoint, asked: Sequence[tuple[Pair, bool]], progress: Progress) -> list[str | Exception]:
     import openai
 
-    gate, done = asyncio.Semaphore(CONCURRENCY), 0
     async with openai.AsyncOpenAI(
-        base_url=f"{endpoint.url.rstrip('/').removesuffix('/v1')}/v1",
+        base_url=f"{server_root(endpoint.url)}/v1",
         api_key=endpoint.api_key or "none",
         timeout=SECONDS,
         max_retries=1,
     ) as client:
 
-        async def ask(pair: Pair, swapped: bool) -> str | Exception:
-            nonlocal done
-            async with gate:
-                try:
-                    reply: str | Exception = await _ask(client, endpoint.model, pair, swapped)
-                except openai.OpenAIError as error:
-                    reply = error
-            done += 1
-            progress(done, len(asked))
-            return reply
+        async def ask(one: tuple[Pair, bool]) -> str | Exception:
+            try:
+                return await _ask(client, endpoint.model, *one)
+            except openai.OpenAIError as error:
+                return error
 
-        return list(await asyncio.gather(*(ask(*one) for one in asked)))
+        return await ask_each(asked, ask, CONCURRENCY, progress)
 
 
 async def _ask(client: AsyncOpenAI, model: str, pair: Pair, swapped: bool) -> str:
