@@ -47,6 +47,14 @@ def padded(rests: Sequence[Tokens], prefix: Tokens, pad: int) -> tuple[torch.Ten
     return torch.tensor(ids), torch.tensor(mask)
 
 
+def padded_behind(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of rows that end in padding, each (len(rows), longest row)."""
+    longest = max(map(len, rows))
+    ids = [[*row, *[pad] * (longest - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
 @torch.inference_mode()
 def greedy_answers(
     model: Any,

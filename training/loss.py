@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from training.model import causal_lm
 from training.packed import Batch, Packing
 
 BLOCK_BYTES = 16_000_000  # of float32 logits at a time
@@ -77,13 +78,13 @@ def supervised_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Ten
 
 def _predicting(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The states that learned tokens are predicted from, (num_supervised, hidden), and the output layer's weight."""
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = causal_lm(model)
     packing = Packing(int(batch["prefix"]), batch["gather"], batch["scatter"])
-    states = causal_lm.model(
+    states = whole.model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         attention_mask={"full_attention": None},
         use_cache=False,
         packing=packing,
     ).last_hidden_state
-    return states[0].index_select(0, batch["predicting"]), causal_lm.lm_head.weight
+    return states[0].index_select(0, batch["predicting"]), whole.lm_head.weight

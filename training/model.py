@@ -76,6 +76,11 @@ def keep_canonical_nf4(model: torch.nn.Module) -> int:
     return len(layers)
 
 
+def causal_lm(model: Any) -> Any:
+    """The causal language model itself, out of its PEFT wrapper where it has one; the adapter works in it still."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def base_alone(model: Any) -> AbstractContextManager[Any]:
     """A context in which the model answers without its adapter, where it has one."""
     held: AbstractContextManager[Any] = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -21,9 +21,9 @@ from training.data.jsontext import RowInvalid
 from training.data.rows import Row
 from training.data.template import IGNORED, Rendered, load_template
 from training.evaluate import Prompt
-from training.greedy import Decoding, greedy_answers
+from training.greedy import Decoding, greedy_answers, padded_behind
 from training.loss import cross_entropy_sum
-from training.model import base_alone, load_weights
+from training.model import base_alone, causal_lm, load_weights
 from training.quiet import Progress, unwatched
 
 Message = Mapping[str, Any]
@@ -122,16 +122,13 @@ class Reference:
 
     @torch.inference_mode()
     def _loss_sum(self, rows: Sequence[Rendered]) -> tuple[float, int]:
-        longest = max(len(row.input_ids) for row in rows)
-        ids = torch.tensor([[*row.input_ids, *[self.template.pad] * (longest - len(row.input_ids))] for row in rows])
-        mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
-        labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in rows])[:, 1:]
-        causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        device = self.model.device
-        hidden = causal_lm.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state[:, :-1]
+        ids, mask = padded_behind([row.input_ids for row in rows], self.template.pad)
+        labels = padded_behind([row.labels for row in rows], IGNORED)[0][:, 1:]
+        whole, device = causal_lm(self.model), self.model.device
+        hidden = whole.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state[:, :-1]
         wanted = (labels != IGNORED).to(device)
         targets = labels.to(device)[wanted]
-        return float(cross_entropy_sum(hidden[wanted], causal_lm.lm_head.weight, targets)), targets.numel()
+        return float(cross_entropy_sum(hidden[wanted], whole.lm_head.weight, targets)), targets.numel()
 
 
 def open_reference(model: str | Path, base: str | Path | None = None) -> Reference:

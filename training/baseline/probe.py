@@ -17,6 +17,7 @@ import torch
 from training.baseline.rivals import PROBE, Rival, choose, labels_of, share_right
 from training.baseline.sets import Part, Sets
 from training.evaluate import Prompt
+from training.greedy import padded_behind
 from training.metrics import Task
 from training.quiet import Progress, unwatched
 
@@ -72,9 +73,7 @@ def states(reference: Reference, prompts: Sequence[Prompt], progress: Progress =
     depths = [round(share * layers) for share in DEPTHS]
     made = np.zeros((len(depths), len(rows), int(model.config.hidden_size)), np.float32)
     for part in _batches(order, rows):
-        longest = max(len(rows[at]) for at in part)
-        ids = torch.tensor([[*rows[at], *[reference.template.pad] * (longest - len(rows[at]))] for at in part])
-        mask = torch.tensor([[1] * len(rows[at]) + [0] * (longest - len(rows[at])) for at in part])
+        ids, mask = padded_behind([rows[at] for at in part], reference.template.pad)
         ends = torch.tensor([len(rows[at]) - 1 for at in part])
         hidden = model.model(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), output_hidden_states=True

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.greedy import shared_prefix
+from training.greedy import padded_behind, shared_prefix
 from training.metrics.measure import Floats
+from training.model import causal_lm
 
 POSITIONS = 64  # whose logits are held at a time
 
@@ -39,7 +40,7 @@ def logprobs(model: Any, rows: Sequence[Given], pad: int, batch_size: int = 8) -
     cache = None
     if prefix:
         shared = torch.tensor([list(rows[0].ids[:prefix])], device=model.device)
-        cache = _causal_lm(model).model(input_ids=shared, use_cache=True).past_key_values
+        cache = causal_lm(model).model(input_ids=shared, use_cache=True).past_key_values
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
     for at in range(0, len(order), batch_size):
         chosen = order[at : at + batch_size]
@@ -52,15 +53,13 @@ def logprobs(model: Any, rows: Sequence[Given], pad: int, batch_size: int = 8) -
 def hidden_states(model: Any, ids: Sequence[Sequence[int]], pad: int, prefix: Any = None) -> torch.Tensor:
     """(rows, longest, hidden): the last states of a batch that is padded behind; `prefix` is the cache of what is
     before every row."""
-    longest, past = max(map(len, ids)), copy.deepcopy(prefix)
-    before = 0
+    padded, mask = (made.to(model.device) for made in padded_behind(ids, pad))
+    past = copy.deepcopy(prefix)
     if past is not None:
-        before = int(past.get_seq_length())
+        mask = torch.cat([mask.new_ones(len(ids), int(past.get_seq_length())), mask], dim=1)
         past.batch_repeat_interleave(len(ids))
-    padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids], device=model.device)
-    mask = torch.tensor([[1] * (before + len(row)) + [0] * (longest - len(row)) for row in ids], device=model.device)
     states: torch.Tensor = (
-        _causal_lm(model)
+        causal_lm(model)
         .model(input_ids=padded, attention_mask=mask, past_key_values=past, use_cache=past is not None)
         .last_hidden_state
     )
@@ -78,14 +77,10 @@ def _of_row(model: Any, state: torch.Tensor, given: Given) -> Floats:
 
 def log_softmax(model: Any, state: torch.Tensor) -> torch.Tensor:
     """(positions, vocabulary) in float32, of (positions, hidden)."""
-    head = _causal_lm(model).lm_head
+    head = causal_lm(model).lm_head
     return torch.log_softmax(head(state.to(head.weight.dtype)).float(), dim=-1)
 
 
 def divergence(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
     """KL(base || tuned) = sum_v p_base (log p_base - log p_tuned) of each position, (positions,); never below 0."""
     return (base.exp() * (base - tuned)).sum(dim=-1).clamp_min(0)
-
-
-def _causal_lm(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
