@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.report import Report
 from examples.agent_routing.data import ENGLISH, VIETNAMESE, Recipe, make
-from training.data.formats import DataFile
 from training.data.rows import Place, Row
 from training.gate.labels import Labels, doubtful, out_of_fold
 from training.gate.subject import Subject
@@ -44,7 +42,7 @@ def rows(recipe: Recipe) -> tuple[Subject, list[str]]:
     for number, one in enumerate(made, start=1):
         said = ({"role": "user", "content": one.sentence}, {"role": "assistant", "content": one.intent})
         listed.append(Row(said, None, (0, 1), Place("rows", number, number), "chat"))
-    return Subject(DataFile(Path("rows"), listed, "")), [one.intent for one in made]
+    return Subject.of_rows(listed), [one.intent for one in made]
 
 
 def second_choice(subject: Subject, values: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.gate.labels import WORD
+from training.gate.twins import first_places
 
 MOST_FEATURES = 200_000
 CHUNK = 512  # questions that are compared at a time
@@ -35,7 +36,7 @@ class Nearest:
     """Of a question the texts most like it, by the cosine of their TF-IDF."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._firsts = list({text: at for at, text in reversed(list(enumerate(texts)))}.values())[::-1]
+        self._firsts = list(first_places(texts).values())[::-1]
         self._vectorizer = vectorizer()
         self._texts = self._vectorizer.fit_transform([texts[at] for at in self._firsts])
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.data.formats import DataFile
 from training.data.rows import Row
 from training.gate.subject import Subject
-from training.gate.twins import NEAR, boilerplate_of, shingles, texts_of
+from training.gate.twins import NEAR, boilerplate_of, first_places, shingles, texts_of
 from training.metrics.measure import Floats, Integers
 from training.statistics import FEWEST_CLUSTERS
 
@@ -45,9 +43,9 @@ class Nearness:
 
 def nearness(asked: Sequence[Row], trained: Sequence[Row]) -> Nearness:
     """Compare every asked row with every different training row."""
-    training, test = _subject(trained), _subject(asked)
+    training, test = Subject.of_rows(trained), Subject.of_rows(asked)
     boilerplate = boilerplate_of(training)
-    rows_of = {text: at for at, text in reversed(list(enumerate(texts_of(training, boilerplate).masked)))}
+    rows_of = first_places(texts_of(training, boilerplate).masked)
     texts = list(rows_of)
     best, at = nearest(texts_of(test, boilerplate).masked, texts)
     return Nearness(best, [str(trained[rows_of[texts[place]]].place) for place in at])
@@ -98,7 +96,3 @@ def _matrix(texts: Sequence[str], columns: dict[str, int], made: Any) -> Any:
         indices += [columns.setdefault(piece, len(columns)) for piece in shingles(text)]
         ends.append(len(indices))
     return made((np.ones(len(indices)), indices, ends), shape=(len(texts), len(columns)))
-
-
-def _subject(rows: Sequence[Row]) -> Subject:
-    return Subject(DataFile(Path("rows"), list(rows), ""))

@@ -171,7 +171,7 @@ def leaks(subject: Subject, other: Subject, texts: Texts | None = None) -> dict[
     """
     texts = texts or texts_of(subject)
     theirs = texts_of(other, texts.boilerplate)
-    plain, masked = _index(texts.plain), _index(texts.masked)
+    plain, masked = first_places(texts.plain), first_places(texts.masked)
     exact = {index: plain[text] for index, text in enumerate(theirs.plain) if text in plain}
     template = {i: masked[text] for i, text in enumerate(theirs.masked) if i not in exact and text in masked}
     rest = [index for index in range(len(other.rows)) if index not in exact and index not in template]
@@ -187,7 +187,8 @@ def _like(subject: Subject, index: int) -> str:
     return f"like {subject.rows[index].place}" if index >= 0 else "in pieces"
 
 
-def _index(texts: Sequence[str]) -> dict[str, int]:
+def first_places(texts: Sequence[str]) -> dict[str, int]:
+    """Of each different text the index of its first occurrence."""
     return {text: index for index, text in reversed(list(enumerate(texts)))}
 
 
