@@ -8,9 +8,9 @@ from typing import Any
 from adapters.errors import ConfigInvalid
 from training.baseline import forms, words
 from training.baseline.asking import Asker, Local, Served
-from training.baseline.before import LABEL_METRIC, Report, Say, about, now, rivals_of
+from training.baseline.before import LABEL_METRIC, Report, Say, about, rivals_of
 from training.baseline.ground import Ground
-from training.baseline.ledger import Ledger, Reading
+from training.baseline.ledger import Ledger, Reading, now
 from training.baseline.models import (
     base_of,
     identity,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from training.baseline import words
 from training.baseline.asking import Asker
 from training.baseline.ground import Ground
+from training.baseline.ledger import now
 from training.baseline.models import base_of, served_base
 from training.baseline.prompts import Recipe, Written
 from training.baseline.report import FORMAT, KIND
@@ -63,10 +63,6 @@ def about(ground: Ground, rival: Rival) -> dict[str, Any]:
         "metric": LABEL_METRIC,
         "detail": rival.detail,
     }
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _begun(ground: Ground, asker: Asker, kept: Report | None) -> Report:

@@ -52,7 +52,7 @@ class Ledger:
     def begin(self, test: str, subject: str, measure: str) -> Reading:
         """Count a reading of the test data with this digest; raises ConfigInvalid where it cannot be written down."""
         id = uuid4().hex
-        entry = {"event": "read", "id": id, "test": test, "subject": subject, "measure": measure, "at": _now()}
+        entry = {"event": "read", "id": id, "test": test, "subject": subject, "measure": measure, "at": now()}
         with self._open() as file:
             entries, torn = _entries(file)
             _append(file, entry)
@@ -64,7 +64,7 @@ class Ledger:
     def end(self, reading: Reading, test: str, p: float) -> None:
         """Write down what a reading found."""
         with self._open() as file:
-            _append(file, {"event": "found", "id": reading.id, "test": test, "p": p, "at": _now()})
+            _append(file, {"event": "found", "id": reading.id, "test": test, "p": p, "at": now()})
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
@@ -125,5 +125,6 @@ def _looks(entries: list[dict[str, Any]]) -> list[Look]:
     return list(looks.values())
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, as reports write it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,7 +7,6 @@ Alain and Bengio, arXiv 1610.01644. The layer and the strength of W's penalty ar
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from training.evaluate import Prompt
 from training.greedy import padded_behind
 from training.metrics import Task
 from training.quiet import Progress, unwatched
+from training.sample import label_by_label
 
 if TYPE_CHECKING:
     from training.reference import Reference
@@ -87,12 +87,7 @@ def states(reference: Reference, prompts: Sequence[Prompt], progress: Progress =
 def even_by_label(labels: Sequence[str], most: int, seed: int) -> list[int]:
     """At most so many rows, as many of each label as there are as long as there is room."""
     order = np.random.default_rng(seed).permutation(len(labels)).tolist()
-    seen: Counter[str] = Counter()
-    turns: dict[int, int] = {}
-    for at in order:
-        turns[at] = seen[labels[at]]
-        seen[labels[at]] += 1
-    return sorted(sorted(order, key=turns.__getitem__)[:most])
+    return sorted(label_by_label(order, labels)[:most])
 
 
 def _batches(order: Sequence[int], rows: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from training.data.rows import Row
 from training.evaluate import Example, Messages, Prompt
 from training.metrics import Task
 from training.metrics.labels import label_in
+from training.sample import label_by_label
 from training.scores import TOOL_CALL, parse_answer, spoken
 
 MOST_LISTED = 200
@@ -166,10 +167,6 @@ def _spread(training: Part, task: Task, seed: int) -> list[int]:
     """All training rows in an order that shows a row of each label before it shows a second one of any."""
     order = list(range(len(training.examples)))
     random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, no secret
-    seen: Counter[str | None] = Counter()
-    turns: dict[int, int] = {}
-    for at in order:
-        label = label_in(training.examples[at].expected, task.label) if task.label is not None else None
-        turns[at] = seen[label]
-        seen[label] += 1
-    return sorted(order, key=turns.__getitem__) if task.label is not None else order
+    if task.label is None:
+        return order
+    return label_by_label(order, [label_in(text, task.label) for text in training.expected])

@@ -17,7 +17,7 @@ from adapters.errors import DataInvalid
 from training.data.columns import Columns
 from training.data.rows import Row
 from training.evaluate import Example, load_examples
-from training.gate.subject import normal, question
+from training.gate.subject import normal, question, system
 
 MOST_SHARED = 0.2  # of a set's rows that may stand in an earlier one
 NAMED = 20
@@ -100,7 +100,7 @@ def content_digest(rows: Iterable[Row]) -> str:
 
 def asked_text(row: Row) -> str:
     """What a model of words is given of a row: all that was said before the answer, less the system prompt."""
-    return question(row) or _system(row)
+    return question(row) or system(row)
 
 
 def _part(name: str, path: Path, examples: list[Example]) -> Part:
@@ -130,12 +130,8 @@ def _apart(part: Part, earlier: Sequence[Part]) -> Part:
 
 def _key(row: Row, with_system: bool) -> str:
     said = normal(question(row))
-    return f"{normal(_system(row))}\n{said}" if with_system or not said else said
+    return f"{normal(system(row))}\n{said}" if with_system or not said else said
 
 
 def _systems_vary(rows: Sequence[Row]) -> bool:
-    return len({_system(row) for row in rows}) > SYSTEMS_VARY * len(rows)
-
-
-def _system(row: Row) -> str:
-    return "\n".join(message["content"] for message in row.messages if message["role"] == "system")
+    return len({system(row) for row in rows}) > SYSTEMS_VARY * len(rows)
