@@ -20,7 +20,7 @@ demo: setup ## train, publish, serve, ask, swap and export on the embedded base;
 	@$(BIN)/python -m examples.agent_routing.demo
 
 test: setup ## all tests that this machine can run, less the long ones
-	@$(BIN)/pytest
+	@$(BIN)/python -m tests.lanes
 
 test-long: setup ## every kill point, long fuzzing, many seeds
 	@$(BIN)/pytest -m long
