@@ -30,7 +30,7 @@ from training.samples import samples_of
 from training.saving import saved_bytes
 from training.served_check import PROBES, Tokens, check_served
 from training.verdict.evidence import Canaries, General
-from training.verdict.gather import evidence_of
+from training.verdict.gather import evidence_of, nearness_of
 from training.verdict.judge import judge
 from training.verdict.ranks import ranked
 
@@ -98,8 +98,9 @@ def make_card(run: Run, staging: Staging) -> dict[str, Any]:
     outcome = run.baseline.outcome(run.model) if run.baseline is not None else None
     forgotten, readings = forgetting_of(run)
     served = check_served(run.model, material.base, staging.result, staging.root / "canonical", _probes(material))
+    near = nearness_of(material)
     evidence = evidence_of(
-        *(material, run.settings, run.curve, result["best_step"], staging.checkpoints, outcome, goal),
+        *(material, run.settings, run.curve, result["best_step"], staging.checkpoints, outcome, goal, near),
         canaries=_canaries(run),
         general=general_of(readings),
     )
@@ -122,7 +123,7 @@ def make_card(run: Run, staging: Staging) -> dict[str, Any]:
             "bytes": saved_bytes(staging.result),
         },
         "result": result,
-        "evaluation": evaluation_of(run, outcome),
+        "evaluation": evaluation_of(run, outcome, near, goal.label_field),
         "verdict": {**verdict.as_dict(), "evidence": evidence.as_dict()},
         "check": served,
         "baseline": baseline_of_report(config.baseline),

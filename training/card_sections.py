@@ -6,7 +6,7 @@ A section that was not made is None, or says why under `left_out`; a card never 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from training.gate.privacy import MASKABLE
 
 if TYPE_CHECKING:
     from training.compare import Outcome
+    from training.evaluation.similarity import Nearness
     from training.trainer import Run
 
 SHORTEST_RUN_SECONDS = 30.0  # of training; what a shorter one forgot would take longer to measure than it took
@@ -76,7 +77,7 @@ def review_of(run: Run) -> list[dict[str, Any]]:
     )
 
 
-def forgetting_of(run: Run, say: Callable[[str], None] = lambda line: None) -> tuple[dict[str, Any], Any]:
+def forgetting_of(run: Run) -> tuple[dict[str, Any], Any]:
     """(the section, the readings or None): general text and instructions under the base and under the adapter."""
     if not hasattr(run.model, "disable_adapter"):
         return {"left_out": "every weight was trained, so the base is not there to compare with"}, None
@@ -88,30 +89,33 @@ def forgetting_of(run: Run, say: Callable[[str], None] = lambda line: None) -> t
     from training.compare import evaluating
     from training.evaluation.forgetting import forgetting
 
-    say("reading general text with the base and with the adapter")
     with evaluating(run.model):
         readings = forgetting(run.model, run.material.template)
     return readings.as_dict(), readings
 
 
-def evaluation_of(run: Run, outcome: Outcome | None) -> dict[str, Any] | None:
-    """Base against adapter: both losses, and the answers' figures with intervals, by likeness to training rows."""
+def evaluation_of(run: Run, outcome: Outcome | None, near: Nearness | None, label: str | None) -> dict[str, Any] | None:
+    """Base against adapter: both losses, and the answers' figures with intervals, by likeness to training rows.
+
+    `near` is of all validation rows, and `label` is the field of the goal's labels.
+    """
     if run.baseline is None or outcome is None or run.material.validation is None:
         return None
-    from training.compare import own_sequences, report
+    from training.compare import report
     from training.evaluation.card import figures_of
-    from training.sample import evenly
-    from training.verdict.gather import MOST_COMPARED
+    from training.evaluation.similarity import Nearness
 
-    comparison, material = run.baseline.comparison, run.material
-    made = report(comparison, outcome)
+    comparison = run.baseline.comparison
+    made = report(comparison, outcome, label)
     count = min(len(outcome.base.answers), len(outcome.adapter.answers))
     if not count:
         return {**made, "figures": None}
-    asked = [run.material.validation.owners[place] for place in comparison.asked[:count]]
-    trained = [material.training.owners[index] for index in evenly(own_sequences(material), MOST_COMPARED)]
+    places = comparison.asked[:count]
+    asked = [run.material.validation.owners[place] for place in places]
+    if near is not None:
+        near = Nearness(near.similarity[places], [near.places[place] for place in places])
     answers = (outcome.adapter.answers[:count], outcome.base.answers[:count])
-    return {**made, "figures": figures_of(asked, comparison.expected[:count], *answers, trained)}
+    return {**made, "figures": figures_of(asked, comparison.expected[:count], *answers, near, label)}
 
 
 def baseline_of_report(path: Path | None) -> dict[str, Any] | None:

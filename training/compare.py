@@ -1,9 +1,9 @@
 """Base against adapter on the validation rows: the loss of both, and where answers are short their greedy answers.
 
 The rows are the sequences that validation uses, so the prompts are those of training and serving, id for id, and the
-loss is the trainer's own. The base is measured before training and the adapter after it, with the best weights loaded.
-Nothing here draws a random number or leaves the model in another state: a test holds that the weights of a run are the
-same bits with and without it.
+loss is of the same tokens; only is it computed without the autocast that a run's own validations may have. The base is
+measured before training and the adapter after it, with the best weights loaded. Nothing here draws a random number or
+leaves the model in another state: a test holds that the weights of a run are the same bits with and without it.
 """
 
 from __future__ import annotations
@@ -153,14 +153,6 @@ class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         return Outcome(base, start, self.comparison.measure(model, 2 * MOST_SECONDS))
 
 
-def baseline_of(
-    material: Material, settings: Settings, folder: Path, say: Callable[[str], None], *, goes_on: bool = False
-) -> Baseline | None:
-    """What measures the base of a run, which keeps its working files in `folder`; None without validation rows."""
-    comparison = comparison_of(material, settings)
-    return Baseline(comparison, folder, say, goes_on=goes_on) if comparison is not None else None
-
-
 def comparison_of(material: Material, settings: Settings) -> Comparison | None:
     """How a model of this run is measured; None without validation rows."""
     if material.validation is None:
@@ -182,13 +174,13 @@ def own_sequences(material: Material) -> list[int]:
     return [index for index, row in enumerate(owners) if id(row) not in replayed]
 
 
-def report(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
-    """What the card says of the two. Answers are scored on the rows that both have answered."""
+def report(comparison: Comparison, outcome: Outcome, label: str | None = None) -> dict[str, Any]:
+    """What the card says of the two. Answers are scored on the rows that both have answered, by this field's labels."""
     base, adapter = outcome.base, outcome.adapter
     rows = min(len(base.answers), len(adapter.answers))
     expected = comparison.expected[:rows]
     scores = {
-        name: telling_scores(expected, measured.answers[:rows])
+        name: telling_scores(expected, measured.answers[:rows], label)
         for name, measured in (("base", base), ("adapter", adapter))
         if rows
     }

@@ -22,7 +22,7 @@ from training.callbacks import Curve, Guard, Live, Meter, Progress
 from training.card import make_card, write_card
 from training.card_sections import baseline_of_report, plan_of
 from training.checkpoints import Checkpoint, choose_checkpoint, last_complete
-from training.compare import Baseline, baseline_of, comparison_of
+from training.compare import Baseline, Comparison, comparison_of
 from training.config import Settings, TrainingConfig, choose
 from training.gate.check import passed
 from training.gate.report import Report
@@ -81,17 +81,16 @@ class Run:
         if last is not None:
             self.meter.go_on(last.counted)
             self.started = self.meter.started
-        if self.config.compare:
+        comparison = comparison_of(self.material, self.settings)
+        score = _score(comparison, self.settings)
+        if self.config.compare and comparison is not None:
             goes_on = self.config.initial_adapter is not None
-            self.baseline = baseline_of(
-                self.material, self.settings, staging.checkpoints, progress.say, goes_on=goes_on
-            )
+            self.baseline = Baseline(comparison, staging.checkpoints, progress.say, goes_on=goes_on)
         measured = [self.baseline] if self.baseline is not None else []
         step = last.step if last is not None else 0
         with reporters(self.config, self.settings, staging.result, step) as reporting, listening() as stop:
             live = Live(staging.result / LIVE, self.meter)
             callbacks = [live, Guard(), *measured, progress, *reporting, Interrupter(stop)]
-            score = _score(self.material, self.settings)
             trainer = build_trainer(
                 self.config, self.settings, self.material, staging.checkpoints, self.meter, callbacks, score
             )
@@ -142,11 +141,10 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
     return TrainingResult(config.output, card)
 
 
-def _score(material: Material, settings: Settings) -> Callable[[Any], float] | None:
+def _score(comparison: Comparison | None, settings: Settings) -> Callable[[Any], float] | None:
     """What chooses the weights by their answers; raises ConfigInvalid where there are none that can be scored."""
     if settings.best_by != "score":
         return None
-    comparison = comparison_of(material, settings)
     if comparison is None or not comparison.asks:
         why = "there are no validation rows" if comparison is None else "the expected answers are too long to be equal"
         raise ConfigInvalid(f"best_by is score, but {why}: take best_by loss.", param="best_by")

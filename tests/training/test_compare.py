@@ -95,6 +95,15 @@ def test_the_card_compares_losses_and_answers_on_the_validation_rows(trained: Tr
     assert "better than the base" in (trained.folder / "card.html").read_text()
 
 
+def test_the_card_s_figures_are_of_the_labels_that_its_goal_names(qwen2_base: Path, tmp_path: Path) -> None:
+    words = ("on", "off", "dim")
+    rows = [chat(f"{words[i % 3]} {i}", json.dumps({"room": f"r{i % 16}", "do": words[i % 3]})) for i in range(32)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    card = run(data, qwen2_base, tmp_path / "out", validation=data, epochs=0.1, data_check=False).card
+    assert card["goal"]["label_field"] == "do"  # two rows share a room, which looks like a label where few are asked
+    assert card["evaluation"]["answers"]["adapter"]["label"] == card["evaluation"]["figures"]["label"] == "do"
+
+
 def test_what_was_trained_is_what_peft_loads(trained: TrainingResult, rooms: Path, qwen2_base: Path) -> None:
     """Loss and answers of the model in memory are in the card; here those of the saved folder, loaded by PEFT."""
     reference = open_reference(trained.folder, qwen2_base)

@@ -304,7 +304,7 @@ def test_one_row_is_reported_without_certainty() -> None:
 def test_a_card_takes_figures_without_texts(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "rows.jsonl", [f"{word} of {word[::-1]}" for word in ("lamp", "radio", "parcel", "door")])
     expected, answers = ["on", "off"] * 2, ["on", "off", "off", "off"]
-    found = figures_of(rows, expected, answers, ["on"] * 4, rows)
+    found = figures_of(rows, expected, answers, ["on"] * 4, nearness(rows, rows), None)
     assert found["metrics"]["exact_match"]["estimate"] == 0.75
     assert found["against"][0]["metrics"]["exact_match"]["estimate"] == 0.25
     assert found["similarity"]["bins"]["near"]["rows"] == 4

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.data.rows import Row
-from training.evaluation.report import Answered, Asked, made
-from training.evaluation.similarity import nearness
+from training.evaluation.report import Answered, Asked, Choice, made
+from training.evaluation.similarity import Nearness
 from training.gate.subject import question
 from training.groups import clusters_of
 
@@ -17,10 +17,14 @@ def figures_of(
     expected: Sequence[str],
     answers: Sequence[str],
     base_answers: Sequence[str],
-    trained: Sequence[Row],
+    near: Nearness | None,
+    label: str | None,
 ) -> dict[str, Any]:
-    """Figures of answers to rows, paired against the base's, and by distance from the rows trained on."""
+    """Figures of answers to rows, paired against the base's, and by distance from the rows trained on.
+
+    `label` is the field that is the label, "" where the whole answer is; None finds it in the expected answers.
+    """
     asked = Asked([question(row) for row in rows], expected, [str(row.place) for row in rows], clusters_of(rows))
     rivals = [Answered("base", base_answers)]
-    near = nearness(rows, trained) if trained else None
-    return made({"grouped_by": "template"}, asked, Answered("adapter", answers), rivals, near=near).summary()
+    answered = Answered("adapter", answers)
+    return made({"grouped_by": "template"}, asked, answered, rivals, Choice(label), near).summary()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.compare import Outcome, own_sequences, seen_indices
-from training.evaluation.similarity import FAR, nearness
+from training.evaluation.similarity import FAR, Nearness, nearness
 from training.goal import Goal
 from training.groups import clusters_of
 from training.sample import evenly
@@ -32,11 +32,12 @@ def evidence_of(
     folder: Path,
     outcome: Outcome | None,
     goal: Goal,
+    near: Nearness | None,
     *,
     canaries: Canaries | None = None,
     general: General | None = None,
 ) -> Evidence:
-    """The evidence of a finished run whose working files are in `folder`."""
+    """The evidence of a finished run whose working files are in `folder`; `near` is as `nearness_of` has it."""
     counts = Counter(goal.labels[id(row)] for row in material.training.owners if id(row) in goal.labels)
     return Evidence(
         steps=curve.training[-1][0] if curve.training else 0,
@@ -45,7 +46,7 @@ def evidence_of(
         training=curve.training,
         validation=curve.validation,
         learning_rate=curve.learning_rate,
-        held_out=_held_out(material, curve, folder, outcome, goal),
+        held_out=_held_out(material, curve, folder, outcome, goal, near),
         seen=_seen(material, settings, outcome, goal) if outcome is not None else None,
         canaries=canaries,
         general=general,
@@ -53,7 +54,9 @@ def evidence_of(
     )
 
 
-def _held_out(material: Material, curve: Curve, folder: Path, outcome: Outcome | None, goal: Goal) -> HeldOut | None:
+def _held_out(
+    material: Material, curve: Curve, folder: Path, outcome: Outcome | None, goal: Goal, near: Nearness | None
+) -> HeldOut | None:
     if material.validation is None:
         return None
     files, owners = RowFiles(folder), material.validation.owners
@@ -69,16 +72,16 @@ def _held_out(material: Material, curve: Curve, folder: Path, outcome: Outcome |
         best=outcome.adapter.rows if outcome is not None else [],
         last=last or [],
         labels=labels if all(labels) else [],
-        is_far=_far(material),
+        is_far=[bool(value < FAR) for value in near.similarity] if near is not None else [],
     )
 
 
-def _far(material: Material) -> list[bool]:
-    """Of each validation row whether it is unlike every row trained on, of which it is held against a few thousand."""
+def nearness_of(material: Material) -> Nearness | None:
+    """How like each validation row is to the rows trained on, of which it is held against a few thousand."""
     trained = [material.training.owners[index] for index in evenly(own_sequences(material), MOST_COMPARED)]
     if material.validation is None or not trained:
-        return []
-    return [bool(value < FAR) for value in nearness(material.validation.owners, trained).similarity]
+        return None
+    return nearness(material.validation.owners, trained)
 
 
 def _seen(material: Material, settings: Settings, outcome: Outcome, goal: Goal) -> Seen | None:
