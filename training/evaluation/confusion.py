@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from training.printable import printable
+
 MOST_LABELS = 30  # of the picture; the rest is one row and one column
 REST = "(other labels)"
 CELL, LEFT, TOP, LETTERS = 26, 150, 110, 20
@@ -67,7 +69,11 @@ def _cell(x: int, y: int, number: int, share: float, kind: str, title: str) -> s
     return f"<g><title>{title}: {number}</title>{box}{text if number else ''}</g>"
 
 
+def label_name(label: str | None) -> str:
+    """A label on one line without control characters; what is no label is called so."""
+    return "(no label)" if label is None else printable(label)
+
+
 def _name(label: str | None) -> str:
-    text = "(no label)" if label is None else label
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    shown = label_name(label)
     return escape(shown if len(shown) <= LETTERS else f"{shown[: LETTERS - 1]}…")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from training.evaluation.confusion import matrix
+from training.evaluation.confusion import label_name, matrix
+from training.printable import printable
 
 MOST_LABELS = 20
 WIDEST_TABLE = 10  # labels of the confusion table
@@ -108,7 +109,7 @@ def _labels(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _confusion(pairs: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
     names, columns, counts = matrix(pairs)
-    heads = [printable(name)[:8] for name in columns]
+    heads = [label_name(name)[:8] for name in columns]
     yield "wanted below, given on the right"
     yield f"{'':<{width}}  " + " ".join(f"{head:>8}" for head in heads)
     for name, row in zip(names, counts, strict=True):
@@ -145,10 +146,3 @@ def _judges(report: Mapping[str, Any]) -> Iterator[str]:
 def _aligned(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     for name, text in rows:
         yield f"  {name:<20} {text}"
-
-
-def printable(text: str | None) -> str:
-    """One line without control characters; what is no label is called so."""
-    if text is None:
-        return "(no label)"
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation.confusion import confusion_svg
 from training.evaluation.lines import named, shown
+from training.printable import printable
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -44,11 +45,8 @@ def report_html(report: Mapping[str, Any]) -> str:
 
 
 def visible(value: Any) -> str:
-    """A text with its control and direction characters replaced, so that nothing in it can hide or turn the line."""
-    text = "" if value is None else str(value)
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
+    """A value as text of several lines in which nothing hides; nothing for None."""
+    return "" if value is None else printable(str(value), kept="\n\t")
 
 
 def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
