@@ -8,8 +8,6 @@ from typing import Any
 from training.data.rows import Row
 from training.evaluation.report import Answered, Asked, Choice, made
 from training.evaluation.similarity import Nearness
-from training.gate.subject import question
-from training.groups import clusters_of
 
 
 def figures_of(
@@ -24,7 +22,7 @@ def figures_of(
 
     `label` is the field that is the label, "" where the whole answer is; None finds it in the expected answers.
     """
-    asked = Asked([question(row) for row in rows], expected, [str(row.place) for row in rows], clusters_of(rows))
+    asked = Asked.of(rows, expected)
     rivals = [Answered("base", base_answers)]
     answered = Answered("adapter", answers)
     return made({"grouped_by": "template"}, asked, answered, rivals, Choice(label), near).summary()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from training.data.rows import Row
 from training.evaluation.figures import Grouping, difference, figure, noise
 from training.evaluation.similarity import Nearness, verdict_bin
+from training.gate.subject import question
+from training.groups import clusters_of
 from training.metrics.items import Items, items
 from training.metrics.measure import Floats, Measure
 from training.metrics.task import METRICS
@@ -31,6 +34,11 @@ class Asked:
     expected: Sequence[str]
     places: Sequence[str]
     clusters: Sequence[str]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], expected: Sequence[str], by: str = "template") -> Self:
+        """Rows with the answers expected of them; `by` says which belong together."""
+        return cls([question(row) for row in rows], expected, [str(row.place) for row in rows], clusters_of(rows, by))
 
     def __len__(self) -> int:
         return len(self.expected)

@@ -20,8 +20,6 @@ from training.evaluation.judge import MOST_ROWS, Endpoint, Pair, judged
 from training.evaluation.report import Answered, Asked, Choice, Report, made
 from training.evaluation.semantic import MISSING, embedding_folder, semantic
 from training.evaluation.similarity import nearness
-from training.gate.subject import question
-from training.groups import clusters_of
 from training.metrics.measure import Measure
 from training.metrics.task import METRICS, task_of
 from training.sample import evenly
@@ -82,8 +80,9 @@ def evaluate(request: Request, step: Step) -> Outcome:
     examples = load_examples(request.data, request.columns)
     if request.rows:
         examples = evenly(examples, request.rows)
-    wanted = _wanted(request, [example.expected for example in examples])
-    asked = _asked(request, examples)
+    rows, expected = [example.row for example in examples], [example.expected for example in examples]
+    wanted = _wanted(request, expected)
+    asked = Asked.of(rows, expected, request.by)
     trained = read_data(request.train, request.columns).rows if request.train else None
     work = _Work(request, examples, step)
     source = open_source(request.model, request.place)
@@ -101,7 +100,7 @@ def evaluate(request: Request, step: Step) -> Outcome:
         **own.said,
         "notes": work.notes,
     }
-    near = nearness([example.row for example in examples], trained) if trained else None
+    near = nearness(rows, trained) if trained else None
     report = made(about, asked, own, rivals, choice, near, work.sections)
     return Outcome(report, examples, own, rivals, base.name if base is not None else None)
 
@@ -222,16 +221,6 @@ def _forgetting(work: _Work, source: Source) -> None:
         work.sections["forgetting"] = forgetting(before.model, own.template, own.model).as_dict()
     elif read_card(own.base.folder).get("settings", {}).get("method") == "full":
         work.notes.append("forgetting was not measured: name the base that this model was trained from with --base")
-
-
-def _asked(request: Request, examples: Sequence[Example]) -> Asked:
-    rows = [example.row for example in examples]
-    return Asked(
-        [question(row) for row in rows],
-        [example.expected for example in examples],
-        [str(row.place) for row in rows],
-        clusters_of(rows, request.by),
-    )
 
 
 def _judged(work: _Work, endpoint: Endpoint, asked: Asked, answered: Sequence[Answered]) -> dict[str, Any]:
