@@ -26,7 +26,7 @@ def clusters_of(rows: Sequence[Row], by: str = "template") -> list[str]:
 
 def _templates(rows: Sequence[Row]) -> list[str]:
     subject = Subject.of_rows(rows)
-    texts = twins.texts_of(subject, twins.boilerplate_of(subject))
+    texts = twins.texts_of(subject)
     return [_key(texts.masked[first]) for first in twins.clusters(texts)]
 
 

@@ -40,14 +40,15 @@ def show(
     """A row's rendered tokens, the learned ones coloured: exactly what the model is trained on."""
     from adapters.embedded import EMBEDDED, open_base
     from adapters.errors import ConfigInvalid, DataInvalid
+    from training.config import SUPERVISE
     from training.config_file import split_list
     from training.data.columns import Columns
     from training.data.formats import read_data
     from training.data.jsontext import RowInvalid
     from training.data.template import load_template
 
-    if supervise not in ("all", "last"):
-        raise ConfigInvalid(f"--supervise is all or last, not {supervise!r}.", param="supervise")
+    if supervise not in SUPERVISE:
+        raise ConfigInvalid(f"--supervise is {' or '.join(SUPERVISE)}, not {supervise!r}.", param="supervise")
     file = read_data(data, Columns(split_list(columns or "")))
     if not 1 <= row <= len(file.rows):
         raise DataInvalid(f"{data} has {len(file.rows):,} rows; --row {row} is none of them.", param="row")

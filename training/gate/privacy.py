@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -47,6 +47,10 @@ class Match:
     kind: str
     start: int
     end: int
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether it has a letter in common with `text[start:end]`."""
+        return self.start < end and start < self.end
 
 
 Detector = Callable[[str], Iterator[Match]]
@@ -105,7 +109,7 @@ def telephones(text: str, regions: Sequence[str] = REGIONS) -> Iterator[Match]:
 def _is_other_number(text: str, start: int, end: int) -> bool:
     """What looks like a telephone number and is a card, an identity number or an address of a machine."""
     others = (*cards(text), *addresses(text), *identities(text))
-    return any(match.start < end and start < match.end for match in others)
+    return any(match.overlaps(start, end) for match in others)
 
 
 def secrets(text: str) -> Iterator[Match]:
@@ -195,25 +199,30 @@ def matches(text: str) -> list[Match]:
     found: list[Match] = []
     for detect in DETECTORS:
         for match in detect(text):
-            if not any(match.start < other.end and other.start < match.end for other in found):
+            if not any(other.overlaps(match.start, match.end) for other in found):
                 found.append(match)
     return sorted(found, key=lambda match: match.start)
 
 
 def private(subject: Subject) -> Iterator[Finding]:
     """Rows with anything of the kind, by rule; shown is what kind it is and how it begins."""
-    rows: dict[str, dict[int, str]] = {}
-    kinds: dict[str, Counter[str]] = {}
-    for index, row in enumerate(subject.rows):
-        for text in texts(row):
-            for match in matches(text):
-                kinds.setdefault(match.code, Counter())[match.kind] += 1
-                rows.setdefault(match.code, {}).setdefault(
-                    index, f"{match.kind}: {hidden(text[match.start : match.end])}"
-                )
-    for code, found in rows.items():
-        detail = ", ".join(f"{count:,} {kind}" for kind, count in kinds[code].most_common(5))
+    for code, (found, kinds) in by_rule(subject, range(len(subject.rows)), matches).items():
+        detail = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         yield subject.finding(code, list(found), detail, list(found.values()))
+
+
+def by_rule(
+    subject: Subject, indices: Iterable[int], look: Callable[[str], Iterable[Match]]
+) -> dict[str, tuple[dict[int, str], Counter[str]]]:
+    """By rule what `look` finds in these rows: of each row what is shown of it, and how often each kind is there."""
+    made: dict[str, tuple[dict[int, str], Counter[str]]] = {}
+    for index in indices:
+        for text in texts(subject.rows[index]):
+            for match in look(text):
+                found, kinds = made.setdefault(match.code, ({}, Counter()))
+                kinds[match.kind] += 1
+                found.setdefault(index, f"{match.kind}: {hidden(text[match.start : match.end])}")
+    return made
 
 
 def _is_worth_a_look(text: str) -> bool:
