@@ -48,8 +48,7 @@ SECTIONS = (
     ("Versions", ("versions",)),
 )
 GOOD, BAD = ("learned",), ("diverged", "no effect")  # of the others something is to be done
-FLAG_NAMES = ("memorised", "forgot", "label noise")
-MOST_SAMPLES, MOST_ADVICE, DEEPEST = 6, 8, 3
+MOST_FLAGS, MOST_SAMPLES, MOST_ADVICE, DEEPEST = 3, 6, 8, 3
 
 
 def card_html(card: Mapping[str, Any]) -> str:
@@ -141,7 +140,7 @@ def _outcome(card: Mapping[str, Any]) -> dict[str, Any] | None:
     if not verdict.get("sentence"):
         return None
     primary = text(verdict.get("primary"))
-    flags = _texts(verdict.get("flags"), len(FLAG_NAMES))
+    flags = _texts(verdict.get("flags"), MOST_FLAGS)
     kind = "bad" if primary in BAD else "good" if primary in GOOD and not flags else "warn"
     return {
         "kind": kind,

@@ -23,6 +23,7 @@ from adapters.errors import HotshoeError, Problem
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.parity import compare_logits
+from training.compare import evaluating
 from training.config import SERVED_RANK
 
 ADAPTER = "canonical"
@@ -84,16 +85,12 @@ def _parity(model: Any, folder: Path, probes: Sequence[Tokens]) -> dict[str, Any
 @torch.inference_mode()
 def _logits(model: Any, probes: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
     """Of the last positions of each probe: (at most 16, vocabulary)."""
-    was_training = model.training
-    model.eval()
-    try:
-        found = []
+    found = []
+    with evaluating(model):
         for probe in probes[:PROBES]:
             ids = torch.tensor([list(probe[-PROBE_TOKENS:])], device=model.device)
             found.append(model(input_ids=ids).logits[0, -16:].float().cpu().numpy())
-        return found
-    finally:
-        model.train(was_training)
+    return found
 
 
 def _named(reasons: Sequence[Problem]) -> str:

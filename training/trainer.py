@@ -59,12 +59,11 @@ class TrainingResult:
 
 @dataclass
 class Run:
-    """One run: what it was asked, what it uses, and what came of it so far. `started` is on the monotonic clock."""
+    """One run: what it was asked, what it uses, and what came of it so far."""
 
     config: TrainingConfig
     settings: Settings
     material: Material
-    started: float
     gate: Report | None = None  # None where the data was not to be checked
     curve: Curve = field(default_factory=Curve)
     meter: Meter = field(default_factory=Meter)
@@ -80,7 +79,6 @@ class Run:
 
         if last is not None:
             self.meter.go_on(last.counted)
-            self.started = self.meter.started
         comparison = comparison_of(self.material, self.settings)
         score = _score(comparison, self.settings)
         if self.config.compare and comparison is not None:
@@ -126,7 +124,7 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
         material = gather(config)
         gate = passed(config, material)
         settings = choose(_with_initial_shape(config), facts(material))
-        run = Run(config, settings, material, started, gate, meter=Meter(started=started))
+        run = Run(config, settings, material, gate, meter=Meter(started=started))
         progress = Progress(run.meter, say)
         last = _last(staging, identity(config, settings, material), progress.say) if resume else None
         if last is None:

@@ -65,7 +65,7 @@ class Canaries:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One run. `stopped` says why the guard ended it: `not finite` or `exploded`."""
+    """One run that came to its end; what the guard stops leaves no card, and so nothing to judge."""
 
     steps: int
     planned_steps: int
@@ -73,7 +73,6 @@ class Evidence:
     training: Points
     validation: Points
     learning_rate: Points
-    stopped: str | None = None
     held_out: HeldOut | None = None
     seen: Seen | None = None
     general: General | None = None

@@ -28,7 +28,7 @@ FEWEST_POINTS = 6  # of a training curve
 NOISE_OF_MEDIAN = 1.4826 / math.sqrt(2)  # from the median absolute change of one step to a standard deviation
 
 
-def fall(before: Sequence[float], after: Sequence[float], rows: HeldOut | Seen, level: float = 0.95) -> Interval:
+def fall(before: Sequence[float], after: Sequence[float], rows: HeldOut | Seen) -> Interval:
     """How far the loss of a learned token fell from one state to the other."""
     fallen = np.subtract(before, after)
     tokens = np.asarray(rows.tokens, dtype=np.float64)
@@ -36,7 +36,7 @@ def fall(before: Sequence[float], after: Sequence[float], rows: HeldOut | Seen, 
     def ratio(drawn: Any) -> float:
         return float(fallen[drawn].sum() / tokens[drawn].sum())
 
-    return statistic_interval(len(fallen), ratio, clusters=rows.clusters, level=level)
+    return statistic_interval(len(fallen), ratio, clusters=rows.clusters)
 
 
 def fall_of(chosen: Sequence[bool], rows: HeldOut) -> Interval | None:

@@ -72,8 +72,6 @@ def _primary(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> tuple
 
 
 def _diverged(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> str:
-    if evidence.stopped:
-        return f"the guard stopped the run at step {evidence.steps}: the loss was {evidence.stopped}"
     found = figures.lost_again(evidence.training)
     if found is None:
         return ""

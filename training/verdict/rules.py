@@ -47,9 +47,9 @@ RULES = (
     Rule(
         "diverged",
         "primary",
-        "the guard stopped the run; or the training loss ended 0.25 nats above its lowest level, more than three times "
-        "its noise, and half or more of what it had fallen was lost; or it rose so far above its first value and the "
-        "kept weights are not surely better than the start; or it did not fall and they are surely worse",
+        "the training loss ended 0.25 nats above its lowest level, more than three times its noise, and half or more "
+        "of what it had fallen was lost; or it rose so far above its first value and the kept weights are not surely "
+        "better than the start; or it did not fall and they are surely worse",
     ),
     Rule(
         "cannot tell",
