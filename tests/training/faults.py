@@ -47,6 +47,7 @@ class Fault:
     name: str
     primary: str | None  # None: flags alone are asked for
     flags: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()  # flags that are true of such a run, too: neither asked for nor false
     rows: int = 160
     validation: int = 64
     noise: float = 0.0  # of the rows have another answer
@@ -58,7 +59,14 @@ class Fault:
 FAULTS = (
     Fault("learned", "learned"),
     Fault("too few steps", "underfit", asked={"epochs": 1.0, "evaluations": 4}),
-    Fault("too many epochs on few rows", "overfit", rows=24, answers="unique", asked={"epochs": 30.0, "patience": 0}),
+    Fault(
+        "too many epochs on few rows",
+        "overfit",
+        also=("memorised",),
+        rows=24,
+        answers="unique",
+        asked={"epochs": 30.0, "patience": 0},
+    ),
     Fault("learning rate far too high", "diverged", asked={"learning_rate": 0.1, "max_gradient_norm": 100.0}),
     Fault("learning rate far too low", "no effect", asked={"learning_rate": 1e-7}),
     Fault("few validation rows", "cannot tell", validation=8),
@@ -73,7 +81,7 @@ FAULTS = (
     Fault("canaries learned by heart", "learned", ("memorised",), asked={"canaries": 2, "epochs": 20.0}),
     Fault("wrong labels", "learned", ("label noise",), noise=0.15),
     Fault("what the base could do is overwritten", "learned", ("forgot",), reads_general=True),
-    Fault("what the base could do is replayed", "learned", reads_general=True, asked={"replay_share": 0.5}),
+    Fault("what the base could do is replayed", "learned", reads_general=True, asked={"replay_share": 0.75}),
 )
 
 
@@ -172,9 +180,9 @@ def is_told(fault: Fault, found: dict[str, Any]) -> bool:
 
 
 def is_false_alarm(fault: Fault, found: dict[str, Any]) -> bool:
-    """Whether the verdict has a flag that nobody made, or calls a run bad that learned."""
+    """Whether the verdict has a flag that is not true, or calls a run bad that learned."""
     cried = fault.primary == "learned" and found["primary"] != "learned"
-    return cried or bool(set(found["flags"]) - set(fault.flags))
+    return cried or bool(set(found["flags"]) - {*fault.flags, *fault.also})
 
 
 def table(results: list[tuple[Fault, dict[str, Any]]]) -> Iterator[str]:

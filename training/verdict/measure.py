@@ -14,7 +14,7 @@ from training.loss import supervised_losses
 from training.packed import collate
 
 SURE = 0.5  # nats: a probability of 0.6
-MOST_SEEN, FEWEST_SEEN = 192, 64
+MOST_SEEN, FEWEST_SEEN = 192, 128
 SEEN_SHARE = 0.02  # of the run's own computing that measuring a sample of its rows may take
 
 
