@@ -23,7 +23,7 @@ test: setup ## all tests that this machine can run, less the long ones
 	@$(BIN)/python -m tests.lanes
 
 test-long: setup ## every kill point, long fuzzing, many seeds
-	@$(BIN)/pytest -m long
+	@$(BIN)/python -m tests.lanes -m long
 
 fuzz: setup ## atheris over the readers of adapters, where installed; schemathesis over the OpenAPI, REQUESTS=100000, an hour
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz.parsers -max_total_time=300; \

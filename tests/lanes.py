@@ -1,4 +1,4 @@
-"""All tests of `make test` as two runs of pytest at once, for machines of two cores; words behind go to both.
+"""The tests as two runs of pytest at once, for machines of two cores; words behind go to both.
 
     python -m tests.lanes [PYTEST_OPTION...]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.faults import FAULTS, base_of, is_false_alarm, is_told, runs
+from tests.training.faults import FAULTS, base_of, is_false_alarm, is_told, runs, table
 from training.verdict import figures
 from training.verdict.evidence import Canaries, Evidence, General, HeldOut, Seen
 from training.verdict.judge import judge
@@ -252,10 +252,11 @@ def test_real_runs_that_diverged_and_that_had_wrong_labels_are_told(words: Path)
 @pytest.mark.long
 @pytest.mark.timeout(5400)
 def test_of_twenty_runs_with_each_fault_nine_in_ten_are_told_and_false_alarms_are_one_in_twenty(words: Path) -> None:
+    results = [(fault, found) for fault, _, found in runs(FAULTS, range(400, 420), words)]
+    print("\n".join(table(results)))  # noqa: T201 - the matrix of docs/verdict.md; pytest -rP shows it
     told: dict[str, list[bool]] = {}
-    false = []
-    for fault, _, found in runs(FAULTS, range(400, 420), words):
+    for fault, found in results:
         told.setdefault(fault.name, []).append(is_told(fault, found))
-        false.append(is_false_alarm(fault, found))
+    false = [is_false_alarm(fault, found) for fault, found in results]
     assert all(sum(found) >= 0.9 * len(found) for found in told.values()), told
     assert sum(false) <= 0.05 * len(false)
