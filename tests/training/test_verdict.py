@@ -253,7 +253,7 @@ def test_real_runs_that_diverged_and_that_had_wrong_labels_are_told(words: Path)
 @pytest.mark.timeout(5400)
 def test_of_twenty_runs_with_each_fault_nine_in_ten_are_told_and_false_alarms_are_one_in_twenty(words: Path) -> None:
     results = [(fault, found) for fault, _, found in runs(FAULTS, range(400, 420), words)]
-    print("\n".join(table(results)))  # noqa: T201 - the matrix of docs/verdict.md; pytest -rP shows it
+    print("\n".join(table(results)))  # the matrix of docs/verdict.md; pytest -rP shows it
     told: dict[str, list[bool]] = {}
     for fault, found in results:
         told.setdefault(fault.name, []).append(is_told(fault, found))
