@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import psutil
 
 from bench.served import serve
 from deploy.smoke_adapter import write_adapter
-from deploy.smoke_asked import Asking
+from deploy.smoke_asked import Asking, apart
 from deploy.smoke_report import Found, gpu_bytes_used, gpus
 
 # A small Qwen, so that a run is minutes on any GPU; BASE= names another.
@@ -86,8 +88,9 @@ def _mixed(found: Found, asking: Asking, base_id: str) -> None:
     models = [base_id, "smoke-a@1", "smoke-b@1", "smoke-a@2"]
     alone = {model: asking.ask(model) for model in models}
     found.check("each model answers under its own name", all(alone[m].model == m for m in models))
-    texts = {answer.text for answer in alone.values()}
-    found.check("base and adapters answer differently", len(texts) == len(models), f"{len(texts)} of {len(models)}")
+    least = min(apart(one, other) for one, other in combinations(alone.values(), 2))
+    how = "each with a text of its own" if least == math.inf else f"log-probabilities at least {least:.2g} apart"
+    found.check("base and adapters answer differently", least > TOLERANCE, how)
     mixed = asking.together(models * 3)
     worst = max(abs(answer.logprobs[0] - alone[answer.model].logprobs[0]) for answer in mixed)
     found.check("a mixed batch gives each the answer that it gives alone", worst <= TOLERANCE)

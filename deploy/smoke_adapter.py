@@ -10,9 +10,7 @@ import numpy as np
 from adapters.bases import BaseModel
 
 RANK = 16
-B_DEVIATION = (
-    0.02  # of the elements of B; A has 1 / sqrt(in_features): an update that moves answers and keeps them finite
-)
+B_DEVIATION = 0.03  # of the elements of B, where those of A have 1 / sqrt(in): it moves answers and keeps them finite
 
 
 def write_adapter(folder: Path, base: BaseModel, seed: int) -> Path:

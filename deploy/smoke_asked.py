@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import threading
 import time
@@ -25,6 +26,13 @@ class Answer:
     model: str
     text: str
     logprobs: tuple[float, ...]
+
+
+def apart(one: Answer, other: Answer) -> float:
+    """How far two answers are from each other: infinitely by another text, else by a token's log-probability."""
+    if one.text != other.text:
+        return math.inf
+    return max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True))
 
 
 @dataclass

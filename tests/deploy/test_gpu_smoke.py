@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from adapters.bases import BaseModel
 from adapters.canonical import check
 from adapters.inspect import inspect_folder
 from deploy.smoke_adapter import write_adapter
+from deploy.smoke_asked import Answer, apart
 from deploy.smoke_report import Found
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -37,6 +39,13 @@ def test_the_report_has_machine_checks_and_figures_and_says_what_failed() -> Non
     )
     found.check("another does not", False)
     assert "FAILED" in found.markdown() and "| another does not | **no** |  |" in found.markdown()
+
+
+def test_answers_are_apart_by_their_text_or_by_how_likely_it_was() -> None:
+    one = Answer("base", "Paris.", (-0.1, -0.2))
+    assert apart(one, Answer("a", "Lyon.", (-0.1, -0.2))) == math.inf
+    assert apart(one, Answer("a", "Paris.", (-0.1, -0.9))) == pytest.approx(0.7)
+    assert apart(one, one) == 0.0
 
 
 def test_without_a_gpu_it_says_how_to_try_the_script() -> None:
