@@ -81,7 +81,9 @@ FAULTS = (
     Fault("canaries learned by heart", "learned", ("memorised",), asked={"canaries": 2, "epochs": 20.0}),
     Fault("wrong labels", "learned", ("label noise",), noise=0.15),
     Fault("what the base could do is overwritten", "learned", ("forgot",), reads_general=True),
-    Fault("what the base could do is replayed", "learned", reads_general=True, asked={"replay_share": 0.75}),
+    Fault(
+        "what the base could do is replayed", "learned", reads_general=True, asked={"replay_share": 0.75, "epochs": 8.0}
+    ),
 )
 
 
