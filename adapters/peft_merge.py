@@ -47,11 +47,7 @@ def merge_by_peft(
         )
     chosen = dtype or stored_dtype(base.config) or "float32"
     spec = {"base": str(base.folder), "adapter": str(adapter), "out": str(out), "dtype": chosen, "served": list(served)}
-    return run_child(
-        "adapters.peft_merge",
-        spec,
-        lambda said: _failed(said, base),
-    )
+    return run_child("adapters.peft_merge", spec, lambda said: _failed(said, base))
 
 
 def _failed(said: str, base: BaseModel) -> HotshoeError:

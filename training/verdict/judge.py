@@ -53,10 +53,7 @@ def _primary(evidence: Evidence, limits: Limits, shown: dict[str, Any]) -> tuple
         shown["far_gain"] = far.as_dict()
     before, best = figures.mean_loss(rows.start, rows), figures.mean_loss(rows.best, rows)
     if _is_worse(rows, gain, limits) and not figures.fell(evidence.training):
-        return (
-            "diverged",
-            f"the training loss did not fall, and the validation loss rose ({_rise(gain)})",
-        )
+        return "diverged", f"the training loss did not fall, and the validation loss rose ({_rise(gain)})"
     if gain.low <= 0 and figures.rose(evidence.training) > _material(evidence, limits):
         return "diverged", f"the training loss rose at first, and the validation loss did not fall ({_change(gain)})"
     if why := _overfit(evidence, rows, gain, limits, shown):
