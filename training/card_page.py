@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.curve import curve_svg, is_number, points
+from training.page_template import page_template
 from training.printable import printable
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE_FILE = "card.html"
+TEMPLATE = Path(__file__).with_name("card.html")
 LONGEST_TEXT, MOST_ROWS = 400, 60
 SCORES = {
     "exact_match": "exact match",
@@ -61,7 +58,7 @@ def card_html(card: Mapping[str, Any]) -> str:
     base_loss = number(part(evaluation, "loss").get("base"))
     best_step = number(result.get("best_step"))
     adapter_loss = number(part(evaluation, "loss").get("adapter"))
-    return _template().render(
+    return page_template(TEMPLATE).render(
         title=text(card.get("name") or "An adapter without a name"),
         subtitle=_subtitle(card),
         outcome=_outcome(card),
@@ -274,12 +271,3 @@ def _seconds(value: Any) -> str:
         return ""
     minutes, rest = divmod(round(found), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{found:.1f} s"
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    source = Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source)

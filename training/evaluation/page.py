@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.evaluation.confusion import confusion_svg
 from training.evaluation.lines import named, shown
+from training.page_template import page_template
 from training.printable import printable
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE_FILE = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html")
 MOST_ROWS = 500  # of the answers; the file of --out has all
 MOST_LABELS = 200
 
@@ -26,7 +23,9 @@ def report_html(report: Mapping[str, Any]) -> str:
     rows = report["rows_shown"]
     pairs = report.get("confusion") or ()
     less_is_better = report["primary"] in report["less_is_better"]
-    return _template().render(
+    return page_template(
+        TEMPLATE
+    ).render(
         report=report,
         primary=named(report["primary"]),
         figures=_figures(report),
@@ -129,11 +128,3 @@ def _kind(score: float | None, less_is_better: bool) -> str:
 def _columns(row: Mapping[str, Any]) -> Sequence[tuple[str, str, float | None]]:
     rivals = [(name, found["answer"], found["score"]) for name, found in row["rivals"].items()]
     return [("expected", row["expected"], None), ("answer", row["answer"], row["score"]), *rivals]
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((Path(__file__).parent / TEMPLATE_FILE).read_text(encoding="utf-8"))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.gate.report import Report
+from training.page_template import page_template
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE_FILE = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html")
 EXAMPLES_OF_A_LINE = 3
 MOST_LABELS = 30
 VERDICTS = {
@@ -65,7 +62,7 @@ def report_html(report: Report) -> str:
     """The whole page; everything from the data is escaped."""
     histogram = report.figures.get("histogram", {})
     labels = report.figures.get("labels", {}).get("counts", {})
-    return _template().render(
+    return page_template(TEMPLATE).render(
         about=report.about,
         verdict=report.verdict,
         sentence=VERDICTS[report.verdict],
@@ -88,11 +85,3 @@ def _bars(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
     """Name, count and percent of the longest bar."""
     most = max(counts.values())
     return [(name, count, round(100 * count / most, 1)) for name, count in counts.items()]
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((Path(__file__).parent / TEMPLATE_FILE).read_text(encoding="utf-8"))
