@@ -94,9 +94,7 @@ def check(
     from training.gate.check import Asked
     from training.gate.check import check as look
     from training.gate.page import report_html, report_lines
-    from training.quiet import quieten
 
-    quieten()
     report = look(
         Asked(
             data,

@@ -17,7 +17,7 @@ from training.data.columns import Columns
 from training.data.formats import read_rows
 from training.data.jsontext import decode
 from training.data.records import as_line, kept_records
-from training.gate.check import Asked, findings
+from training.gate.check import Asked, Looked, findings
 from training.gate.findings import RULES
 from training.gate.names import CODES, Recogniser, installed, names_in
 from training.gate.privacy import MASKABLE, Match, matches
@@ -155,7 +155,7 @@ def _unwanted(subject: Subject, asked: CleanAsked) -> dict[int, list[str]]:
     codes = set(asked.drop) - {*MASKABLE, *NAMES, *UNREADABLE}
     found: dict[int, list[str]] = defaultdict(list)
     if codes:
-        for finding in findings(subject, {}, None, Asked(asked.data), {}):
+        for finding in findings(subject, {}, lambda: Looked(None, {}), Asked(asked.data), {}):
             if finding.code in codes:
                 for index in finding.rows:
                     found[index].append(finding.code)

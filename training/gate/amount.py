@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from training.data.dataset import lengths_of
 from training.data.jsontext import RowInvalid
+from training.data.rows import Row
 from training.data.template import ChatTemplate
 from training.gate.findings import Finding
 from training.gate.subject import Subject
+
+T = TypeVar("T")
 
 # Up to so many parameters: fewest and most rows, and who says so.
 AMOUNTS = (
@@ -45,11 +49,24 @@ class Lengths:
         """Of rows that all render."""
         return cls([tokens for tokens, _ in lengths], [learned for _, learned in lengths], range(len(lengths)), [])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Lengths]) -> Self:
+        """Of ranges of rows, in their order."""
+        tokens, learned = _chained(part.tokens for part in parts), _chained(part.learned for part in parts)
+        return cls(tokens, learned, _chained(part.indices for part in parts), _chained(part.failed for part in parts))
 
-def measure(subject: Subject, template: ChatTemplate, supervise: str) -> Lengths:
-    """Render every row as training does."""
+
+NO_LENGTHS = Lengths((), (), (), ())
+
+
+def _chained(parts: Iterable[Sequence[T]]) -> list[T]:
+    return list(chain.from_iterable(parts))
+
+
+def measure(rows: Sequence[Row], template: ChatTemplate, supervise: str, first: int = 0) -> Lengths:
+    """Render rows as training does, `first` being the number of the first of them."""
     tokens, learned, indices, failed = [], [], [], []
-    for index, sequences in enumerate(template.render_all(subject.rows, supervise)):
+    for index, sequences in enumerate(template.render_all(rows, supervise), start=first):
         if isinstance(sequences, RowInvalid):
             failed.append((index, f"{sequences.code}: {sequences.message}"))
             continue

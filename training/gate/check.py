@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,9 @@ from adapters.errors import ConfigInvalid
 from training.config import OVER_LONG, SUPERVISE, TrainingConfig
 from training.data.columns import Columns
 from training.data.formats import read_rows
-from training.data.template import ChatTemplate, load_template
 from training.gate import amount, bias, form, labels, names, privacy, toxicity, twins
 from training.gate.findings import RULES, Finding
+from training.gate.looks import Rendered, facts_of, looking
 from training.gate.report import Report
 from training.gate.subject import Subject
 from training.levels import levels_of
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from training.material import Material
 
 PAGE = "docs/data.md"  # which lists the rules
-THINKING = ("reasoning_content", "<think>")
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,20 @@ class Rendering:
     facts: Mapping[str, Any]
 
     @classmethod
-    def of(cls, lengths: amount.Lengths, base: BaseModel, template: ChatTemplate, max_length: int | None) -> Self:
+    def of(cls, lengths: amount.Lengths, base: BaseModel, template: Mapping[str, Any], max_length: int | None) -> Self:
         from training.material import parameter_count
 
         longest = min(max_length or base.context_length_tokens, base.context_length_tokens)
-        facts = {
-            "base": base.id,
-            "template": template.digest,
-            "longest_tokens": longest,
-            "renders_thought": any(word in template.text for word in THINKING),
-        }
+        facts = {"base": base.id, **template, "longest_tokens": longest}
         return cls(lengths, parameter_count(base), longest, facts)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What each row was asked by itself: how it renders, where that was asked, and what is private in it."""
+
+    rendering: Rendering | None
+    private: privacy.ByRule
 
 
 Others = Mapping[str, Subject]  # test and validation data, by these names
@@ -83,22 +86,55 @@ def check(asked: Asked) -> Report:
     subject = read(asked.data, asked.columns)
     named = {"test": asked.test, "validation": asked.validation}
     others = {name: read(path, asked.columns) for name, path in named.items() if path is not None}
-    return _report(subject, others, _rendered(subject, asked), asked)
+    with looking_at(subject, asked) as looked:
+        return _report(subject, others, looked, asked)
 
 
-def _report(subject: Subject, others: Others, rendered: Rendering | None, asked: Asked) -> Report:
+@contextmanager
+def looking_at(subject: Subject, asked: Asked) -> Iterator[Callable[[], Looked]]:
+    """The rows are looked at one by one, beside the block where they are many."""
+    from adapters.embedded import open_base
+
+    base = open_base(asked.base) if asked.base is not None else None
+    rendered = Rendered(base.folder, asked.thinking, asked.supervise) if base is not None else None
+    with looking(subject.rows, rendered) as seen:
+
+        def looked() -> Looked:
+            found = seen()
+            if base is None:
+                return Looked(None, found.private)
+            return Looked(Rendering.of(found.lengths, base, found.template, asked.max_length), found.private)
+
+        yield looked
+
+
+def _report(subject: Subject, others: Others, looked: Callable[[], Looked], asked: Asked) -> Report:
     figures: dict[str, Any] = {"rows": len(subject.rows), "unreadable_rows": subject.bad_count}
-    found = list(findings(subject, others, rendered, asked, figures))
+    found = list(findings(subject, others, looked, asked, figures))
     about = {"data": subject.file.path.name, "digest": subject.file.digest, "form": subject.file.description}
-    about |= rendered.facts if rendered else {}
+    rendering = looked().rendering
+    about |= rendering.facts if rendering else {}
     return Report.made(about, figures, found, levels_of(asked.rules, RULES, PAGE))
 
 
 def findings(
-    subject: Subject, others: Others, base: Rendering | None, asked: Asked, figures: dict[str, Any]
+    subject: Subject, others: Others, looked: Callable[[], Looked], asked: Asked, figures: dict[str, Any]
 ) -> Iterator[Finding]:
-    """Everything that is found; what was measured meanwhile is put into `figures`."""
+    """Everything that is found; what was measured meanwhile is put into `figures`.
+
+    What is asked of all rows together comes first, while they are looked at one by one.
+    """
     compared = twins.texts_of(subject)
+    of_all = list(
+        chain(
+            _languages(subject, asked, figures),
+            _labels(subject, asked, figures, compared),
+            _twins(subject, others, figures, compared),
+        )
+    )
+    of_people = list(chain(_names(subject, asked, figures), _toxicity(subject, figures)))
+    seen = looked()
+    base = seen.rendering
     return chain(
         form.unreadable(subject),
         form.forms(subject),
@@ -109,12 +145,9 @@ def findings(
         form.encoding(subject),
         amount.rows(subject, base.parameters if base else None),
         _lengths(subject, base, asked, figures),
-        _languages(subject, asked, figures),
-        _labels(subject, asked, figures, compared),
-        _twins(subject, others, figures, compared),
-        privacy.private(subject),
-        _names(subject, asked, figures),
-        _toxicity(subject, figures),
+        of_all,
+        privacy.private(subject, seen.private),
+        of_people,
     )
 
 
@@ -129,8 +162,9 @@ def passed(config: TrainingConfig, material: Material) -> Report | None:
     validation = material.validation_file
     others = {"validation": Subject(validation)} if validation is not None else {}
     lengths = amount.Lengths.of_rendered(material.lengths)
-    rendered = Rendering.of(lengths, material.base, material.template, config.max_length)
-    report = _report(Subject(material.file), others, rendered, asked)
+    rendering = Rendering.of(lengths, material.base, facts_of(material.template), config.max_length)
+    with looking(material.file.rows, None) as seen:
+        report = _report(Subject(material.file), others, lambda: Looked(rendering, seen().private), asked)
     if report.verdict == "block":
         raise report.error()
     return report
@@ -142,17 +176,6 @@ def read(path: Path, columns: tuple[str, ...]) -> Subject:
     if not reading.file.rows and not reading.records:
         raise reading.error()
     return Subject(reading.file, reading.problems, reading.bad)
-
-
-def _rendered(subject: Subject, asked: Asked) -> Rendering | None:
-    if asked.base is None:
-        return None
-    from adapters.embedded import open_base
-
-    base = open_base(asked.base)
-    template = load_template(base.folder, asked.thinking)
-    lengths = amount.measure(subject, template, asked.supervise)
-    return Rendering.of(lengths, base, template, asked.max_length)
 
 
 def _lengths(subject: Subject, base: Rendering | None, asked: Asked, figures: dict[str, Any]) -> Iterator[Finding]:

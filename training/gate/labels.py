@@ -24,6 +24,7 @@ BLOCKED_SHARE = 0.05
 ROWS_FOR_DOUBT = 100
 SAMPLE_FOR_DOUBT = 10_000
 FOLDS = 5
+FEWEST_PASSES, MOST_PASSES, UPDATES = 5, 20, 40_000  # of 10,000 rows, 5 passes find what 20 do (docs/data.md)
 ROWS_FOR_FOLDS = 10
 
 
@@ -181,6 +182,7 @@ def out_of_fold(questions: Sequence[str], given: Sequence[int], seed: int) -> An
     parts = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, max_features=50_000)
     features = make_union(words, parts).fit_transform(questions)
     # Finds planted flips as exactly as a logistic regression fitted to its end does, in a twentieth of the time.
-    model = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=20, tol=None, random_state=seed, n_jobs=2)
+    passes = min(MOST_PASSES, max(FEWEST_PASSES, UPDATES // len(questions)))
+    model = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=passes, tol=None, random_state=seed, n_jobs=2)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     return cross_val_predict(model, features, list(given), cv=folds, method="predict_proba")

@@ -82,7 +82,8 @@ def named(subject: Subject, recognisers: Sequence[Recogniser], seed: int = 0) ->
     count = len(subject.rows)
     sample = sorted(random.Random(seed).sample(range(count), min(count, SAMPLED_ROWS))) if recognisers else []  # noqa: S311
     findings = []
-    for code, (found, kinds) in by_rule(subject, sample, lambda text: names_in(text, recognisers)).items():
+    sampled = ((index, subject.rows[index]) for index in sample)
+    for code, (found, kinds) in by_rule(sampled, lambda text: names_in(text, recognisers)).items():
         counted = ", ".join(f"{amount:,} {kind}" for kind, amount in kinds.most_common())
         detail = f"{counted}, in a sample of {len(sample):,} rows"
         findings.append(subject.finding(code, list(found), detail, list(found.values())))

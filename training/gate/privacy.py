@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
+from training.data.rows import Row
 from training.gate.findings import Finding
 from training.gate.subject import Subject, texts
 
@@ -204,24 +205,36 @@ def matches(text: str) -> list[Match]:
     return sorted(found, key=lambda match: match.start)
 
 
-def private(subject: Subject) -> Iterator[Finding]:
+ByRule = dict[str, tuple[dict[int, str], Counter[str]]]  # of each row what is shown of it; how often each kind is there
+
+
+def private(subject: Subject, found_by_rule: ByRule) -> Iterator[Finding]:
     """Rows with anything of the kind, by rule; shown is what kind it is and how it begins."""
-    for code, (found, kinds) in by_rule(subject, range(len(subject.rows)), matches).items():
+    for code, (found, kinds) in found_by_rule.items():
         detail = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         yield subject.finding(code, list(found), detail, list(found.values()))
 
 
-def by_rule(
-    subject: Subject, indices: Iterable[int], look: Callable[[str], Iterable[Match]]
-) -> dict[str, tuple[dict[int, str], Counter[str]]]:
-    """By rule what `look` finds in these rows: of each row what is shown of it, and how often each kind is there."""
-    made: dict[str, tuple[dict[int, str], Counter[str]]] = {}
-    for index in indices:
-        for text in texts(subject.rows[index]):
+def by_rule(rows: Iterable[tuple[int, Row]], look: Callable[[str], Iterable[Match]]) -> ByRule:
+    """By rule what `look` finds in these rows, each with its number."""
+    made: ByRule = {}
+    for index, row in rows:
+        for text in texts(row):
             for match in look(text):
                 found, kinds = made.setdefault(match.code, ({}, Counter()))
                 kinds[match.kind] += 1
                 found.setdefault(index, f"{match.kind}: {hidden(text[match.start : match.end])}")
+    return made
+
+
+def joined(parts: Iterable[ByRule]) -> ByRule:
+    """Of ranges of rows, in their order."""
+    made: ByRule = {}
+    for part in parts:
+        for code, (found, kinds) in part.items():
+            all_found, all_kinds = made.setdefault(code, ({}, Counter()))
+            all_found.update(found)
+            all_kinds.update(kinds)
     return made
 
 

@@ -22,7 +22,7 @@ from training.gate.subject import Subject, normal
 NEAR = 0.8
 PERMUTATIONS, BANDS = 96, 16  # bands of six values: a pair of Jaccard 0.8 is proposed with probability 0.992
 DOUBT = 0.16  # four standard deviations of a similarity of 0.8 as 96 values estimate it
-CHUNK = 4096  # texts whose shingles are held at a time
+CHUNK = 512  # texts whose shingles are held at a time: some 20 kB for a text of 300 letters
 COMPARED = 8  # in each bucket, so many are compared: a bucket of thousands would take their square
 LONG_WORDS = 50
 GRAM, CONTAINED = 13, 0.5
@@ -192,7 +192,6 @@ def first_places(texts: Sequence[str]) -> dict[str, int]:
     return {text: index for index, text in reversed(list(enumerate(texts)))}
 
 
-@lru_cache(maxsize=4096)
 def shingles(text: str) -> frozenset[str]:
     """Runs of five letters of a short text, of five words of a long one."""
     words = text.split(" ")
@@ -201,9 +200,12 @@ def shingles(text: str) -> frozenset[str]:
     return frozenset(text[at : at + 5] for at in range(max(1, len(text) - 4)))
 
 
+_kept_shingles = lru_cache(maxsize=CHUNK)(shingles)
+
+
 def jaccard(one: str, other: str) -> float:
     """Shared shingles of all shingles of two texts."""
-    first, second = shingles(one), shingles(other)
+    first, second = _kept_shingles(one), _kept_shingles(other)
     return len(first & second) / len(first | second)
 
 
@@ -220,13 +222,14 @@ def digests(texts: Sequence[str]) -> Any:
     return made
 
 
-def _band_keys(made: Any) -> Any:
-    """[texts, BANDS] one number for each band of a MinHash; equal bands have equal numbers."""
+def _band_keys(made: Any) -> Iterator[Any]:
+    """Of each band one number a text; equal bands have equal numbers."""
     import numpy
 
     size = PERMUTATIONS // BANDS
     weights = numpy.random.default_rng(1).integers(1, 1 << 63, size, numpy.uint64) | numpy.uint64(1)
-    return (made.reshape(len(made), BANDS, size).astype(numpy.uint64) * weights).sum(axis=2, dtype=numpy.uint64)
+    for start in range(0, PERMUTATIONS, size):
+        yield (made[:, start : start + size].astype(numpy.uint64) * weights).sum(axis=1, dtype=numpy.uint64)
 
 
 def _groups(keys: Any) -> Iterator[list[int]]:
@@ -270,7 +273,7 @@ def _near_clusters(texts: Sequence[str]) -> list[int]:
     """
     made = digests(texts)
     proposed: dict[int, set[int]] = defaultdict(set)
-    for keys in _band_keys(made).T:
+    for keys in _band_keys(made):
         for group in _groups(keys):
             for place, index in enumerate(group):
                 proposed[index].update(group[: min(place, COMPARED)])
@@ -290,7 +293,7 @@ def _near_to(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
 
     made, theirs = digests(texts), digests(others)
     proposed: dict[int, set[int]] = defaultdict(set)
-    for keys, wanted in zip(_band_keys(made).T, _band_keys(theirs).T, strict=True):
+    for keys, wanted in zip(_band_keys(made), _band_keys(theirs), strict=True):
         buckets: dict[int, list[int]] = defaultdict(list)
         for index in numpy.flatnonzero(numpy.isin(keys, wanted)).tolist():
             bucket = buckets[int(keys[index])]

@@ -163,7 +163,7 @@ def data_of(path: Path, columns: tuple[str, ...], base: str | None) -> Data:
         if base is None:
             raise
         opened = open_base(EMBEDDED)
-    lengths = measure(subject, load_template(opened.folder, None), "all")
+    lengths = measure(subject.rows, load_template(opened.folder, None), "all")
     reasons = any(_reasons(message) for row in subject.rows for message in row.messages)
     return Data(len(subject.rows), tuple(sorted(lengths.tokens)), sum(lengths.tokens), reasons, opened.id)
 
