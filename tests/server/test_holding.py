@@ -13,7 +13,7 @@ from adapters.errors import AdapterRefused
 from server.cli.main import build_app
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2
-from tests.fixtures.service import Server
+from tests.fixtures.service import Server, eventually
 
 
 def test_u19_a_huge_update_is_served_once_the_operator_allows_its_size(
@@ -49,5 +49,7 @@ def test_u19_what_was_out_for_its_rank_is_measured_before_it_is_proven(
     assert server.push("huge", server.adapter(alpha=1e5, rank=8)).json()["status"] == "export_only"
     server.stop()
     server = make_server(base)
-    row = server.http.get("/v1/adapters/huge/versions/1?wait=5").json()
+    shown = "/v1/adapters/huge/versions/1"
+    eventually(lambda: server.http.get(shown).json()["status"] == "quarantined")  # it is tried again by and by
+    row = server.http.get(shown).json()
     assert (row["status"], row["reasons"][0]["code"], row["is_held"]) == ("quarantined", "update_too_large", True)

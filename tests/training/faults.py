@@ -187,6 +187,11 @@ def is_false_alarm(fault: Fault, found: dict[str, Any]) -> bool:
     return cried or bool(set(found["flags"]) - {*fault.flags, *fault.also})
 
 
+def said(found: dict[str, Any]) -> str:
+    """A verdict in a few words."""
+    return " + ".join([found["primary"], *found["flags"]])
+
+
 def table(results: list[tuple[Fault, dict[str, Any]]]) -> Iterator[str]:
     """The confusion matrix as Markdown: of each fault how often it was told, falsely called more, and what was said."""
     yield "| Made to | Right | Told | False alarms | Said |"
@@ -194,10 +199,10 @@ def table(results: list[tuple[Fault, dict[str, Any]]]) -> Iterator[str]:
     for fault in FAULTS:
         mine = [found for one, found in results if one.name == fault.name]
         if mine:
-            said = Counter(" + ".join([found["primary"], *found["flags"]]) for found in mine)
+            verdicts = Counter(map(said, mine))
             right = " + ".join([fault.primary or "any", *fault.flags])
             told, false = (sum(kind(fault, found) for found in mine) for kind in (is_told, is_false_alarm))
-            counts = ", ".join(f"{words} {count}" for words, count in said.most_common())
+            counts = ", ".join(f"{words} {count}" for words, count in verdicts.most_common())
             yield f"| {fault.name} | {right} | {told} of {len(mine)} | {false} | {counts} |"
 
 
@@ -234,8 +239,7 @@ def main() -> None:
         results: list[tuple[Fault, dict[str, Any]]] = []
         for fault, seed, found in runs(chosen, range(first, last + 1), base):
             results.append((fault, found))
-            said = " + ".join([found["primary"], *found["flags"]])
-            sys.stdout.write(f"{fault.name} {seed}: {said} | {found['sentence']}\n")
+            sys.stdout.write(f"{fault.name} {seed}: {said(found)} | {found['sentence']}\n")
             sys.stdout.flush()
             if asked.out:
                 with asked.out.open("a") as file:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.faults import FAULTS, base_of, is_false_alarm, is_told, runs, table
+from tests.training import real_faults
+from tests.training.faults import FAULTS, Fault, base_of, is_false_alarm, is_told, runs, table
 from training.verdict import figures
 from training.verdict.evidence import Canaries, Evidence, General, HeldOut, Seen
 from training.verdict.judge import judge
@@ -260,3 +261,13 @@ def test_of_twenty_runs_with_each_fault_nine_in_ten_are_told_and_false_alarms_ar
     false = [is_false_alarm(fault, found) for fault, found in results]
     assert all(sum(found) >= 0.9 * len(found) for found in told.values()), told
     assert sum(false) <= 0.05 * len(false)
+
+
+@pytest.mark.long
+@pytest.mark.model
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("fault", real_faults.FAULTS, ids=lambda fault: fault.name)
+def test_a_real_run_of_the_embedded_base_with_the_fault_is_told(fault: Fault, tmp_path: Path) -> None:
+    found = real_faults.run(fault, tmp_path)
+    print(fault.name, found)
+    assert is_told(fault, found) and not is_false_alarm(fault, found), found
