@@ -301,7 +301,7 @@ class FileRows:
         nothing = (0, 0)
         return [
             StoredFiles(purpose, *kept.get(purpose, nothing), opened.get(purpose, 0), came.get(purpose, 0))
-            for purpose in PURPOSES
+            for purpose in (*PURPOSES, RESULTS)
         ]
 
     def _has_expired(self, now: float) -> bool:

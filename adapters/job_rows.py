@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -27,7 +27,7 @@ from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest, LeaseLost, NotFound
 from adapters.file_rows import new_id
 from adapters.journal import add_event, ensure_tenant
-from adapters.tenants import check_job_quota, running_jobs_limit
+from adapters.tenants import check_job_quota, check_quota, running_jobs_limit
 
 LEASE_SECONDS = 30.0
 EVENT = "ftevent-"
@@ -95,14 +95,15 @@ class JobRow:
     trained_tokens: int | None = None
     result_file: str | None = None
     attempts: int = 0
+    deaths: int = 0
     fence: int = 0
     leased_until: float | None = None
     created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
 
-    def has_metadata(self, wanted: Mapping[str, str | None]) -> bool:
-        """Each of these is in the job's metadata; None is for a key that has no value or is not there."""
+    def has_metadata(self, wanted: Mapping[str, str]) -> bool:
+        """Each of these is in the job's metadata."""
         found = self.request.get("metadata") or {}
         return all(found.get(key) == value for key, value in wanted.items())
 
@@ -161,11 +162,19 @@ class JobRows:
     database: Database
 
     def add_job(self, new: JobRow) -> JobRow:
-        """A queued job; raises QuotaExceeded when the tenant has as many as it may."""
+        """A queued job; raises QuotaExceeded when the tenant has as many jobs or versions as it may, PayloadTooLarge
+        when it stores as much, Conflict where the adapter's name differs only in case from another's.
+        """
         job = {**asdict(new), "id": new.id or new_id("ftjob-"), "created_at": time.time()}
         with self.database.writing() as connection:
             ensure_tenant(connection, new.tenant, job["created_at"])
             check_job_quota(connection, new.tenant)
+            check_quota(connection, new.tenant, 0)
+            adapters = schema.adapters.c
+            named = select(adapters.name).where(adapters.tenant == new.tenant, adapters.name_key == new.adapter.lower())
+            twin = connection.execute(named).scalar()
+            if twin is not None and twin != new.adapter:
+                raise Conflict(f"{new.adapter!r} differs only in case from {twin!r}, which is taken.", param="suffix")
             connection.execute(insert(schema.jobs).values(job))
             say(connection, new.tenant, job["id"], "info", f"Created fine-tuning job: {job['id']}")
             add_event(connection, new.tenant, "job_added", new.actor, new.adapter, detail={"job": job["id"]})
@@ -177,11 +186,19 @@ class JobRows:
             return _job(connection, job_id, tenant)
 
     def jobs(
-        self, tenant: str, page: Page = FIRST_PAGE, metadata: Mapping[str, str | None] | None = None
+        self,
+        tenant: str,
+        page: Page = FIRST_PAGE,
+        metadata: Mapping[str, str] | None = None,
+        adapters: Collection[str] | None = None,
     ) -> list[JobRow]:
-        """The tenant's jobs, newest first; those with this metadata. Raises InvalidRequest for `after`."""
+        """The tenant's jobs, newest first; those with this metadata, of these adapters. Raises InvalidRequest for
+        `after`.
+        """
         jobs = schema.jobs.c
         where: list[ColumnElement[bool]] = [jobs.tenant == tenant]
+        if adapters is not None:
+            where.append(jobs.adapter.in_(sorted(adapters)))
         with self.database.reading() as connection:
             if page.after is not None:
                 where.append(_older_than(connection, tenant, page.after))
@@ -228,6 +245,11 @@ class JobRows:
             return _job(connection, job_id, tenant)
 
     # What a worker does.
+
+    def has_free_job(self) -> bool:
+        """Some job waits for a worker; its tenant may have as many running as it may."""
+        with self.database.reading() as connection:
+            return connection.execute(_free(time.time()).limit(1)).first() is not None
 
     def claim_job(self, *, lease_seconds: float = LEASE_SECONDS) -> JobRow | None:
         """The job whose turn it is, leased; None where nothing waits.
@@ -278,18 +300,18 @@ class JobRows:
                 say(connection, job.tenant, job.id, level, says, data)
 
     def note_checkpoint(self, job: JobRow, step: int, metrics: Mapping[str, Any]) -> None:
-        """A checkpoint that is whole; the same step again changes nothing. Raises LeaseLost."""
+        """A checkpoint that is whole, whoever has the job by now; the same step again changes nothing."""
         checkpoints = schema.job_checkpoints
-        with self.holding_job(job) as connection:
+        with self.database.writing() as connection:
             known = select(checkpoints.c.id).where(checkpoints.c.job_id == job.id, checkpoints.c.step == step)
             if connection.execute(known).first() is None:
                 row = JobCheckpoint(new_id("ftckpt_"), job.tenant, job.id, step, dict(metrics), time.time())
                 connection.execute(insert(checkpoints).values(asdict(row)))
                 say(connection, job.tenant, job.id, "info", f"Checkpoint created at step {step}")
 
-    def requeue_job(self, job: JobRow, reason: str) -> None:
-        """Back into the queue: the worker has to stop, or the job is tried again. Raises LeaseLost."""
-        self._end(job, JobStatus.QUEUED, {}, reason, "warn")
+    def requeue_job(self, job: JobRow, reason: str, *, died: bool = False) -> None:
+        """Back into the queue: the worker has to stop, or its process died and is tried again. Raises LeaseLost."""
+        self._end(job, JobStatus.QUEUED, {"deaths": job.deaths + died}, reason, "warn")
 
     def succeed_job(
         self, job: JobRow, says: str, *, result_file: str | None = None, trained_tokens: int | None = None

@@ -176,5 +176,6 @@ def _record_refusal(refusal: AdapterRefused, name: str, context: PublishContext,
             card=card,
             actor=context.actor,
             source=context.source,
+            job=context.job,
         )
     )

@@ -244,6 +244,7 @@ jobs = Table(
     Column("trained_tokens", BigInteger),
     Column("result_file", String(40)),
     Column("attempts", Integer, nullable=False),
+    Column("deaths", Integer, nullable=False),  # of its process, without a word
     Column("fence", Integer, nullable=False),
     Column("leased_until", Float),
     Column("created_at", Float, nullable=False),

@@ -157,6 +157,10 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         home=settings.home,
         prover=prover,
         context_for=lambda tenant, actor: services.publish_context(Caller(tenant, actor)),
+        promote=lambda version, alias, actor: versions.move(
+            services, Caller(version.tenant, actor), (version.name, alias), version.number, None
+        ),
+        stop_seconds=settings.grace_seconds,
     )
     worker = JobWorker(place)
     operator_key = settings.api_key.get_secret_value() if settings.api_key else None

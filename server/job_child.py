@@ -1,4 +1,4 @@
-"""The process that trains one job: started niced and without secrets, followed line by line, and ended."""
+"""The process that trains one job: started without secrets, followed line by line, ended by signals to its group."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 8 << 20
 LAST_WORDS = 4000  # letters of what it complained
+SILENT_SECONDS = 3600.0  # a process that says nothing for so long hangs: a step takes less
 KEPT_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"),
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HOTSHOE_CACHE", "XDG_CACHE_HOME"),
@@ -21,7 +22,7 @@ KEPT_VARIABLES = (
 
 
 class JobChild:
-    """`python -m training.job SPEC` in a process group of its own; it ends when our end of its stdin closes."""
+    """`python -m training.jobs SPEC` in a process group of its own; it ends when our end of its stdin closes."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path, names: Mapping[str, str]) -> None:
         self.process = process
@@ -38,7 +39,7 @@ class JobChild:
         await asyncio.to_thread(path.write_text, json.dumps(spec), "utf-8")
         with log.open("ab") as complaints:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "training.job", str(path)),
+                *(sys.executable, "-m", "training.jobs", str(path)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=complaints,
@@ -48,28 +49,37 @@ class JobChild:
             )
         return cls(process, log, names)
 
+    @property
+    def is_there(self) -> bool:
+        return self.process.returncode is None
+
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """What it tells, until it ends; a line that is none of its own is skipped."""
+        """What it tells, until it ends; other lines are skipped. Raises TimeoutError when it hangs."""
         if self.process.stdout is None:
             raise RuntimeError("the child was started without pipes")
-        async for line in self.process.stdout:
+        while line := await asyncio.wait_for(self._line(self.process.stdout), SILENT_SECONDS):
             with contextlib.suppress(ValueError):
-                message = json.loads(self._renamed(line.decode()))
+                message = json.loads(renamed(line.decode(), self.names))
                 if isinstance(message, dict) and isinstance(message.get("kind"), str):
                     yield message
 
-    def _renamed(self, text: str) -> str:
-        for path, name in self.names.items():
-            text = text.replace(path, name)
-        return text
+    async def _line(self, output: asyncio.StreamReader) -> bytes:
+        """The next line; of one that is too long what fits."""
+        try:
+            return await output.readline()
+        except ValueError:  # longer than the limit, and dropped
+            return b"\n"
 
-    async def end(self, *, grace_seconds: float = 0.0) -> None:
-        """SIGTERM, after which it saves its step, and SIGKILL when the grace is over; returns when it is gone."""
-        if grace_seconds:
-            self._send(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), grace_seconds)
+    def terminate(self) -> None:
+        """SIGTERM: it saves its step and ends. A second one would end it while it saves."""
+        self._send(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL to all of its group; returns when it is gone."""
         self._send(signal.SIGKILL)
+        if self.process.stdout is not None:
+            with contextlib.suppress(ValueError):
+                await self.process.stdout.read()  # a pipe that is full would keep it from being waited for
         await self.process.wait()
 
     def last_words(self) -> str:
@@ -79,12 +89,23 @@ class JobChild:
         return ""
 
     def _send(self, number: signal.Signals) -> None:
-        if self.process.returncode is None:
+        if self.is_there:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
 
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text with names instead of paths; longer paths first, since one may begin with another."""
+    for path in sorted(names, key=len, reverse=True):
+        text = text.replace(path, names[path])
+    return text
+
+
 def environment() -> dict[str, str]:
-    """What training needs of ours, and no key or secret; no hub is asked for anything."""
+    """What training needs of ours, and no key or secret; no hub is asked for anything.
+
+    It gets half of the cores: with a thread on each, those that wait for one another would wait for serving.
+    """
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONUNBUFFERED": "1"}
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    return {**threads, **kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONUNBUFFERED": "1"}

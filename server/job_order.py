@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.bases import PROJECTIONS
 from adapters.errors import ConfigInvalid, InvalidRequest
 from adapters.file_rows import new_id
 from adapters.job_rows import JobRow
 from adapters.types import check_name
+from server.errors import Forbidden
 from server.services import Caller
-from training.config import PROJECTIONS
 
 MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
 MAX_SEED = 2**31 - 1
 ID_LETTERS = 8  # of a job's id that name its adapter where nobody named it
-Auto = Literal["auto"]
+AUTO = "auto"  # what the planner chooses
+BOUNDS = {"n_epochs": (1, 1000), "batch_size": (1, 4096), "learning_rate_multiplier": (1e-4, 50)}
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -26,9 +29,18 @@ class Hyperparameters(BaseModel):
     """OpenAI's three; `auto` is what the planner chooses."""
 
     model_config = STRICT
-    n_epochs: Auto | int = Field("auto")
-    batch_size: Auto | int = Field("auto")
-    learning_rate_multiplier: Auto | float | int = Field("auto")
+    n_epochs: int | str = AUTO
+    batch_size: int | str = AUTO
+    learning_rate_multiplier: float | int | str = AUTO
+
+    def checked(self) -> dict[str, Any]:
+        """The values; raises InvalidRequest for one that no run can have."""
+        values: dict[str, Any] = self.model_dump()
+        for name, (least, most) in BOUNDS.items():
+            value = values[name]
+            if value != AUTO and (isinstance(value, str) or not least <= value <= most):
+                raise InvalidRequest(f"{name} is {value!r:.40}; it must be auto, or {least} to {most}.", param=name)
+        return values
 
 
 class Supervised(BaseModel):
@@ -46,28 +58,14 @@ class Method(BaseModel):
     reinforcement: Mapping[str, Any] | None = None
 
 
-class Wandb(BaseModel):
-    model_config = STRICT
-    project: str = Field(min_length=1, max_length=128)
-    name: str | None = Field(None, max_length=128)
-    entity: str | None = Field(None, max_length=128)
-    tags: list[str] | None = Field(None, max_length=64)
-
-
-class Integration(BaseModel):
-    model_config = STRICT
-    type: Literal["wandb"]
-    wandb: Wandb
-
-
 class Ours(BaseModel):
     """What OpenAI's client has no field for; it sends it in `extra_body`."""
 
     model_config = STRICT
     method: Literal["qlora", "lora"] | None = None
-    rank: int | None = Field(None, ge=1, le=512)
-    alpha: float | int | None = Field(None, gt=0)
-    target_modules: list[str] | None = Field(None, min_length=1, max_length=len(PROJECTIONS))
+    rank: Annotated[int, Field(ge=1, le=512)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    target_modules: Annotated[list[str], Field(min_length=1, max_length=len(PROJECTIONS))] | None = None
     alias: str | None = None  # moved to the version once it is ready
 
 
@@ -83,24 +81,24 @@ class JobBody(BaseModel):
     suffix: str | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     metadata: dict[str, str] | None = None
-    integrations: list[Integration] | None = Field(None, max_length=1)
+    integrations: list[Mapping[str, Any]] | None = None
     hotshoe: Ours = Ours()
 
 
 def order_of(body: JobBody, caller: Caller) -> JobRow:
-    """The job that is asked for; raises InvalidRequest or NameInvalid for what cannot be one."""
+    """The job that is asked for; raises InvalidRequest, NameInvalid or Forbidden for what cannot be one."""
     _check_method(body)
     _check_metadata(body.metadata or {})
+    if body.integrations:
+        raise InvalidRequest("integrations are not taken yet: leave them out.", param="integrations")
     job_id = new_id("ftjob-")
     adapter = body.suffix or job_id.removeprefix("ftjob-")[:ID_LETTERS]
     check_name(adapter, "suffix")
-    if body.hotshoe.alias is not None:
-        check_name(body.hotshoe.alias, "alias")
+    _check_alias(body.hotshoe.alias, caller)
     request = {
         "hyperparameters": _hyperparameters(body),
         "hotshoe": body.hotshoe.model_dump(exclude_none=True),
         "metadata": body.metadata,
-        "integrations": [one.model_dump(exclude_none=True) for one in body.integrations or ()],
     }
     return JobRow(
         id=job_id,
@@ -115,9 +113,34 @@ def order_of(body: JobBody, caller: Caller) -> JobRow:
     )
 
 
+def _check_alias(alias: str | None, caller: Caller) -> None:
+    """Moving an alias is a promote, whoever does it."""
+    if alias is None:
+        return
+    check_name(alias, "alias")
+    if alias.isdigit():
+        raise InvalidRequest(f"Alias {alias!r} would read as a version number; choose a word.", param="alias")
+    if "promote" not in caller.scopes:
+        raise Forbidden("An alias is moved with the scope promote, which the key does not have.", param="alias")
+
+
+def check_texts(body: JobBody) -> None:
+    """Raises InvalidRequest for a character that was cut in two, which no JSON and no database takes."""
+    try:
+        json.dumps(body.model_dump(), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("A text of the request holds half a surrogate pair: write the character whole.") from None
+
+
+def parent_of(job: JobRow) -> tuple[str, str, int] | None:
+    """Tenant, name and number of the version that the job goes on from; None where it begins with the base."""
+    named = job.request.get("from")
+    return (job.tenant, named["name"], named["number"]) if named else None
+
+
 def settings_of(job: JobRow) -> dict[str, Any]:
     """What the job asks for as a TrainingConfig has it; what is left open is left out."""
-    asked = {key: value for key, value in job.request["hyperparameters"].items() if value != "auto"}
+    asked = {key: value for key, value in job.request["hyperparameters"].items() if value != AUTO}
     names = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "learning_rate_multiplier"}
     ours = job.request["hotshoe"]
     values = {names[key]: float(value) if key != "batch_size" else value for key, value in asked.items()}
@@ -127,7 +150,7 @@ def settings_of(job: JobRow) -> dict[str, Any]:
 
 def check_settings(job: JobRow) -> None:
     """Raises InvalidRequest for a value that no run can have."""
-    from training.job import config_of
+    from training.jobs import config_of
 
     try:
         config_of({**settings_of(job), "data": "data"})
@@ -150,7 +173,7 @@ def _check_method(body: JobBody) -> None:
 def _hyperparameters(body: JobBody) -> dict[str, Any]:
     """Those of the method; else the older ones beside it."""
     inner = body.method.supervised.hyperparameters if body.method and body.method.supervised else None
-    return (inner or body.hyperparameters or Hyperparameters()).model_dump()
+    return (inner or body.hyperparameters or Hyperparameters()).checked()
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -28,20 +28,20 @@ def metrics_csv(curve: dict[str, Any]) -> bytes:
 
 
 def keep_results(files: Files, job: JobRow, version: AdapterVersion) -> str | None:
-    """The file's id; the same metrics again are the file that is there."""
+    """The file's id; the same job's again is the file that is there."""
     curve = ((version.card or {}).get("result") or {}).get("curve")
     if not curve:
         return None
     content, owner = metrics_csv(curve), Owner(job.tenant, job.actor)
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    known = files.registry.files(owner, FileQuery(RESULTS, digest, limit=1))
-    if known:
-        return known[0].id
+    digest, name = f"sha256:{hashlib.sha256(content).hexdigest()}", f"{job.id}-metrics.csv"
+    for known in files.registry.files(owner, FileQuery(RESULTS, digest)):
+        if known.filename == name:  # this job's, of an earlier try
+            return known.id
     folder = files.store.stage()
     try:
         staged = folder / "content"
         staged.write_bytes(content)
         made = Content(staged, len(content), digest)
-        return files.add_own(owner, NewFile(RESULTS, f"{job.id}-metrics.csv"), made).id
+        return files.add_own(owner, NewFile(RESULTS, name), made).id
     finally:
         shutil.rmtree(folder, ignore_errors=True)

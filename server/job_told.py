@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from adapters.errors import LeaseLost
 from adapters.job_rows import JobChange, JobRow, Phase
 from adapters.registry import Registry
 from server.exports import insist
@@ -15,13 +16,14 @@ CHATTER = ("step ",)  # lines for people that are told as figures, too
 
 
 class Telling:
-    """Takes one message after another; raises LeaseLost as soon as the job is not this worker's any more."""
+    """Takes one message after another. Once the job is not this worker's any more, only its checkpoints are noted."""
 
     def __init__(self, registry: Registry, job: JobRow) -> None:
         self.registry = registry
         self.job = job
         self.error: dict[str, Any] | None = None
         self.is_done = False
+        self.is_lost = False
         self._written_at = 0.0
         self._said_step = 0
 
@@ -64,10 +66,7 @@ class Telling:
     async def _on_checkpoint(self, step: int, **losses: float) -> None:
         await insist(lambda: self.registry.note_checkpoint(self.job, step, losses))
 
-    async def _on_interrupted(self, message: str) -> None:
-        await self._note(None, message, level="warn")
-
-    async def _on_error(self, error: dict[str, Any]) -> None:
+    async def _on_error(self, **error: Any) -> None:
         self.error = error
 
     async def _on_result(self) -> None:
@@ -75,7 +74,12 @@ class Telling:
         await self._note(None, "Training has ended")
 
     async def _note(self, change: JobChange | None, says: str, *, level: str = "info", data: Any = None) -> None:
-        await insist(lambda: self.registry.note_job(self.job, change, says=says, level=level, data=data))
+        if self.is_lost:
+            return
+        try:
+            await insist(lambda: self.registry.note_job(self.job, change, says=says, level=level, data=data))
+        except LeaseLost:
+            self.is_lost = True
 
 
 def _shown(loss: float | None) -> str:

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.fine_tuning_job import Error, Hyperparameters, Method
-from openai.types.fine_tuning.fine_tuning_job_wandb_integration import FineTuningJobWandbIntegration
-from openai.types.fine_tuning.fine_tuning_job_wandb_integration_object import FineTuningJobWandbIntegrationObject
 from openai.types.fine_tuning.jobs.fine_tuning_job_checkpoint import FineTuningJobCheckpoint, Metrics
 from openai.types.fine_tuning.supervised_hyperparameters import SupervisedHyperparameters
 from openai.types.fine_tuning.supervised_method import SupervisedMethod
@@ -30,6 +28,7 @@ class OurPart(BaseModel):
 
     status: str  # paused, too, which theirs has no word for
     phase: str
+    is_working: bool  # its process is there; a job that was paused or cancelled may still be saving
     attempts: int
     progress: Mapping[str, Any] | None
     settings: Mapping[str, Any] | None
@@ -70,7 +69,7 @@ class CheckpointList(BaseModel):
     has_more: bool
 
 
-def job_of(job: JobRow) -> Job:
+def job_of(job: JobRow, *, is_working: bool) -> Job:
     """One job on the wire."""
     is_done = job.status is JobStatus.SUCCEEDED
     hyperparameters = hyperparameters_of(job)
@@ -93,11 +92,12 @@ def job_of(job: JobRow) -> Job:
         error=Problems(**job.error) if job.error else None,
         hyperparameters=Hyperparameters(**hyperparameters),
         method=Method(type="supervised", supervised=supervised),
-        integrations=[_integration(one) for one in job.request.get("integrations", ())],
+        integrations=[],
         metadata=job.request.get("metadata"),
         hotshoe=OurPart(
             status=job.status,
             phase=job.phase,
+            is_working=is_working,
             attempts=job.attempts,
             progress=job.progress,
             settings=job.settings,
@@ -162,10 +162,6 @@ def _status(job: JobRow) -> Any:
 def _estimate(job: JobRow) -> int | None:
     left = (job.progress or {}).get("ends_at")
     return int(left) if left and job.status is JobStatus.RUNNING else None
-
-
-def _integration(asked: Mapping[str, Any]) -> FineTuningJobWandbIntegrationObject:
-    return FineTuningJobWandbIntegrationObject(type="wandb", wandb=FineTuningJobWandbIntegration(**asked["wandb"]))
 
 
 def _whole(seconds: float | None) -> int | None:

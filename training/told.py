@@ -52,5 +52,5 @@ class Told(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         return is_end or time.monotonic() - self.last_told >= SECONDS_BETWEEN_STEPS
 
     def _left(self, state: TrainerState) -> float:
-        done = max(1, state.global_step - self.first_step)
-        return (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
+        done, left = state.global_step - self.first_step, state.max_steps - state.global_step
+        return (time.monotonic() - self.began) / max(1, int(done)) * int(left)

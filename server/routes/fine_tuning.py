@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from adapters.errors import InvalidRequest, NotFound
 from adapters.file_rows import FINE_TUNE
 from adapters.job_rows import JobRow, Page, event_number, no_job
+from adapters.types import AdapterVersion, VersionStatus
 from server.file_wire import owner_of
 from server.idempotency import idempotent
-from server.job_order import JobBody, check_settings, order_of
+from server.job_order import JobBody, check_settings, check_texts, order_of
 from server.job_wire import (
     CheckpointList,
     EventList,
@@ -44,12 +45,13 @@ def router(services: Services) -> APIRouter:
     @routes.post("", summary="Train an adapter of a file that was sent, and serve it", response_model=Job)
     async def create(request: Request, body: JobBody) -> JSONResponse:
         caller = caller_of(request)
+        check_texts(body)
 
         async def act() -> tuple[int, dict[str, Any]]:
             job = await ordered(services, caller, body)
             row = await asyncio.to_thread(registry.add_job, job)
             services.jobs.poke()
-            return 200, job_of(row).model_dump(mode="json")
+            return 200, shown(services, row).model_dump(mode="json")
 
         status, answer = await idempotent(services, request, body.model_dump_json(), act)
         return JSONResponse(answer, status_code=status)
@@ -57,13 +59,14 @@ def router(services: Services) -> APIRouter:
     @routes.get("", summary="The jobs, newest first; go on with ?after=ID")
     async def list_jobs(request: Request, after: After = None, limit: Limit = 20) -> JobList:
         caller, wanted = caller_of(request), metadata_of(request)
-        found = await asyncio.to_thread(registry.jobs, caller.tenant, Page(after, limit + 1), wanted)
-        seen = [job_of(job) for job in found[:limit] if caller.may_touch(job.adapter)]
+        adapters = caller.key.adapters if caller.key is not None else None
+        found = await asyncio.to_thread(registry.jobs, caller.tenant, Page(after, limit + 1), wanted, adapters)
+        seen = [shown(services, job) for job in found[:limit]]
         return JobList(data=seen, has_more=len(found) > limit)
 
     @routes.get("/{job_id}", summary="One job")
     async def read(request: Request, job_id: str) -> Job:
-        return job_of(await own_job(services, caller_of(request), job_id))
+        return shown(services, await own_job(services, caller_of(request), job_id))
 
     @routes.post("/{job_id}/cancel", summary="End a job for good; its checkpoints stay listed")
     async def cancel(request: Request, job_id: str) -> Job:
@@ -108,10 +111,14 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
+def shown(services: Services, job: JobRow) -> Job:
+    return job_of(job, is_working=services.jobs.working_on == job.id)
+
+
 async def told(services: Services, job: JobRow, last: int) -> AsyncIterator[bytes]:
     """What a job says after the event of this number, as it says it, until it has ended or the server does."""
     quiet_since = time.monotonic()
-    while not services.lifecycle.is_stopping:
+    while not (services.lifecycle.is_stopping or services.lifecycle.is_leaving()):
         job = await asyncio.to_thread(services.registry.get_job, job.tenant, job.id)  # before its events are read
         for event in await asyncio.to_thread(services.registry.job_events_since, job.tenant, job.id, last):
             last, quiet_since = event.id, time.monotonic()
@@ -133,10 +140,31 @@ async def ordered(services: Services, caller: Caller, body: JobBody) -> JobRow:
     await asyncio.to_thread(check_settings, job)
     for param in ("training_file", "validation_file"):
         await check_file(services, caller, getattr(job, param), param)
-    if job.model == services.base.id:
-        return job
-    version = await find_version(services, caller, job.model)
-    return replace(job, request={**job.request, "from": version.ref})
+    trained_on = {**job.request, "base_digest": services.jobs.where.base.digest}
+    if (body.hotshoe.rank or 0) > services.settings.max_rank:
+        raise InvalidRequest(
+            f"rank {body.hotshoe.rank} is above {services.settings.max_rank}, the largest that this server serves.",
+            param="rank",
+        )
+    if job.model != services.base.id:
+        parent = await parent_version(services, caller, job.model)
+        if body.hotshoe.rank not in (None, parent.rank):
+            raise InvalidRequest(
+                f"{parent.ref} has rank {parent.rank}; a job that goes on from it keeps it.", param="rank"
+            )
+        trained_on["from"] = {"name": parent.name, "number": parent.number}
+    return replace(job, request=trained_on)
+
+
+async def parent_version(services: Services, caller: Caller, model: str) -> AdapterVersion:
+    """The version to go on from; raises ModelNotFound, or InvalidRequest where it cannot be."""
+    version = await find_version(services, caller, model)
+    if version.tenant != caller.tenant:  # it is shared to be asked, not to be taken further
+        raise InvalidRequest(f"{model} is another tenant's: a job goes on from versions of your own.", param="model")
+    if version.status not in (VersionStatus.READY, VersionStatus.QUARANTINED):
+        raise InvalidRequest(f"{version.ref} is {version.status}: a job cannot go on from it.", param="model")
+    services.servable.check(version)
+    return version
 
 
 async def check_file(services: Services, caller: Caller, file_id: str | None, param: str) -> None:
@@ -165,10 +193,10 @@ async def turn(services: Services, request: Request, job_id: str, change: Callab
     job = await own_job(services, caller, job_id)
     changed = await asyncio.to_thread(lambda: change(job.tenant, job.id, actor=caller.actor))
     services.jobs.poke()
-    return job_of(changed)
+    return shown(services, changed)
 
 
-def metadata_of(request: Request) -> dict[str, str | None]:
+def metadata_of(request: Request) -> dict[str, str]:
     """`metadata[KEY]=VALUE`, as the client sends what it looks for."""
     found = {key: value for key, value in request.query_params.multi_items() if key.startswith(METADATA)}
     return {key.removeprefix(METADATA).removesuffix("]"): value for key, value in found.items()}

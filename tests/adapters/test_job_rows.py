@@ -41,7 +41,7 @@ def test_a_job_goes_from_the_queue_to_its_end(registry: Registry) -> None:
     assert (made.status, made.phase, made.attempts, made.id[:6]) == (JobStatus.QUEUED, Phase.NEW, 0, "ftjob-")
     job = claimed(registry)
     assert (job.id, job.status, job.attempts, job.fence) == (made.id, JobStatus.RUNNING, 1, 1)
-    assert registry.claim_job() is None
+    assert registry.claim_job() is None and not registry.has_free_job()
     registry.note_job(job, JobChange(phase=Phase.TRAINING, progress={"step": 1}), says="Step 1", data={"loss": 2.0})
     registry.succeed_job(job, "Done", result_file="file-2")
     ended = registry.get_job("default", made.id)
@@ -100,7 +100,6 @@ def writes(job: JobRow) -> dict[str, Callable[[Registry], Any]]:
     return {
         "renew": lambda registry: registry.renew_lease(job),
         "note": lambda registry: registry.note_job(job, says="Still here"),
-        "checkpoint": lambda registry: registry.note_checkpoint(job, 1, {}),
         "requeue": lambda registry: registry.requeue_job(job, "stop"),
         "fail": lambda registry: registry.fail_job(job, ERROR),
         "succeed": lambda registry: registry.succeed_job(job, "Done"),
@@ -135,6 +134,23 @@ def test_a_job_publishes_once_whatever_two_workers_do(registry: Registry) -> Non
     assert registry.get_job("default", first.id).number == made.number == 1
     again = registry.add_version(NewVersion("router", digest="sha256:1", job=second))  # the step done again
     assert (again.number, again.is_new) == (1, False)
+
+
+def test_a_checkpoint_that_was_saved_while_the_job_was_paused_is_listed(registry: Registry) -> None:
+    registry.add_job(new())
+    job = claimed(registry)
+    registry.pause_job(job.tenant, job.id, actor="a")
+    registry.note_checkpoint(job, 7, {"loss": 0.5})
+    assert [(one.step, one.metrics) for one in registry.job_checkpoints(job.tenant, job.id)] == [(7, {"loss": 0.5})]
+
+
+def test_a_name_that_differs_only_in_case_and_a_full_tenant_are_known_before_any_training(registry: Registry) -> None:
+    registry.add_version(NewVersion("Router", digest="sha256:1"))
+    with pytest.raises(Conflict, match="differs only in case"):
+        registry.add_job(new())
+    registry.add_tenant("default", UseLimits(versions=1), actor="operator")
+    with pytest.raises(QuotaExceeded, match="1 versions of at most 1"):
+        registry.add_job(replace(new(), adapter="Router"))
 
 
 def test_a_lease_that_is_renewed_is_nobody_elses(registry: Registry) -> None:
@@ -202,7 +218,8 @@ def test_pages_go_on_where_the_last_one_ended(registry: Registry) -> None:
     assert [job.id for job in registry.jobs("default", Page(limit=2))] == newest[:2]
     assert [job.id for job in registry.jobs("default", Page(newest[1], 9))] == newest[2:]
     assert [job.id for job in registry.jobs("default", metadata={"team": "a"})] == [newest[1], newest[3]]
-    assert registry.jobs("other") == []
+    assert [job.id for job in registry.jobs("default", adapters={"router"})] == newest
+    assert registry.jobs("default", adapters={"other"}) == [] == registry.jobs("other")
     job = claimed(registry)
     for step in (10, 20, 20, 30):
         registry.note_checkpoint(job, step, {"loss": 1 / step})

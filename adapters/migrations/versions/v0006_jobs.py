@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
         sa.Column("result_file", sa.String(length=40), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("deaths", sa.Integer(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("leased_until", sa.Float(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
