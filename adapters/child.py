@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,14 @@ def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], Hots
         raise failed((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+def end_with_stdin(number: signal.Signals = signal.SIGTERM) -> None:
+    """From now on this process and its group get the signal once stdin closes: whoever started it is gone."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not through sys.stdin, whose lock would be held while the interpreter shuts down
+            pass
+        os.killpg(os.getpgrp(), number)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -16,6 +16,7 @@ HotshoeError
 │   ├── NotServable       not_servable         the version exists but may not answer requests
 │   ├── IdempotencyReused idempotency_key_reused
 │   ├── SourceChanged     source_changed       files changed while they were fetched, or are still being written
+│   ├── LeaseLost         lease_lost           a job is another worker's by now, or was paused or cancelled
 │   └── AlreadyRunning    already_running      another process holds this state folder or output folder
 ├── GenerationMismatch    generation_mismatch  If-Match named another generation of the alias
 ├── PayloadTooLarge       payload_too_large
@@ -149,6 +150,10 @@ class SourceChanged(Conflict):
 
 class AlreadyRunning(Conflict):
     code = "already_running"
+
+
+class LeaseLost(Conflict):
+    code = "lease_lost"
 
 
 class GenerationMismatch(HotshoeError):

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX, BaseModel, load_base
 from adapters.canonical import canonicalise, check, digest_folder
+from adapters.child import end_with_stdin
 from adapters.durable import sync, write_file
 from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputExists, ParityFailed, Problem, StorageFull
 from adapters.inspect import inspect_folder
@@ -296,7 +296,7 @@ def main(spec_path: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     spec = json.loads(Path(spec_path).read_text())
     os.nice(spec.pop("nice", 0))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_stdin()
     try:
         result = export(request_from_spec(spec), _say)
     except HotshoeError as error:
@@ -309,12 +309,6 @@ def main(spec_path: str) -> int:
 def _say(message: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 4096):  # not through sys.stdin, whose lock would be held while the interpreter shuts down
-        pass
-    os.killpg(os.getpgrp(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from adapters.journal import add_event, ensure_tenant
 from adapters.tenants import check_file_quota, check_part_quota
 
 ADAPTER = "adapter"
-PURPOSES = (ADAPTER, "evals", "fine-tune", "user_data")
+FINE_TUNE = "fine-tune"
+PURPOSES = (ADAPTER, "evals", FINE_TUNE, "user_data")  # that a sender may name
+RESULTS = "fine-tune-results"  # of files that a job of this server makes
 UPLOAD_SECONDS = 3600.0  # of an upload after its last part
 ENDED_SECONDS = 24 * 3600.0  # of the row of an upload that ended
 MAX_PARTS = 1000
@@ -299,7 +301,7 @@ class FileRows:
         nothing = (0, 0)
         return [
             StoredFiles(purpose, *kept.get(purpose, nothing), opened.get(purpose, 0), came.get(purpose, 0))
-            for purpose in PURPOSES
+            for purpose in (*PURPOSES, RESULTS)
         ]
 
     def _has_expired(self, now: float) -> bool:

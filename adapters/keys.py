@@ -39,8 +39,9 @@ SCOPES: dict[str, frozenset[str]] = {
     "upload": frozenset({"read"}),
     "promote": frozenset({"read", "export"}),
     "export": frozenset({"read"}),
+    "train": frozenset({"read", "upload"}),
     "metrics": frozenset(),
-    "admin": frozenset({"infer", "read", "upload", "promote", "export", "metrics"}),
+    "admin": frozenset({"infer", "read", "upload", "promote", "export", "train", "metrics"}),
 }
 OPERATOR_SCOPES = frozenset({"admin", "metrics"})
 MAX_ADAPTERS = 100

@@ -23,6 +23,8 @@ class UseLimits:
     file_bytes: int | None = None  # of files and of what open uploads declare; where unset, as many as stored_bytes
     files: int | None = None  # and open uploads
     upload_parts: int | None = None  # of open uploads
+    jobs: int | None = None  # fine-tuning jobs that have not ended
+    running_jobs: int | None = None  # of these at once
 
     @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> UseLimits:

@@ -13,6 +13,7 @@ from adapters.canonical import CanonicalAdapter, Verdict, VerdictKind, canonical
 from adapters.chat_template import template_digest
 from adapters.errors import AdapterRefused, HotshoeError, Problem
 from adapters.inspect import inspect_folder, read_card
+from adapters.job_rows import JobRow
 from adapters.magnitude import MAX_UPDATE_RATIO, largest_update
 from adapters.registry import OPERATOR, NewVersion, Registry
 from adapters.serving import Serving
@@ -34,6 +35,7 @@ class PublishContext:
     source: Mapping[str, Any] | None = None  # where the files were pulled from, for the event
     serving: Serving = field(default_factory=Serving)  # what the uploader says of serving it, checked
     serving_dtype: str = "bfloat16"  # values must not overflow in it
+    job: JobRow | None = None  # the fine-tuning job that the files come of
     max_update_ratio: float = MAX_UPDATE_RATIO  # a larger update beside its layer's weights is not served unasked
 
 
@@ -145,6 +147,7 @@ def _checked(
         dropped=(*verdict.dropped, *left_out, *context.serving.dropped),
         actor=context.actor,
         source=context.source,
+        job=context.job,
     )
     return canonical, new, verdict
 
@@ -173,5 +176,6 @@ def _record_refusal(refusal: AdapterRefused, name: str, context: PublishContext,
             card=card,
             actor=context.actor,
             source=context.source,
+            job=context.job,
         )
     )

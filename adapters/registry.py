@@ -23,6 +23,7 @@ from adapters.errors import Conflict, NotServable, Problem, StorageDamaged
 from adapters.export_rows import ExportRows
 from adapters.file_rows import FileRows
 from adapters.gate_rows import GateRows
+from adapters.job_rows import JobRow, JobRows, note_version
 from adapters.journal import Journal, add_event, ensure_tenant
 from adapters.keys import KeyRows
 from adapters.proof_rows import ProofRows
@@ -65,10 +66,13 @@ class NewVersion:
     actor: str = OPERATOR
     source: Mapping[str, Any] | None = None  # where the files were pulled from; None for an upload
     serving: Serving = field(default_factory=Serving)
+    job: JobRow | None = None  # the fine-tuning job that it comes of, which then names it
     created_at: float = field(default_factory=time.time)
 
 
-class Registry(BaseRows, DeathRows, ExportRows, FileRows, GateRows, Journal, KeyRows, ProofRows, TenantRows, UsageRows):
+class Registry(
+    BaseRows, DeathRows, ExportRows, FileRows, GateRows, JobRows, Journal, KeyRows, ProofRows, TenantRows, UsageRows
+):
     """The registry of one state folder. Synchronous and safe to call from many threads and processes."""
 
     def __init__(self, database: Database, upgrade: Upgrade | None = None) -> None:
@@ -93,7 +97,7 @@ class Registry(BaseRows, DeathRows, ExportRows, FileRows, GateRows, Journal, Key
         defaults and template (`is_new` is False).
 
         Raises Conflict when `new.number` is another number than the files have or would get, PayloadTooLarge or
-        QuotaExceeded when the tenant has no room for it.
+        QuotaExceeded when the tenant has no room for it, LeaseLost when its job is another worker's by now.
         """
         check_name(new.name)
         with self.database.writing() as connection:
@@ -101,6 +105,8 @@ class Registry(BaseRows, DeathRows, ExportRows, FileRows, GateRows, Journal, Key
             same = _same_files(connection, adapter_id, new)
             if same is not None:
                 version = to_version(same)
+                if new.job is not None:
+                    note_version(connection, new.job, version.number)
                 _expect_number(new, version.number, "these files, served the same way, are that version already")
                 return version
             highest = select(func.max(schema.versions.c.number)).where(schema.versions.c.adapter_id == adapter_id)
@@ -108,6 +114,8 @@ class Registry(BaseRows, DeathRows, ExportRows, FileRows, GateRows, Journal, Key
             _expect_number(new, number, "that number is taken or is not the next one")
             if new.status in WITH_FILES:
                 check_quota(connection, new.tenant, new.size_bytes)
+            if new.job is not None:
+                note_version(connection, new.job, number)
             connection.execute(insert(schema.versions).values(_row(new, adapter_id, number)))
             add_event(connection, new.tenant, "version_added", new.actor, new.name, number, detail=_added(new))
             return to_version(version_row(connection, new.tenant, new.name, number), is_new=True)

@@ -222,6 +222,64 @@ upload_parts = Table(
     Index(None, "tenant"),
 )
 
+# Fine-tuning jobs; `fence` is of the worker that holds the job, or of nobody.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("actor", String(120), nullable=False),
+    Column("adapter", String(63), nullable=False),  # the name that its version gets
+    Column("model", String(255), nullable=False),  # as the client named it
+    Column("training_file", String(40), nullable=False),
+    Column("validation_file", String(40)),
+    Column("seed", BigInteger, nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("settings", JSON(none_as_null=True)),
+    Column("progress", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("number", Integer),  # of the version that was made of it
+    Column("trained_tokens", BigInteger),
+    Column("result_file", String(40)),
+    Column("attempts", Integer, nullable=False),
+    Column("deaths", Integer, nullable=False),  # of its process, without a word
+    Column("fence", Integer, nullable=False),
+    Column("leased_until", Float),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Index(None, "tenant", "created_at"),
+    Index(None, "status"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("job_id", ForeignKey(jobs.c.id), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("message", String, nullable=False),
+    Column("data", JSON(none_as_null=True)),
+    Index(None, "job_id"),
+    sqlite_autoincrement=True,
+)
+
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), nullable=False),
+    Column("job_id", ForeignKey(jobs.c.id), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("job_id", "step"),
+)
+
 # Sums of one tenant's requests to one model on one day (UTC). What ended early is counted apart.
 usage_days = Table(
     "usage_days",

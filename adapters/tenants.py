@@ -172,6 +172,30 @@ def check_part_quota(connection: Connection, tenant: str) -> None:
         )
 
 
+def check_job_quota(connection: Connection, tenant: str) -> None:
+    """Room for one more fine-tuning job that has not ended; raises QuotaExceeded. Call it in the transaction."""
+    limit = _limits(connection, tenant).jobs
+    jobs = schema.jobs.c
+    open_jobs = select(func.count()).where(jobs.tenant == tenant, jobs.status.in_(("queued", "running", "paused")))
+    count = connection.execute(open_jobs).scalar() or 0
+    if limit is not None and count >= limit:
+        raise QuotaExceeded(
+            f"{tenant} has {count} fine-tuning jobs that have not ended of at most {limit}: cancel one, wait for one, "
+            "or ask the operator for more.",
+            param="jobs",
+        )
+
+
+def running_jobs_limit(connection: Connection, tenant: str) -> int | None:
+    """How many fine-tuning jobs of the tenant may run at once; None for any number."""
+    return _limits(connection, tenant).running_jobs
+
+
+def _limits(connection: Connection, tenant: str) -> UseLimits:
+    found = connection.execute(select(schema.tenants.c.limits).where(schema.tenants.c.id == tenant)).scalar()
+    return UseLimits.read(found)
+
+
 def _tenant(connection: Connection, tenant: str) -> Tenant:
     row = connection.execute(select(schema.tenants).where(schema.tenants.c.id == tenant)).first()
     if row is None:

@@ -1,6 +1,6 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), the planner, and the data check's gate_speed, privacy, profanity and doubtful.
+On request: restarts (`--kills N`), interference, planner; of the data check gate_speed, privacy, profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -9,7 +9,19 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import doubtful, gate_speed, gateway, planner, privacy, profanity, restarts, side_channel, startup, training
+from bench import (
+    doubtful,
+    gate_speed,
+    gateway,
+    interference,
+    planner,
+    privacy,
+    profanity,
+    restarts,
+    side_channel,
+    startup,
+    training,
+)
 from bench.report import Report, machine, write
 
 BENCHES = {"startup": startup.run, "gateway": gateway.run, "training": training.run, "side_channel": side_channel.run}
@@ -20,6 +32,7 @@ ON_REQUEST = {
     "profanity": profanity.run,
     "doubtful": doubtful.run,
     "planner": planner.run,
+    "interference": interference.run,
 }
 
 

@@ -34,6 +34,7 @@ from server.exports import ExportPlace, Exports
 from server.file_expiry import FileExpiry
 from server.gateway import Gateway
 from server.holding import Holding
+from server.job_worker import JobPlace, JobWorker
 from server.keyring import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
@@ -47,6 +48,7 @@ from server.resolve import Resolver
 from server.routes import (
     adapters,
     exports,
+    fine_tuning,
     gates,
     keys,
     models,
@@ -60,7 +62,7 @@ from server.routes import (
 )
 from server.routes import files as files_api
 from server.served import ServedProbe
-from server.services import Services
+from server.services import Caller, Services
 from server.settings import Settings, pepper_of
 from server.source_sync import SourceSync
 from server.sources import open_sources
@@ -78,6 +80,7 @@ ROUTERS: tuple[Callable[[Services], APIRouter], ...] = (
     files_api.router,
     uploads_api.router,
     exports.router,
+    fine_tuning.router,
     usage.router,
     keys.router,
     tenants.router,
@@ -146,6 +149,20 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     prover = Prover(engaged)
     residents.vet = prover.vet
     jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
+    place = JobPlace(
+        registry=registry,
+        files=files,
+        store=store,
+        base=merge_base or base,
+        home=settings.home,
+        prover=prover,
+        context_for=lambda tenant, actor: services.publish_context(Caller(tenant, actor)),
+        promote=lambda version, alias, actor: versions.move(
+            services, Caller(version.tenant, actor), (version.name, alias), version.number, None
+        ),
+        stop_seconds=settings.grace_seconds,
+    )
+    worker = JobWorker(place)
     operator_key = settings.api_key.get_secret_value() if settings.api_key else None
     meter = UsageMeter(registry)
     services = Services(
@@ -164,13 +181,14 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         metrics=metrics,
         lifecycle=Lifecycle(),
         exports=jobs,
+        jobs=worker,
         keyring=Keyring(registry, pepper_of(settings), operator_key),
         limiter=Limiter(),
         usage=meter,
         files=files,
         memory=MemoryWatch(outlook, engine, residents),
         sources=open_sources(settings),
-        workers=[jobs, meter, FileExpiry(files), agreement],
+        workers=[jobs, worker, meter, FileExpiry(files), agreement],
     )
     services.workers.append(SourceSync(services))
     return services

@@ -104,6 +104,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.IdempotencyReused: (409, CONFLICT),
     errors.SourceChanged: (409, CONFLICT),
     errors.AlreadyRunning: (409, CONFLICT),
+    errors.LeaseLost: (409, CONFLICT),
     errors.MergeBaseMissing: (409, CONFLICT),
     errors.OutputExists: (409, CONFLICT),
     errors.GenerationMismatch: (412, CONFLICT),

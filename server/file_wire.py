@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from adapters.file_rows import FileRow, Owner, PartRow, UploadRow, UploadStatus
 from server.services import Caller
 
-Purpose = Literal["adapter", "evals", "fine-tune", "user_data"]
+Purpose = Literal["adapter", "evals", "fine-tune", "fine-tune-results", "user_data"]
 
 
 class File(FileObject):

@@ -56,6 +56,7 @@ class Lifecycle:
     on_failure: Callable[[], None] = lambda: None
     on_ready: Callable[[], None] = lambda: None
     is_stopping: bool = False
+    is_leaving: Callable[[], bool] = lambda: False  # a signal has come; who streams ends, and others may finish
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _restoring: asyncio.Task[Any] | None = None
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)

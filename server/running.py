@@ -55,6 +55,7 @@ async def _serve(
         server.should_exit = True
 
     services.lifecycle.on_failure = give_up
+    services.lifecycle.is_leaving = lambda: server.should_exit
     services.lifecycle.on_ready = lambda: say(*ready_lines(services))
     announce(services.settings, services, listener)
     show_first_key(services.settings, services)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from server.door import Door
     from server.engine.base import Engine
     from server.exports import Exports
+    from server.job_worker import JobWorker
     from server.keyring import Keyring
     from server.lifecycle import Lifecycle
     from server.limits import Limiter
@@ -90,6 +91,7 @@ class Services:
     metrics: Metrics
     lifecycle: Lifecycle
     exports: Exports
+    jobs: JobWorker
     keyring: Keyring
     limiter: Limiter
     usage: UsageMeter

@@ -80,6 +80,9 @@ class TrainingConfig:
         default=None,
         metadata={"doc": "Peak learning rate; default 1e-3 below 0.3 billion parameters, else 2e-4; for full a tenth."},
     )
+    learning_rate_multiplier: float = field(
+        default=1.0, metadata={"doc": "Times the default rate, where learning_rate is left out."}
+    )
     scheduler: str = field(
         default="cosine", metadata={"doc": "How the rate falls after warm-up: linear, cosine or constant_with_warmup."}
     )
@@ -202,6 +205,7 @@ class TrainingConfig:
             ("dtype", self.dtype is None or self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             ("epochs", _within(self.epochs, 0, 1000), "above 0 and at most 1000"),
             ("learning_rate", _within(self.learning_rate, 0, 0.1), "above 0 and at most 0.1"),
+            ("learning_rate_multiplier", _within(self.learning_rate_multiplier, 0, 50), "above 0 and at most 50"),
             ("batch_size", _within(self.batch_size, 0, 4096), "between 1 and 4096"),
             ("tokens_per_pass", _within(self.tokens_per_pass, 0, 10_000_000), "between 1 and 10000000"),
             ("rank", _within(self.rank, 0, 512), "between 1 and 512, the largest rank an engine serves"),
@@ -327,7 +331,7 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
     return Settings(
         method=method,
         epochs=epochs,
-        learning_rate=config.learning_rate or default_learning_rate(facts, method),
+        learning_rate=config.learning_rate or config.learning_rate_multiplier * default_learning_rate(facts, method),
         scheduler=config.scheduler,
         warmup_ratio=config.warmup_ratio,
         batch_size=pass_size * accumulation,

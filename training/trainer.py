@@ -71,6 +71,7 @@ class Run:
     state: Any = None  # Trainer's, after training
     baseline: Baseline | None = None  # where base and adapter are compared
     plan: dict[str, Any] | None = None  # what was expected of it
+    watchers: list[Any] = field(default_factory=list)  # Trainer callbacks of whoever asked for the run
 
     def train(self, staging: Staging, progress: Progress, last: Checkpoint | None = None) -> None:
         """Load the model and train it, from `last` on where it is given; working files go into `staging`."""
@@ -88,7 +89,7 @@ class Run:
         step = last.step if last is not None else 0
         with reporters(self.config, self.settings, staging.result, step) as reporting, listening() as stop:
             live = Live(staging.result / LIVE, self.meter)
-            callbacks = [live, Guard(), *measured, progress, *reporting, Interrupter(stop)]
+            callbacks = [live, Guard(), *measured, progress, *reporting, *self.watchers, Interrupter(stop)]
             trainer = build_trainer(
                 self.config, self.settings, self.material, staging.checkpoints, self.meter, callbacks, score
             )
@@ -103,8 +104,16 @@ class Run:
         self.curve = Curve.of(trainer.state.log_history)
 
 
-def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, resume: bool = False) -> TrainingResult:
+def train(
+    config: TrainingConfig,
+    say: Callable[[str], None] | None = None,
+    *,
+    resume: bool = False,
+    watch: Callable[[Run], list[Any]] = lambda _: [],
+) -> TrainingResult:
     """Train into `config.output`, which then holds the result whole. Lines about it go to `say`, or to stderr.
+
+    `watch` is called once the settings are known; what it gives are callbacks of transformers' Trainer.
 
     A run that was cut off leaves its checkpoints beside the output; with `resume` it goes on from the last whole one
     and ends in the weights that it would have had.
@@ -132,6 +141,7 @@ def train(config: TrainingConfig, say: Callable[[str], None] | None = None, *, r
         lines = [announcement(config, material, settings), memory(settings, material.base).line()]
         progress.say("\n".join([*lines, *([gate.line()] if gate is not None else [])]))
         run.plan = plan_of(run)
+        run.watchers = watch(run)
         run.train(staging, progress, last)
         save_result(run.model, staging.result, material.base, config.base)
         card = make_card(run, staging)

@@ -29,6 +29,7 @@ VERB_MODULES = {
     "server.cli.remote": ("ls", "show", "promote", "rollback", "retire"),
     "server.cli.gate": ("gate",),
     "server.cli.chat": ("chat",),
+    "server.cli.jobs": ("jobs",),
     "server.cli.tenants": ("keys", "tenants"),
     "server.cli.export": ("export",),
 }

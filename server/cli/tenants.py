@@ -41,7 +41,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def create_key(
-    scope: Annotated[str, typer.Option(help="Comma-separated: infer, read, upload, promote, export, metrics, admin.")],
+    scope: Annotated[
+        str, typer.Option(help="Comma-separated: infer, read, upload, promote, export, train, metrics, admin.")
+    ],
     tenant: Annotated[str, typer.Option(help="Whose key it is; made when it is new.")] = "default",
     name: Annotated[str | None, typer.Option(help="A word to know it by.")] = None,
     adapters: Annotated[str | None, typer.Option(help="Comma-separated: the only adapters it may touch.")] = None,
@@ -138,6 +140,8 @@ def set_tenant(
     ] = None,
     files: Annotated[int | None, typer.Option(help="Files and open uploads.")] = None,
     upload_parts: Annotated[int | None, typer.Option(help="Parts of open uploads.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Fine-tuning jobs that have not ended.")] = None,
+    running_jobs: Annotated[int | None, typer.Option(help="Fine-tuning jobs that run at once.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -153,6 +157,8 @@ def set_tenant(
         file_bytes=file_bytes,
         files=files,
         upload_parts=upload_parts,
+        jobs=jobs,
+        running_jobs=running_jobs,
     )
     with open_admin(home) as admin:
         row = admin.set_tenant(tenant, limits)

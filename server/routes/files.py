@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from openai.types import FileDeleted
 
 from adapters.errors import InvalidRequest
-from adapters.file_rows import PURPOSES, FileQuery
+from adapters.file_rows import PURPOSES, RESULTS, FileQuery
 from adapters.files import Content, NewFile, check_file
 from adapters.limits import within
 from server.file_wire import File, FileList, file_of, owner_of
@@ -60,8 +60,9 @@ def router(services: Services) -> APIRouter:
         order: Literal["asc", "desc"] = Query("desc"),
         sha256: str | None = Query(None, pattern=HEX_DIGEST),
     ) -> FileList:
-        if purpose is not None and purpose not in PURPOSES:
-            raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}.", param="purpose")
+        known = (*PURPOSES, RESULTS)
+        if purpose is not None and purpose not in known:
+            raise InvalidRequest(f"purpose must be one of {', '.join(known)}.", param="purpose")
         digest = None if sha256 is None else f"sha256:{sha256}"
         query = FileQuery(purpose, digest, after, limit + 1, order == "asc")
         found = await asyncio.to_thread(registry.files, owner_of(caller_of(request)), query)

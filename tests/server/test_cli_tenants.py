@@ -48,8 +48,11 @@ def test_tenants_get_limits_and_share_on_the_state_folder(home: Path) -> None:
     flags = ("--home", str(home))
     done = shell.verb("tenants", "set", "acme", "--versions", "20", "--requests-per-minute", "600", *flags)
     assert done.stdout == "acme  requests_per_minute=600 versions=20\n"
-    kept = ("--file-bytes", "5", "--files", "2", "--upload-parts", "3")
-    assert "file_bytes=5 files=2 upload_parts=3" in shell.verb("tenants", "set", "acme", *kept, *flags).stdout
+    kept = ("--file-bytes", "5", "--files", "2", "--upload-parts", "3", "--jobs", "4", "--running-jobs", "1")
+    assert (
+        "file_bytes=5 files=2 upload_parts=3 jobs=4 running_jobs=1"
+        in shell.verb("tenants", "set", "acme", *kept, *flags).stdout
+    )
     assert shell.verb("tenants", "set", "acme", "--versions", "3", *flags).stdout == "acme  versions=3\n"
     listed = shell.verb("tenants", "ls", *flags).stdout
     assert "acme  0 adapters  0 versions  0 bytes  0 files of 0 bytes  versions=3" in listed
