@@ -42,6 +42,7 @@ FAULTS = (
         "too many epochs on few rows",
         "overfit",
         also=("memorised", *FORGETS),
+        answers="random",  # with the right ones, two sentences an intent are enough for this task
         asked={"epochs": 30.0, "patience": 0, "evaluations": 10},
     ),
     of_many("learning rate far too high", "diverged", asked={"learning_rate": 0.1, "max_gradient_norm": 100.0}),
@@ -117,6 +118,8 @@ def rows(fault: Fault, side: str, count: int, draw: random.Random) -> list[dict[
         sentence, intent = draw.choice(of[intents[number % len(intents)]])
         if fault.answers == "unique":
             intent = "".join(draw.choices(SYLLABLES, k=3))
+        elif fault.answers == "random":
+            intent = draw.choice(intents)
         elif draw.random() < fault.noise:
             intent = draw.choice([other for other in intents if other != intent])
         made.append(chat(sentence, intent, system=SYSTEM))

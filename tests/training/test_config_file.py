@@ -24,6 +24,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "method": ("qlora", "qlora"),
     "epochs": ("2", 2.0),
     "learning_rate": ("1e-4", 1e-4),  # which YAML 1.1 takes for text
+    "learning_rate_multiplier": ("2", 2),
     "scheduler": ("linear", "linear"),
     "warmup_ratio": ("0.1", 0.1),
     "batch_size": ("8", 8),
