@@ -167,7 +167,7 @@ def test_files_and_open_uploads_are_counted_by_purpose(make_server: Callable[...
     for text in (b"1234", b"56"):
         server.http.post(f"/v1/uploads/{upload}/parts", files={"data": ("p", text)}).raise_for_status()
     found = scraped(server)
-    nothing = {("adapter",): 0, ("evals",): 0, ("fine-tune",): 0, ("user_data",): 0}
+    nothing = dict.fromkeys([("adapter",), ("evals",), ("fine-tune",), ("fine-tune-results",), ("user_data",)], 0)
     assert values(found, "hotshoe_files") == nothing | {("adapter",): 1, ("evals",): 2}
     assert values(found, "hotshoe_file_bytes") == nothing | {("adapter",): 1, ("evals",): 8}
     assert values(found, "hotshoe_open_uploads") == nothing | {("fine-tune",): 1}
