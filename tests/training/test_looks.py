@@ -86,7 +86,8 @@ def test_the_command_never_imports_torch(subject: Subject, qwen2_base: Path) -> 
     done = subprocess.run(
         [sys.executable, "-c", CHECK.format(words=words)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stderr  # transformers says so where it misses it
     assert "row_unrendered" in done.stdout and "tokens" in done.stdout
 
 
