@@ -236,10 +236,7 @@ class JobRows:
                 return job
             if to not in NEXT[job.status] or (of is not None and job.status is not of):
                 raise Conflict(f"{job_id} is {job.status}: it cannot become {to}.", param="fine_tuning_job_id")
-            values: dict[str, Any] = {"status": to, "fence": job.fence + 1, "leased_until": None}
-            if to.is_final:
-                values["finished_at"] = time.time()
-            _update(connection, job_id, values)
+            _leave(connection, job, to)
             say(connection, tenant, job_id, "info", message)
             add_event(connection, tenant, f"job_{to}", actor, job.adapter, detail={"job": job_id})
             return _job(connection, job_id, tenant)
@@ -332,7 +329,7 @@ class JobRows:
 
     def _end(self, job: JobRow, to: JobStatus, values: dict[str, Any], says: str, level: str) -> None:
         with self.holding_job(job) as connection:
-            _finish(connection, job, to, **values)
+            _leave(connection, job, to, **values)
             say(connection, job.tenant, job.id, level, says)
 
     # What a job said and saved.
@@ -405,8 +402,8 @@ def note_version(connection: Connection, job: JobRow, number: int) -> None:
     _update(connection, job.id, {"number": number})
 
 
-def _finish(connection: Connection, job: JobRow, to: JobStatus, **values: Any) -> None:
-    """Take a job that is held out of running, in the transaction that holds it."""
+def _leave(connection: Connection, job: JobRow, to: JobStatus, **values: Any) -> None:
+    """Take a job out of its status; whoever held it holds it no more."""
     if to.is_final:
         values["finished_at"] = time.time()
     _update(connection, job.id, {"status": to, "leased_until": None, "fence": job.fence + 1, **values})

@@ -20,9 +20,9 @@ from adapters.parity_report import available_memory_bytes
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion
-from server.exports import AskServed, end_group, insist
+from server.exports import AskServed, end_group
 from server.restoring import key_of
-from server.tasks import end_tasks
+from server.tasks import end_tasks, insist
 
 log = structlog.get_logger("hotshoe.agreement")
 LIBRARIES_BYTES = 1_000_000_000  # torch and transformers, and the activations of a short text

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -33,7 +33,7 @@ from adapters.export_rows import ExportRow, ExportStatus
 from adapters.merge_plan import check_dtype
 from adapters.staging import sweep_partial
 from adapters.types import AdapterRef, AdapterVersion
-from server.tasks import end_tasks
+from server.tasks import end_tasks, insist
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -41,11 +41,9 @@ if TYPE_CHECKING:
     from adapters.store import BlobStore
 
 log = structlog.get_logger("hotshoe.exports")
-T = TypeVar("T")
 AskServed = Callable[[AdapterVersion], Awaitable[list[dict[str, Any]]]]  # the engine's answers to the parity probe
 NICE = 10
 CANCEL_GRACE_SECONDS = 5.0
-BUSY_PAUSE_SECONDS = 0.5
 TELL_SECONDS = 0.5  # between two writes of progress to the registry
 MAX_LINE_BYTES = 64 << 20  # the report of a large model is one line
 # How far an export is when a stage begins, and the part of the whole that the stage is.
@@ -262,16 +260,6 @@ class Exports:
         progress = round(begin + part * message.get("percent", 0) / 100, 3)
         with contextlib.suppress(RegistryBusy):
             await asyncio.to_thread(lambda: self.registry.update_export(row.tenant, row.id, progress=progress))
-
-
-async def insist(call: Callable[[], T]) -> T:
-    """What a call of the registry gives, off the event loop; tried again for as long as somebody else has it locked."""
-    while True:
-        try:
-            return await asyncio.to_thread(call)
-        except RegistryBusy as error:
-            log.warning("background work waits for the registry", reason=error.message)
-            await asyncio.sleep(BUSY_PAUSE_SECONDS)
 
 
 def failed(error: HotshoeError) -> dict[str, Any]:

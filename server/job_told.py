@@ -8,7 +8,7 @@ from typing import Any
 from adapters.errors import LeaseLost
 from adapters.job_rows import JobChange, JobRow, Phase
 from adapters.registry import Registry
-from server.exports import insist
+from server.tasks import insist
 
 SECONDS_BETWEEN_WRITES = 2.0
 EVENTS_A_RUN = 100  # of steps, at most

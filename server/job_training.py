@@ -13,10 +13,9 @@ import structlog
 
 from adapters.errors import HotshoeError, LeaseLost
 from adapters.job_rows import LEASE_SECONDS, JobRow, JobStatus
-from server.exports import insist
 from server.job_child import JobChild
 from server.job_told import Telling
-from server.tasks import end_tasks
+from server.tasks import end_tasks, insist
 from training.jobs import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from openai.types.fine_tuning.supervised_method import SupervisedMethod
 from pydantic import BaseModel, Field
 
 from adapters.job_rows import JobCheckpoint, JobEvent, JobRow, JobStatus, Phase, event_id
+from server.job_order import AUTO, BOUNDS
 
 ORGANISATION = "org-hotshoe"
 
@@ -109,15 +110,14 @@ def job_of(job: JobRow, *, is_working: bool) -> Job:
 
 def hyperparameters_of(job: JobRow) -> dict[str, Any]:
     """As asked until they are known; then what was used, "auto" resolved."""
-    asked = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
-    asked |= job.request.get("hyperparameters", {})
+    asked = {**dict.fromkeys(BOUNDS, AUTO), **job.request["hyperparameters"]}
     if job.settings is None:
         return asked
     rate = asked["learning_rate_multiplier"]
     return {
         "n_epochs": round(job.settings["epochs"]),
         "batch_size": job.settings["batch_size"],
-        "learning_rate_multiplier": 1.0 if rate == "auto" else rate,
+        "learning_rate_multiplier": 1.0 if rate == AUTO else rate,
     }
 
 

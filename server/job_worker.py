@@ -35,12 +35,11 @@ from adapters.inspect import CARD_FILE
 from adapters.job_rows import JobChange, JobRow, Phase
 from adapters.publish import PublishContext, publish
 from adapters.types import AdapterVersion, VersionStatus
-from server.exports import insist
 from server.job_child import renamed
 from server.job_order import parent_of, settings_of
 from server.job_results import keep_results
 from server.job_training import RunFailed, Training
-from server.tasks import end_tasks
+from server.tasks import end_tasks, insist
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -108,10 +107,10 @@ class JobWorker:
         while True:
             try:
                 if await insist(self.registry.has_free_job):
-                    self._poked.set()  # there may be more of them
                     job = await insist(self.registry.claim_job)
-                    if job is not None:
+                    if job is not None:  # its tenant may have no more of them running
                         await self._run(job)
+                        self._poked.set()  # there may be more
                 await asyncio.to_thread(self._sweep)
             except Exception as error:  # noqa: BLE001 - a full disk, say: later jobs must find a worker all the same
                 log.error("the queue of jobs waits", error=type(error).__name__, reason=str(error)[:500])
@@ -166,8 +165,7 @@ class JobWorker:
                 await self._train(job, folder)
             version = await unbroken(self._publish(job, folder / "out"))
         else:
-            number = job.number
-            version = await asyncio.to_thread(self.registry.get, job.tenant, job.adapter, number)
+            version = await asyncio.to_thread(self.registry.get, job.tenant, job.adapter, job.number)
         version = await self._proven(job, version)
         await self._promote(job, version)
         result_file = await self._results(job, version)

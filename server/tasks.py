@@ -1,9 +1,18 @@
-"""Background tasks of the event loop, and their end."""
+"""Background tasks of the event loop: their patience with the registry, and their end."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+
+from adapters.errors import RegistryBusy
+
+log = structlog.get_logger("hotshoe.tasks")
+T = TypeVar("T")
+BUSY_PAUSE_SECONDS = 0.5
 
 
 async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
@@ -12,3 +21,13 @@ async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
     for task in there:
         task.cancel()
     await asyncio.gather(*there, return_exceptions=True)
+
+
+async def insist(call: Callable[[], T]) -> T:
+    """What a call of the registry gives, off the event loop; tried again for as long as somebody else has it locked."""
+    while True:
+        try:
+            return await asyncio.to_thread(call)
+        except RegistryBusy as error:
+            log.warning("background work waits for the registry", reason=error.message)
+            await asyncio.sleep(BUSY_PAUSE_SECONDS)

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from adapters.bases import load_base
 from adapters.canonical import WEIGHTS_FILE
+from adapters.job_rows import JobRow
+from adapters.limits import UseLimits
 from server.cli.client import ServerRefused
 from server.cli.main import build_app
 from server.cli.output import EXIT_FAILED
@@ -295,6 +297,20 @@ def test_the_process_that_trains_has_no_secret_of_ours(
     assert not [name for name in found if "KEY" in name or "SECRET" in name]
     eventually(lambda: process.nice() >= NICE)
     server.openai.fine_tuning.jobs.cancel(job.id)
+
+
+def test_jobs_of_a_tenant_that_may_run_none_wait_and_nobody_claims_them_over_and_over(
+    make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server()
+    registry, claims = server.services.registry, []
+    claim = registry.claim_job
+    monkeypatch.setattr(registry, "claim_job", lambda: claims.append(claim()))
+    registry.add_tenant("default", UseLimits(running_jobs=0), actor="operator")
+    registry.add_job(JobRow("", "default", "a", "router", "tiny", "file-1"))
+    server.services.jobs.poke()
+    time.sleep(1.0)
+    assert claims in ([], [None], [None, None])
 
 
 TURNS: dict[str, Callable[[Server, str], Any]] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from training.config import TrainingConfig
 from training.trainer import train
 
 SEED = 17
+END = "<|im_end|>"
 SYSTEM = "Name the intent of the sentence."
 REPLAYED_ROWS, LONGEST_TURN = 256, 64
 # General text gets harder for this base with whatever it is taught: that is no false alarm where nothing is replayed.
@@ -142,17 +142,15 @@ def said_by_the_base() -> list[dict[str, Any]]:
         how = {"do_sample": True, "temperature": 1.0, "top_p": 0.95} if is_drawn else {"do_sample": False}
         ids = model.generate(**batch, max_new_tokens=LONGEST_TURN, pad_token_id=tokenizer.pad_token_id, **how)
         texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :])
-        return [re.split(r"<\|im_end\|>", text)[0].strip() for text in texts]
+        return [text.partition(END)[0].strip() for text in texts]
 
     made: list[dict[str, Any]] = []
-    head, middle, tail = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"
+    head, middle = "<|im_start|>user\n", f"{END}\n<|im_start|>assistant\n"
     while len(made) < REPLAYED_ROWS:
         questions = [question for question in turns([head] * 64, is_drawn=True) if question]
         answers = turns([f"{head}{question}{middle}" for question in questions], is_drawn=False)
         made += [
-            chat(question, answer, system=None)
-            for question, answer in zip(questions, answers, strict=True)
-            if answer and tail not in answer
+            chat(question, answer, system=None) for question, answer in zip(questions, answers, strict=True) if answer
         ]
     return made[:REPLAYED_ROWS]
 
