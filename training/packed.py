@@ -1,12 +1,13 @@
 """A batch as one sequence without padding: what all rows begin with goes through the model once, then each row's rest.
 
     packed  = prefix ++ rest_1 ++ … ++ rest_B                      (num_tokens,)
-    row b   = prefix ++ rest_b, at the positions it would have alone
+    row b   = prefix ++ rest_b, at the positions it would have alone, up to the token before the last learned one
 
 Every layer but attention works token by token, so on the packed sequence it computes what it would on the rows, without
 padding and with the shared prefix once. Attention alone sees rows: it gathers the rests into (B, longest_rest) and lets
 row b attend to the prefix and to rest_b. Values and gradients are those of the padded batch, up to rounding: a causal
-model's states at the prefix do not depend on what follows, and the prefix's gradient is the sum over rows.
+model's states at the prefix do not depend on what follows, and the prefix's gradient is the sum over rows. For the same
+reason a row ends where its last learned token is predicted: later tokens have no say in its loss.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def collate(rows: Sequence[Rendered], shares_prefix: bool = True) -> Batch:
 
     `input_ids` and `position_ids` are (1, num_tokens); `predicting` (num_supervised,) holds the packed positions whose
     next token is learned and `shift_labels` (num_supervised,) those tokens; Trainer counts the latter. `row_tokens` is
-    the rows' length in all, each with its prefix.
+    the rows' length in all, each with its prefix and what follows its last learned token.
     """
     prefix = shared_prefix(rows) if shares_prefix else 0
-    rests = [row.input_ids[prefix:] for row in rows]
+    rests = [row.input_ids[prefix : row.used_tokens] for row in rows]
     longest = max(map(len, rests))
     ids = list(rows[0].input_ids[:prefix])
     positions = list(range(prefix))

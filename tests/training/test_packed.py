@@ -171,12 +171,25 @@ def test_equal_rows_cost_one_prefix_and_rows_without_a_common_start_share_nothin
     assert shared_prefix(rows(0, [(5, 4), (9, 2)])) == 0
 
 
-def test_a_packed_batch_has_no_padding_and_the_prefix_once() -> None:
+def test_a_packed_batch_has_no_padding_the_prefix_once_and_no_row_goes_on_behind_its_last_prediction() -> None:
     batch = collate(rows(12, [(5, 4), (9, 2), (1, 7)]))
     assert batch["prefix"] >= 12
     assert batch["input_ids"].numel() == batch["prefix"] + sum(
-        12 + context + learned - batch["prefix"] for context, learned in [(5, 4), (9, 2), (1, 7)]
+        12 + context + learned - 1 - batch["prefix"] for context, learned in [(5, 4), (9, 2), (1, 7)]
     )
+
+
+def with_an_end(row: Rendered, count: int) -> Rendered:
+    """The row with tokens behind its last learned one, as a template's line break behind the end of a turn."""
+    return Rendered((*row.input_ids, *range(count)), (*row.labels, *[IGNORED] * count), row.turns)
+
+
+def test_what_follows_the_last_learned_token_is_not_computed_and_has_no_say(lora_model: Any) -> None:
+    bare = rows(12, [(5, 4), (9, 2), (1, 7)])
+    ended = [with_an_end(row, count) for row, count in zip(bare, (3, 0, 1), strict=True)]
+    assert collate(ended)["input_ids"].tolist() == collate(bare)["input_ids"].tolist()
+    assert collate(ended)["row_tokens"] == collate(bare)["row_tokens"] + 4
+    assert_same_loss_and_gradients(lora_model, ended)
 
 
 def test_rows_do_not_see_each_other(lora_model: Any) -> None:

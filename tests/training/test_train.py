@@ -408,8 +408,8 @@ def test_with_dropout_every_row_has_masks_of_its_own(colours: Path, qwen2_base: 
     plain = run(colours, qwen2_base, tmp_path / "plain", epochs=0.2)
     dropped = run(colours, qwen2_base, tmp_path / "dropped", epochs=0.2, dropout=0.1)
     costs = [made.card["cost"] for made in (plain, dropped)]
-    assert costs[0]["tokens"] > costs[0]["computed_tokens"]  # the prefix went through once a batch
-    assert costs[1]["tokens"] == costs[1]["computed_tokens"]
+    assert costs[0]["computed_tokens"] < costs[1]["computed_tokens"]  # the prefix went through once a batch
+    assert costs[1]["computed_tokens"] < costs[1]["tokens"]  # and in both no row's end, which nothing is learned from
 
 
 def test_more_than_one_process_is_refused_by_name(

@@ -38,6 +38,11 @@ class Rendered:
     def supervised_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
+    @property
+    def used_tokens(self) -> int:
+        """How many leading tokens the last learned one is predicted from; what follows them has no say in the loss."""
+        return max(place for place, label in enumerate(self.labels) if label != IGNORED)
+
 
 class ChatTemplate:
     """A base's tokenizer with its chat template, and the tokens that end a turn when it is served."""

@@ -67,7 +67,7 @@ class Workload:
 def pass_of(rows: Sequence[Rendered], shares_prefix: bool = True) -> Pass:
     """The pass that these rows make when they are packed."""
     prefix = _shared_prefix(rows) if shares_prefix else 0
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = [row.used_tokens for row in rows]
     return Pass(
         rows=len(rows),
         prefix=prefix,
