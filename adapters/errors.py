@@ -25,6 +25,8 @@ HotshoeError
 ├── DataInvalid           data_invalid         a data file; carries every problem with its line
 ├── ConfigInvalid         config_invalid       a setting; says value, limit and what to set
 ├── TrainingStopped       training_stopped     NaN or exploding loss; the reason is in the message
+├── MemoryLacking         memory_lacking       the run is planned to need more memory than it may have
+├── ScoreTooLow           score_too_low        the trained adapter is below the score that was asked for
 ├── TrainingInterrupted   training_interrupted a signal ended the run; the message says how to go on
 ├── MergeFailed           merge_failed         the plan does not account for every tensor
 ├── ParityFailed          parity_failed        merged weights or logits are not what base + adapter gives
@@ -182,6 +184,14 @@ class ConfigInvalid(HotshoeError):
 
 class TrainingStopped(HotshoeError):
     code = "training_stopped"
+
+
+class MemoryLacking(HotshoeError):
+    code = "memory_lacking"
+
+
+class ScoreTooLow(HotshoeError):
+    code = "score_too_low"
 
 
 class TrainingInterrupted(HotshoeError):

@@ -1,4 +1,4 @@
-"""Training jobs as rows: a durable queue that many workers may take from, and what each job said and saved.
+"""Training jobs as rows: a durable queue that many workers may take from.
 
     queued ──claim──► running ──► succeeded | failed
       ▲  ▲              │ │ └────► cancelled   (cancel; also of a queued or paused job)
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -24,13 +24,14 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, insert, or
 
 from adapters import schema
 from adapters.database import Database
-from adapters.errors import Conflict, InvalidRequest, LeaseLost, NotFound
+from adapters.errors import Conflict, LeaseLost
 from adapters.file_rows import new_id
+from adapters.job_history import FIRST_PAGE, JobHistory, Page, no_job, say, unknown_after
 from adapters.journal import add_event, ensure_tenant
-from adapters.tenants import check_job_quota, check_quota, running_jobs_limit
+from adapters.tenants import check_job_bytes, check_job_quota, check_job_seconds, check_quota, running_jobs_limit
 
 LEASE_SECONDS = 30.0
-EVENT = "ftevent-"
+MOST_LOSSES = 5  # of a job's worker, each with its server; then it is most likely the job that ends servers
 
 
 class JobStatus(StrEnum):
@@ -95,7 +96,10 @@ class JobRow:
     trained_tokens: int | None = None
     result_file: str | None = None
     attempts: int = 0
-    deaths: int = 0
+    deaths: int = 0  # of its process
+    losses: int = 0  # of its worker, with the server
+    run_seconds: float = 0.0  # of its processes
+    stored_bytes: int = 0  # of its folder
     fence: int = 0
     leased_until: float | None = None
     created_at: float = 0.0
@@ -106,42 +110,6 @@ class JobRow:
         """Each of these is in the job's metadata."""
         found = self.request.get("metadata") or {}
         return all(found.get(key) == value for key, value in wanted.items())
-
-
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    """Something that a job said."""
-
-    id: int
-    tenant: str
-    job_id: str
-    at: float
-    level: str  # info, warn or error
-    message: str
-    data: Mapping[str, Any] | None = None  # figures, where it has some
-
-
-@dataclass(frozen=True, slots=True)
-class JobCheckpoint:
-    """A checkpoint that is whole on the disk."""
-
-    id: str
-    tenant: str
-    job_id: str
-    step: int
-    metrics: Mapping[str, Any]
-    created_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Which part of a list is asked for: what comes behind `after`, at most `limit`."""
-
-    after: str | None = None
-    limit: int = 20
-
-
-FIRST_PAGE = Page()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +124,21 @@ class JobChange:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-class JobRows:
+class JobRows(JobHistory):
     """The part of the registry that keeps training jobs."""
 
     database: Database
 
     def add_job(self, new: JobRow) -> JobRow:
         """A queued job; raises QuotaExceeded when the tenant has as many jobs or versions as it may, PayloadTooLarge
-        when it stores as much, Conflict where the adapter's name differs only in case from another's.
+        when it or its jobs store as much, Conflict where the adapter's name differs only in case from another's.
         """
         job = {**asdict(new), "id": new.id or new_id("ftjob-"), "created_at": time.time()}
         with self.database.writing() as connection:
             ensure_tenant(connection, new.tenant, job["created_at"])
             check_job_quota(connection, new.tenant)
             check_quota(connection, new.tenant, 0)
+            check_job_bytes(connection, new.tenant)
             adapters = schema.adapters.c
             named = select(adapters.name).where(adapters.tenant == new.tenant, adapters.name_key == new.adapter.lower())
             twin = connection.execute(named).scalar()
@@ -207,11 +176,11 @@ class JobRows:
             wanted = (job for job in rows if job.has_metadata(metadata or {}))
             return list(itertools.islice(wanted, page.limit))
 
-    def open_jobs(self) -> list[JobRow]:
-        """Jobs of all tenants that have not ended, oldest first."""
-        query = select(schema.jobs).where(schema.jobs.c.status.in_([s for s in JobStatus if not s.is_final]))
+    def jobs_of(self, ids: Iterable[str]) -> list[JobRow]:
+        """Those of these jobs that there are, of all tenants."""
+        query = select(schema.jobs).where(schema.jobs.c.id.in_(sorted(ids)))
         with self.database.reading() as connection:
-            return [_to_job(row._mapping) for row in connection.execute(query.order_by(schema.jobs.c.created_at))]
+            return [_to_job(row._mapping) for row in connection.execute(query)]
 
     # What a user does.
 
@@ -257,14 +226,17 @@ class JobRows:
         """
         now = time.time()
         with self.database.writing() as connection:
-            waiting = [_to_job(row._mapping) for row in connection.execute(_free(now))]
+            free = [_to_job(row._mapping) for row in connection.execute(_free(now))]
+            waiting = [job for job in free if not _is_given_up(connection, job)]
             turns = {tenant: _turn_of(connection, tenant, now) for tenant in {job.tenant for job in waiting}}
             chosen = choose(waiting, turns)
             if chosen is None:
                 return None
-            if chosen.status is JobStatus.RUNNING:
+            is_lost = chosen.status is JobStatus.RUNNING
+            if is_lost:
                 say(connection, chosen.tenant, chosen.id, "warn", "The worker of this job is gone; another goes on")
             values = {
+                "losses": chosen.losses + is_lost,
                 "status": JobStatus.RUNNING,
                 "fence": chosen.fence + 1,
                 "attempts": chosen.attempts + 1,
@@ -286,6 +258,19 @@ class JobRows:
         with self.holding_job(job) as connection:
             _update(connection, job.id, {"leased_until": time.time() + lease_seconds})
 
+    def count_use(self, job: JobRow, ran_seconds: float, stored_bytes: int) -> None:
+        """Write down that its process ran for so long since the last time, and what its folder has now, whoever has
+        the job; raises QuotaExceeded or PayloadTooLarge where a job of its tenant may not run for so long, or its jobs
+        not have so much.
+        """
+        jobs = schema.jobs.c
+        with self.database.writing() as connection:
+            values = {"run_seconds": jobs.run_seconds + ran_seconds, "stored_bytes": stored_bytes}
+            connection.execute(update(schema.jobs).where(jobs.id == job.id).values(values))
+        with self.database.reading() as connection:
+            check_job_seconds(connection, _job(connection, job.id, job.tenant).run_seconds, job.tenant)
+            check_job_bytes(connection, job.tenant, is_new=False)
+
     def note_job(
         self, job: JobRow, change: JobChange | None = None, *, says: str = "", level: str = "info", data: Any = None
     ) -> None:
@@ -296,19 +281,14 @@ class JobRows:
             if says:
                 say(connection, job.tenant, job.id, level, says, data)
 
-    def note_checkpoint(self, job: JobRow, step: int, metrics: Mapping[str, Any]) -> None:
-        """A checkpoint that is whole, whoever has the job by now; the same step again changes nothing."""
-        checkpoints = schema.job_checkpoints
-        with self.database.writing() as connection:
-            known = select(checkpoints.c.id).where(checkpoints.c.job_id == job.id, checkpoints.c.step == step)
-            if connection.execute(known).first() is None:
-                row = JobCheckpoint(new_id("ftckpt_"), job.tenant, job.id, step, dict(metrics), time.time())
-                connection.execute(insert(checkpoints).values(asdict(row)))
-                say(connection, job.tenant, job.id, "info", f"Checkpoint created at step {step}")
-
-    def requeue_job(self, job: JobRow, reason: str, *, died: bool = False) -> None:
-        """Back into the queue: the worker has to stop, or its process died and is tried again. Raises LeaseLost."""
-        self._end(job, JobStatus.QUEUED, {"deaths": job.deaths + died}, reason, "warn")
+    def requeue_job(self, job: JobRow, reason: str, *, died: bool = False, pass_size: int | None = None) -> None:
+        """Back into the queue: the worker has to stop, or its process died and is tried again, with so many rows at a
+        time where that is given. Raises LeaseLost.
+        """
+        values: dict[str, Any] = {"deaths": job.deaths + died}
+        if pass_size is not None:
+            values["request"] = {**job.request, "pass_size": pass_size}
+        self._end(job, JobStatus.QUEUED, values, reason, "warn")
 
     def succeed_job(
         self, job: JobRow, says: str, *, result_file: str | None = None, trained_tokens: int | None = None
@@ -323,50 +303,15 @@ class JobRows:
         with self.database.writing() as connection:
             connection.execute(update(schema.jobs).where(running).values(leased_until=0.0))
 
-    def fail_job(self, job: JobRow, error: Mapping[str, Any]) -> None:
+    def fail_job(self, job: JobRow, error: Mapping[str, Any], *, result_file: str | None = None) -> None:
         """It ended badly, for the reason in OpenAI's form (code, message, param). Raises LeaseLost."""
-        self._end(job, JobStatus.FAILED, {"error": dict(error)}, str(error.get("message")), "error")
+        values = {"error": dict(error), "result_file": result_file}
+        self._end(job, JobStatus.FAILED, values, str(error.get("message")), "error")
 
     def _end(self, job: JobRow, to: JobStatus, values: dict[str, Any], says: str, level: str) -> None:
         with self.holding_job(job) as connection:
             _leave(connection, job, to, **values)
             say(connection, job.tenant, job.id, level, says)
-
-    # What a job said and saved.
-
-    def job_events(self, tenant: str, job_id: str, page: Page = FIRST_PAGE) -> list[JobEvent]:
-        """What the job said, newest first; raises NotFound, InvalidRequest for `after`."""
-        events = schema.job_events
-        with self.database.reading() as connection:
-            _job(connection, job_id, tenant)
-            where = [events.c.job_id == job_id]
-            if page.after is not None:
-                where.append(events.c.id < event_number(page.after))
-            query = select(events).where(*where).order_by(events.c.id.desc()).limit(page.limit)
-            return [JobEvent(**row._mapping) for row in connection.execute(query)]
-
-    def job_events_since(self, tenant: str, job_id: str, last: int) -> list[JobEvent]:
-        """What the job said after the event of this number, oldest first; raises NotFound."""
-        events = schema.job_events
-        with self.database.reading() as connection:
-            _job(connection, job_id, tenant)
-            query = select(events).where(events.c.job_id == job_id, events.c.id > last).order_by(events.c.id)
-            return [JobEvent(**row._mapping) for row in connection.execute(query)]
-
-    def job_checkpoints(self, tenant: str, job_id: str, page: Page = FIRST_PAGE) -> list[JobCheckpoint]:
-        """The job's checkpoints, newest first; raises NotFound, InvalidRequest for `after`."""
-        checkpoints = schema.job_checkpoints
-        with self.database.reading() as connection:
-            _job(connection, job_id, tenant)
-            where = [checkpoints.c.job_id == job_id]
-            if page.after is not None:
-                step = select(checkpoints.c.step).where(*where, checkpoints.c.id == page.after)
-                last = connection.execute(step).scalar()
-                if last is None:
-                    raise _unknown_after(page.after)
-                where.append(checkpoints.c.step < last)
-            query = select(checkpoints).where(*where).order_by(checkpoints.c.step.desc()).limit(page.limit)
-            return [JobCheckpoint(**row._mapping) for row in connection.execute(query)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,33 +354,18 @@ def _leave(connection: Connection, job: JobRow, to: JobStatus, **values: Any) ->
     _update(connection, job.id, {"status": to, "leased_until": None, "fence": job.fence + 1, **values})
 
 
-def say(
-    connection: Connection, tenant: str, job_id: str, level: str, message: str, data: Mapping[str, Any] | None = None
-) -> None:
-    """Write down what a job says, in the transaction of what it tells of."""
-    row = {"tenant": tenant, "job_id": job_id, "at": time.time(), "level": level, "message": message, "data": data}
-    connection.execute(insert(schema.job_events).values(row))
-
-
-def event_id(number: int) -> str:
-    """An event's id on the wire."""
-    return f"{EVENT}{number}"
-
-
-def event_number(event: str) -> int:
-    """The number in an event's id; raises InvalidRequest."""
-    digits = event.removeprefix(EVENT)
-    if event == digits or not (digits.isascii() and digits.isdigit()) or len(digits) > 18:
-        raise _unknown_after(event)
-    return int(digits)
-
-
-def no_job(job_id: str) -> NotFound:
-    return NotFound(f"There is no fine-tuning job {job_id[:80]!r}.", param="fine_tuning_job_id")
-
-
-def _unknown_after(after: str) -> InvalidRequest:
-    return InvalidRequest(f"after is {after[:80]!r}, which is nothing of this list.", param="after")
+def _is_given_up(connection: Connection, job: JobRow) -> bool:
+    """Whether servers were lost with this job too often; then it has failed."""
+    if job.status is not JobStatus.RUNNING or job.losses + 1 < MOST_LOSSES:
+        return False
+    message = (
+        f"The server ended {MOST_LOSSES} times while this job ran, most likely because memory ran out: give shorter "
+        "rows, a smaller batch or method qlora, or ask the operator to set HOTSHOE_JOB_MEMORY_BYTES."
+    )
+    error: dict[str, Any] = {"code": "worker_lost", "message": message, "param": None, "problems": []}
+    _leave(connection, job, JobStatus.FAILED, error=error)
+    say(connection, job.tenant, job.id, "error", message)
+    return True
 
 
 def _free(now: float) -> Select[Any]:
@@ -457,7 +387,7 @@ def _older_than(connection: Connection, tenant: str, after: str) -> ColumnElemen
     jobs = schema.jobs.c
     last = connection.execute(select(jobs.created_at, jobs.id).where(jobs.id == after, jobs.tenant == tenant)).first()
     if last is None:
-        raise _unknown_after(after)
+        raise unknown_after(after)
     return or_(jobs.created_at < last.created_at, and_(jobs.created_at == last.created_at, jobs.id < last.id))
 
 

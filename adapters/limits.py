@@ -25,6 +25,8 @@ class UseLimits:
     upload_parts: int | None = None  # of open uploads
     jobs: int | None = None  # fine-tuning jobs that have not ended
     running_jobs: int | None = None  # of these at once
+    job_seconds: int | None = None  # that one of them may train
+    job_bytes: int | None = None  # of checkpoints and working files of all its jobs
 
     @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> UseLimits:

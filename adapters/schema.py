@@ -245,6 +245,9 @@ jobs = Table(
     Column("result_file", String(40)),
     Column("attempts", Integer, nullable=False),
     Column("deaths", Integer, nullable=False),  # of its process, without a word
+    Column("losses", Integer, nullable=False, server_default="0"),  # of its worker, whose lease ran out
+    Column("run_seconds", Float, nullable=False, server_default="0"),  # of its processes, all tries together
+    Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # of its folder
     Column("fence", Integer, nullable=False),
     Column("leased_until", Float),
     Column("created_at", Float, nullable=False),
@@ -276,6 +279,8 @@ job_checkpoints = Table(
     Column("job_id", ForeignKey(jobs.c.id), nullable=False),
     Column("step", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("is_kept", Boolean, nullable=False, server_default=false()),  # its files are there
+    Column("number", Integer),  # of the version that was made of it
     Column("created_at", Float, nullable=False),
     UniqueConstraint("job_id", "step"),
 )

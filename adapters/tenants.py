@@ -186,6 +186,32 @@ def check_job_quota(connection: Connection, tenant: str) -> None:
         )
 
 
+def check_job_seconds(connection: Connection, run_seconds: float, tenant: str) -> None:
+    """Whether a fine-tuning job may go on that has trained for so long; raises QuotaExceeded."""
+    limit = _limits(connection, tenant).job_seconds
+    if limit is not None and run_seconds > limit:
+        raise QuotaExceeded(
+            f"The job has trained for {run_seconds:.0f} seconds of at most {limit}: give fewer rows or epochs, publish "
+            "its last checkpoint and go on from that, or ask the operator for more.",
+            param="job_seconds",
+        )
+
+
+def check_job_bytes(connection: Connection, tenant: str, *, is_new: bool = True) -> None:
+    """Room on the disk for a fine-tuning job, a new one or one that runs; raises PayloadTooLarge."""
+    limit = _limits(connection, tenant).job_bytes
+    if limit is None:
+        return
+    jobs = schema.jobs.c
+    stored = connection.execute(select(func.sum(jobs.stored_bytes)).where(jobs.tenant == tenant)).scalar() or 0
+    if stored > limit or (is_new and stored == limit):
+        raise PayloadTooLarge(
+            f"Fine-tuning jobs of {tenant} have {stored} bytes on the disk of at most {limit}: delete checkpoints of "
+            "jobs that have ended, cancel a paused job, or ask the operator for more.",
+            param="job_bytes",
+        )
+
+
 def running_jobs_limit(connection: Connection, tenant: str) -> int | None:
     """How many fine-tuning jobs of the tenant may run at once; None for any number."""
     return _limits(connection, tenant).running_jobs

@@ -91,6 +91,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/fine_tuning/jobs/{job_id}/resume", "train"),
     Route("GET", "/v1/fine_tuning/jobs/{job_id}/events", "train"),
     Route("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints", "train"),
+    Route("POST", "/v1/fine_tuning/jobs/{job_id}/checkpoints/{checkpoint_id}/publish", "train"),
+    Route("DELETE", "/v1/fine_tuning/jobs/{job_id}/checkpoints/{checkpoint_id}", "train"),
     Route("POST", "/v1/exports", "export"),
     Route("GET", "/v1/exports", "export"),
     Route("GET", "/v1/exports/{export_id}", "export"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ from server.exports import ExportPlace, Exports
 from server.file_expiry import FileExpiry
 from server.gateway import Gateway
 from server.holding import Holding
+from server.job_room import with_reserve
 from server.job_worker import JobPlace, JobWorker
 from server.keyring import Keyring
 from server.lifecycle import Lifecycle
@@ -161,6 +163,10 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
             services, Caller(version.tenant, actor), (version.name, alias), version.number, None
         ),
         stop_seconds=settings.grace_seconds,
+        memory_bytes=settings.job_memory_bytes,
+        gpu_memory_bytes=settings.job_gpu_memory_bytes,
+        checkpoint_seconds=settings.job_checkpoint_days * 86_400,
+        wandb=wandb_variables(settings),
     )
     worker = JobWorker(place)
     operator_key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -194,6 +200,14 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     return services
 
 
+def wandb_variables(settings: Settings) -> dict[str, str]:
+    """What the processes of jobs that report to Weights & Biases get of the server's, and no other process."""
+    named = {"WANDB_BASE_URL": settings.wandb_base_url, "WANDB_MODE": os.environ.get("WANDB_MODE")}
+    if settings.wandb_api_key is not None:
+        named["WANDB_API_KEY"] = settings.wandb_api_key.get_secret_value()
+    return {name: value for name, value in named.items() if value}
+
+
 def build_engine(settings: Settings, base: BaseModel) -> Engine:
     """The engine that the settings name, not started."""
     options = EngineOptions(
@@ -207,7 +221,7 @@ def build_engine(settings: Settings, base: BaseModel) -> Engine:
         context_length_tokens=settings.context_length_tokens,
         kv_cache_bytes=settings.kv_cache_bytes,
         takes_templates=settings.allow_chat_templates,
-        extra_args=settings.engine_args,
+        extra_args=with_reserve(settings.engine_args, settings.job_gpu_memory_bytes),
         log_path=settings.home / "engine.log",
     )
     return _engine_class(settings.engine)(options)

@@ -120,6 +120,8 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     Unprocessable: (422, INVALID),
     errors.BaseInvalid: (500, SERVER),
     errors.TrainingStopped: (500, SERVER),
+    errors.MemoryLacking: (500, SERVER),
+    errors.ScoreTooLow: (500, SERVER),
     errors.TrainingInterrupted: (500, SERVER),
     errors.MergeFailed: (500, SERVER),
     errors.ParityFailed: (500, SERVER),
@@ -132,6 +134,10 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.RegistryBusy: (503, BUSY),
     errors.StorageFull: (507, SERVER),
 }
+PERMANENT = (  # OpenAI's client would send a 409 and a 429 twice more; these stay as they are
+    *(errors.Conflict, GateNotPassed, errors.IdempotencyReused, errors.MergeBaseMissing, errors.OutputExists),
+    errors.QuotaExceeded,
+)
 DEFAULT_RETRY_AFTER_SECONDS = 2.0
 TOO_LONG = "context_length_exceeded"
 TYPE_OF_STATUS = {401: AUTH, 403: PERMISSION, 404: NOT_FOUND, 409: CONFLICT, 429: LIMIT, 503: BUSY}
@@ -164,6 +170,8 @@ def to_wire(error: HotshoeError) -> WireError:
         retry_after = DEFAULT_RETRY_AFTER_SECONDS
     if retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))
+    if type(error) in PERMANENT:
+        headers["x-should-retry"] = "false"
     if isinstance(error, PayloadTimeout):
         headers["connection"] = "close"  # the rest of the body may still come, and is no request
     if isinstance(error, Unauthenticated):

@@ -10,7 +10,10 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.jobs import Order
 
 MAX_LINE_BYTES = 8 << 20
 LAST_WORDS = 4000  # letters of what it complained
@@ -30,20 +33,22 @@ class JobChild:
         self.names = names
 
     @classmethod
-    async def start(cls, spec: Mapping[str, Any], folder: Path, names: Mapping[str, str]) -> JobChild:
-        """`folder` gets the spec and the log of what the process complains.
+    async def start(
+        cls, order: Order, names: Mapping[str, str], variables: Mapping[str, str] | None = None
+    ) -> JobChild:
+        """The order's folder gets the order and the log of what the process complains.
 
-        `names` are for paths of ours: what the process tells has them instead.
+        `names` are for paths of ours: what the process tells has them instead. `variables` are of this job alone.
         """
-        path, log = folder / "spec.json", folder / "worker.log"
-        await asyncio.to_thread(path.write_text, json.dumps(spec), "utf-8")
+        path, log = Path(order.folder) / "spec.json", Path(order.folder) / "worker.log"
+        await asyncio.to_thread(path.write_text, order.text(), "utf-8")
         with log.open("ab") as complaints:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "training.jobs", str(path)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=complaints,
-                env=environment(),
+                env={**environment(), **(variables or {})},
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,6 +68,26 @@ class Ours(BaseModel):
     alpha: Annotated[float, Field(gt=0, le=1e6)] | Annotated[int, Field(gt=0, le=1_000_000)] | None = None
     target_modules: Annotated[list[str], Field(min_length=1, max_length=len(PROJECTIONS))] | None = None
     alias: str | None = None  # moved to the version once it is ready
+    baseline: Literal["off", "quick", "full"] | None = None  # before training; default quick
+    minimum_score: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] | None = None
+
+
+class Wandb(BaseModel):
+    """Where a job's curves go at Weights & Biases."""
+
+    model_config = STRICT
+    project: str = Field(min_length=1, max_length=128)
+    name: str | None = Field(None, max_length=128)
+    entity: str | None = Field(None, max_length=128)
+    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=50)] | None = None
+
+
+class Integration(BaseModel):
+    """Of OpenAI's integrations the only one."""
+
+    model_config = STRICT
+    type: Literal["wandb"]
+    wandb: Wandb
 
 
 class JobBody(BaseModel):
@@ -81,7 +102,7 @@ class JobBody(BaseModel):
     suffix: str | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     metadata: dict[str, str] | None = None
-    integrations: list[Mapping[str, Any]] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=1)] | None = None
     hotshoe: Ours = Ours()
 
 
@@ -89,8 +110,6 @@ def order_of(body: JobBody, caller: Caller) -> JobRow:
     """The job that is asked for; raises InvalidRequest, NameInvalid or Forbidden for what cannot be one."""
     _check_method(body)
     _check_metadata(body.metadata or {})
-    if body.integrations:
-        raise InvalidRequest("integrations are not taken yet: leave them out.", param="integrations")
     job_id = new_id("ftjob-")
     adapter = body.suffix or job_id.removeprefix("ftjob-")[:ID_LETTERS]
     check_name(adapter, "suffix")
@@ -99,6 +118,7 @@ def order_of(body: JobBody, caller: Caller) -> JobRow:
         "hyperparameters": _hyperparameters(body),
         "hotshoe": body.hotshoe.model_dump(exclude_none=True),
         "metadata": body.metadata,
+        "integrations": [one.model_dump(exclude_none=True) for one in body.integrations or ()],
     }
     return JobRow(
         id=job_id,
@@ -138,6 +158,22 @@ def parent_of(job: JobRow) -> tuple[str, str, int] | None:
     return (job.tenant, named["name"], named["number"]) if named else None
 
 
+def asked_of(job: JobRow) -> Mapping[str, Any]:
+    """What it asks for that OpenAI's client has no field for."""
+    asked: Mapping[str, Any] = job.request.get("hotshoe", {})
+    return asked
+
+
+def wandb_of(job: JobRow, server: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The variables by which Weights & Biases' client reports a job where it asks to; none where it does not."""
+    asked = next((one["wandb"] for one in job.request.get("integrations") or ()), None)
+    if asked is None:
+        return {}
+    named = {"WANDB_PROJECT": asked["project"], "WANDB_NAME": asked.get("name"), "WANDB_ENTITY": asked.get("entity")}
+    named |= {"WANDB_TAGS": ",".join(asked.get("tags") or ()), "WANDB_DIR": str(folder), "WANDB_SILENT": "true"}
+    return {**server, **{key: value for key, value in named.items() if value}}
+
+
 def settings_of(job: JobRow) -> dict[str, Any]:
     """What the job asks for as a TrainingConfig has it; what is left open is left out."""
     asked = {key: value for key, value in job.request["hyperparameters"].items() if value != AUTO}
@@ -145,6 +181,10 @@ def settings_of(job: JobRow) -> dict[str, Any]:
     ours = job.request["hotshoe"]
     values = {names[key]: float(value) if key != "batch_size" else value for key, value in asked.items()}
     values |= {key: ours[key] for key in ("method", "rank", "alpha", "target_modules") if key in ours}
+    if job.request.get("integrations"):
+        values["report_to"] = ["tensorboard", "wandb"]
+    if (pass_size := job.request.get("pass_size")) is not None:
+        values["pass_size"] = pass_size  # a try with more of them ran out of memory
     return {**values, "seed": job.seed, "name": job.adapter}
 
 

@@ -1,4 +1,4 @@
-"""The metrics of a job as a CSV file in OpenAI's columns, kept among the tenant's files."""
+"""What a job leaves among its tenant's files: its metrics in OpenAI's columns, or what the data check found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import shutil
+from pathlib import Path
 from typing import Any
 
 from adapters.file_rows import RESULTS, FileQuery, Owner
@@ -32,8 +33,17 @@ def keep_results(files: Files, job: JobRow, version: AdapterVersion) -> str | No
     curve = ((version.card or {}).get("result") or {}).get("curve")
     if not curve:
         return None
-    content, owner = metrics_csv(curve), Owner(job.tenant, job.actor)
-    digest, name = f"sha256:{hashlib.sha256(content).hexdigest()}", f"{job.id}-metrics.csv"
+    return _kept(files, job, f"{job.id}-metrics.csv", metrics_csv(curve))
+
+
+def keep_gate(files: Files, job: JobRow, report: Path) -> str:
+    """The id of the file with what the data check found."""
+    return _kept(files, job, f"{job.id}-data-check.json", report.read_bytes())
+
+
+def _kept(files: Files, job: JobRow, name: str, content: bytes) -> str:
+    """The id of a file with this content; the same job's again is the file that is there."""
+    owner, digest = Owner(job.tenant, job.actor), f"sha256:{hashlib.sha256(content).hexdigest()}"
     for known in files.registry.files(owner, FileQuery(RESULTS, digest)):
         if known.filename == name:  # this job's, of an earlier try
             return known.id

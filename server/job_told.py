@@ -39,14 +39,23 @@ class Telling:
     async def _on_resumed(self) -> None:
         await self._note(JobChange(phase=Phase.VALIDATING), "Going on from the last checkpoint")
 
-    async def _on_said(self, message: str) -> None:
+    async def _on_said(self, message: str, level: str = "info") -> None:
         if not message.startswith(CHATTER):
-            await self._note(None, message)
+            await self._note(None, message, level=level)
 
-    async def _on_settings(self, settings: dict[str, Any], gate: dict[str, Any] | None) -> None:
+    async def _on_validated(self, gate: dict[str, Any] | None) -> None:
         level = "warn" if gate is not None and gate["verdict"] != "pass" else "info"
         await self._note(None, "Files validated", level=level, data=gate)
-        await self._note(JobChange(phase=Phase.TRAINING, settings=settings), "Fine-tuning job started")
+
+    async def _on_planned(self, settings: dict[str, Any], plan: dict[str, Any] | None) -> None:
+        figures = _planned(plan or {})
+        await self._note(JobChange(settings=settings), f"Planned: {settings['steps']} steps{figures}", data=plan)
+
+    async def _on_baseline(self, lines: list[str], summary: dict[str, Any]) -> None:
+        await self._note(None, "Baseline: " + "; ".join(line.strip() for line in lines[1:]), data=summary)
+
+    async def _on_started(self) -> None:
+        await self._note(JobChange(phase=Phase.TRAINING), "Fine-tuning job started")
 
     async def _on_step(self, step: int, of: int, loss: float | None, seconds_left: float) -> None:
         now = time.time()
@@ -63,8 +72,8 @@ class Telling:
     async def _on_validation(self, step: int, loss: float | None) -> None:
         await self._note(None, f"Step {step}: validation loss={_shown(loss)}", data={"step": step, "valid_loss": loss})
 
-    async def _on_checkpoint(self, step: int, **losses: float) -> None:
-        await insist(lambda: self.registry.note_checkpoint(self.job, step, losses))
+    async def _on_checkpoint(self, step: int, kept: list[int], losses: dict[str, float]) -> None:
+        await insist(lambda: self.registry.note_checkpoint(self.job.tenant, self.job.id, step, losses, kept))
 
     async def _on_error(self, **error: Any) -> None:
         self.error = error
@@ -84,3 +93,9 @@ class Telling:
 
 def _shown(loss: float | None) -> str:
     return "?" if loss is None else f"{loss:.4f}"
+
+
+def _planned(plan: dict[str, Any]) -> str:
+    if "peak_bytes" not in plan:
+        return ""
+    return f", about {plan['peak_bytes'] / 1e9:.2f} GB of memory and {plan['seconds'] / 60:.1f} minutes of training"

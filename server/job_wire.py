@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.fine_tuning_job import Error, Hyperparameters, Method
+from openai.types.fine_tuning.fine_tuning_job_wandb_integration_object import FineTuningJobWandbIntegrationObject
 from openai.types.fine_tuning.jobs.fine_tuning_job_checkpoint import FineTuningJobCheckpoint, Metrics
 from openai.types.fine_tuning.supervised_hyperparameters import SupervisedHyperparameters
 from openai.types.fine_tuning.supervised_method import SupervisedMethod
 from pydantic import BaseModel, Field
 
-from adapters.job_rows import JobCheckpoint, JobEvent, JobRow, JobStatus, Phase, event_id
+from adapters.job_history import JobCheckpoint, JobEvent, event_id
+from adapters.job_rows import JobRow, JobStatus, Phase
 from server.job_order import AUTO, BOUNDS
 
 ORGANISATION = "org-hotshoe"
@@ -31,6 +33,8 @@ class OurPart(BaseModel):
     phase: str
     is_working: bool  # its process is there; a job that was paused or cancelled may still be saving
     attempts: int
+    run_seconds: float  # of its processes
+    stored_bytes: int  # of its folder
     progress: Mapping[str, Any] | None
     settings: Mapping[str, Any] | None
     asked: Mapping[str, Any]
@@ -60,11 +64,24 @@ class EventList(BaseModel):
     has_more: bool
 
 
+class OurCheckpoint(BaseModel):
+    """What OpenAI's checkpoint has no field for."""
+
+    is_kept: bool  # its files are there, to be published
+    is_published: bool  # as the version that fine_tuned_model_checkpoint names
+
+
+class Checkpoint(FineTuningJobCheckpoint):
+    """A checkpoint; `hotshoe` is ours."""
+
+    hotshoe: OurCheckpoint
+
+
 class CheckpointList(BaseModel):
     """A page of a job's checkpoints, newest first."""
 
     object: Literal["list"] = "list"
-    data: list[FineTuningJobCheckpoint]
+    data: list[Checkpoint]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -87,19 +104,21 @@ def job_of(job: JobRow, *, is_working: bool) -> Job:
         organization_id=ORGANISATION,
         training_file=job.training_file,
         validation_file=job.validation_file,
-        result_files=[job.result_file] if is_done and job.result_file else [],
+        result_files=[job.result_file] if job.status.is_final and job.result_file else [],
         trained_tokens=job.trained_tokens if is_done else None,
         seed=job.seed,
         error=Problems(**job.error) if job.error else None,
         hyperparameters=Hyperparameters(**hyperparameters),
         method=Method(type="supervised", supervised=supervised),
-        integrations=[],
+        integrations=[FineTuningJobWandbIntegrationObject(**one) for one in job.request.get("integrations") or ()],
         metadata=job.request.get("metadata"),
         hotshoe=OurPart(
             status=job.status,
             phase=job.phase,
             is_working=is_working,
             attempts=job.attempts,
+            run_seconds=round(job.run_seconds, 1),
+            stored_bytes=job.stored_bytes,
             progress=job.progress,
             settings=job.settings,
             asked=job.request.get("hotshoe", {}),
@@ -134,19 +153,22 @@ def event_of(event: JobEvent) -> FineTuningJobEvent:
     )
 
 
-def checkpoint_of(checkpoint: JobCheckpoint, job: JobRow) -> FineTuningJobCheckpoint:
+def checkpoint_of(checkpoint: JobCheckpoint, job: JobRow) -> Checkpoint:
     """One checkpoint on the wire."""
-    found = checkpoint.metrics
-    return FineTuningJobCheckpoint(
+    found, number = checkpoint.metrics, checkpoint.number
+    return Checkpoint(
         id=checkpoint.id,
         object="fine_tuning.job.checkpoint",
         created_at=int(checkpoint.created_at),
         fine_tuning_job_id=job.id,
-        fine_tuned_model_checkpoint=f"{job.adapter}:ckpt-step-{checkpoint.step}",
+        fine_tuned_model_checkpoint=f"{job.adapter}@{number}"
+        if number
+        else f"{job.adapter}:ckpt-step-{checkpoint.step}",
         metrics=Metrics(
             step=checkpoint.step, train_loss=found.get("loss"), full_valid_loss=found.get("validation_loss")
         ),
         step_number=checkpoint.step,
+        hotshoe=OurCheckpoint(is_kept=checkpoint.is_kept, is_published=number is not None),
     )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,10 +37,13 @@ from adapters.job_rows import JobChange, JobRow, Phase
 from adapters.publish import PublishContext, publish
 from adapters.types import AdapterVersion, VersionStatus
 from server.job_child import renamed
-from server.job_order import parent_of, settings_of
-from server.job_results import keep_results
+from server.job_folders import JobFolders
+from server.job_memory import default_limit_bytes, limit_memory
+from server.job_order import asked_of, parent_of, settings_of, wandb_of
+from server.job_results import keep_gate, keep_results
 from server.job_training import RunFailed, Training
 from server.tasks import end_tasks, insist
+from training.jobs import GATE_FILE, Order
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -73,6 +77,10 @@ class JobPlace:
     context_for: Callable[[str, str], Awaitable[PublishContext]]  # of a tenant and who acts
     promote: Callable[[AdapterVersion, str, str], Awaitable[Any]]  # a version, the alias, who acts
     stop_seconds: float  # for a run to save its step when the server stops
+    memory_bytes: int | None = None  # that a job's processes may hold; None: most of what is free when it starts
+    gpu_memory_bytes: int | None = None  # on a GPU that serving is on, too
+    checkpoint_seconds: float = 7 * 86_400.0  # that checkpoints of a job stay when it has ended
+    wandb: Mapping[str, str] = field(default_factory=dict)  # variables of a job that reports there
 
 
 class JobWorker:
@@ -81,7 +89,7 @@ class JobWorker:
     def __init__(self, where: JobPlace) -> None:
         self.where = where
         self.registry = where.registry
-        self.root = where.home / "jobs"
+        self.folders = JobFolders(where.home / "jobs", where.registry, where.checkpoint_seconds)
         self.working_on: str | None = None  # the id of the job whose process is there
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -111,7 +119,7 @@ class JobWorker:
                     if job is not None:  # its tenant may have no more of them running
                         await self._run(job)
                         self._poked.set()  # there may be more
-                await asyncio.to_thread(self._sweep)
+                await asyncio.to_thread(self.folders.sweep)
             except Exception as error:  # noqa: BLE001 - a full disk, say: later jobs must find a worker all the same
                 log.error("the queue of jobs waits", error=type(error).__name__, reason=str(error)[:500])
                 await asyncio.sleep(PUT_OFF_SECONDS)
@@ -147,23 +155,27 @@ class JobWorker:
                 await insist(lambda: self.registry.requeue_job(job, f"Put off: {error['message']}"))
                 await asyncio.sleep(PUT_OFF_SECONDS)
             else:
-                await insist(lambda: self.registry.fail_job(job, error))
+                report = await self._gate_report(job)
+                await insist(lambda: self.registry.fail_job(job, error, result_file=report))
 
-    def _sweep(self) -> None:
-        """Remove the folders of jobs that have ended."""
-        folders = list(self.root.glob("*"))
-        there = {job.id for job in self.registry.open_jobs()} if folders else set()
-        for folder in folders:
-            if folder.name not in there:
-                shutil.rmtree(folder, ignore_errors=True)
+    async def _gate_report(self, job: JobRow) -> str | None:
+        """The id of the file with what the data check found, where it got so far."""
+        path = self.folders.of(job.id) / GATE_FILE
+        try:
+            return await asyncio.to_thread(keep_gate, self.where.files, job, path) if path.exists() else None
+        except HotshoeError as error:
+            log.warning("report of the data check not kept", job=job.id, code=error.code, reason=error.message)
+            return None
 
     async def _carry_out(self, job: JobRow) -> None:
-        folder = self.root / job.id
+        folder = self.folders.of(job.id)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         if job.number is None:
             if not (folder / "out" / CARD_FILE).is_file():
                 await self._train(job, folder)
-            version = await unbroken(self._publish(job, folder / "out"))
+            await asyncio.to_thread(_check_score, job, folder / "out")
+            async with self._keeping(job):
+                version = await unbroken(self._publish(job, folder / "out"))
         else:
             version = await asyncio.to_thread(self.registry.get, job.tenant, job.adapter, job.number)
         version = await self._proven(job, version)
@@ -176,13 +188,30 @@ class JobWorker:
 
     async def _train(self, job: JobRow, folder: Path) -> None:
         """Have the process train; raises LeaseLost, or what is wrong with the job."""
-        spec = await asyncio.to_thread(self._spec, job, folder)
-        training = Training(self.registry, job, self._poked, self.where.stop_seconds)
+        order = await asyncio.to_thread(self._order, job, folder)
+        memory = await asyncio.to_thread(limit_memory, order.memory_bytes or 0, f"hotshoe-{job.id}-{job.fence}")
+        training = Training(self.registry, job, memory, self._poked, self.where.stop_seconds)
         self.working_on = job.id
         try:
-            await training.run(spec, folder, self._names(job))
+            await training.run(order, self._names(job), wandb_of(job, self.where.wandb, folder))
         finally:
             self.working_on = None
+            await asyncio.to_thread(memory.close)
+
+    @contextlib.asynccontextmanager
+    async def _keeping(self, job: JobRow) -> AsyncIterator[None]:
+        """The lease is renewed for as long as the block takes."""
+
+        async def renew() -> None:
+            while True:
+                await insist(lambda: self.registry.renew_lease(job))
+                await asyncio.sleep(LOOK_SECONDS)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            await end_tasks(renewing)
 
     async def _publish(self, job: JobRow, out: Path) -> AdapterVersion:
         """The run's adapter as a version, which the job names in the same transaction."""
@@ -237,28 +266,35 @@ class JobWorker:
             await insist(lambda: self.registry.note_job(job, says=says, level="warn"))
             return None
 
-    def _spec(self, job: JobRow, folder: Path) -> dict[str, Any]:
+    def _order(self, job: JobRow, folder: Path) -> Order:
         """What the process is told. The job's files are linked into its folder: deleting one does no harm."""
-        base = self.where.base
+        base, asked = self.where.base, asked_of(job)
         if job.request["base_digest"] != base.digest:
             raise BaseMismatch(
                 f"{job.id} was made for another base than {base.id}, which is served now.", param="model"
             )
-        spec = {
+        config = {
             **settings_of(job),
             "base": str(base.folder),
             "data": str(self._linked(job, job.training_file, folder / "training")),
             "out": str(folder / "out"),
-            "nice": NICE,
         }
         if job.validation_file is not None:
-            spec["validation"] = str(self._linked(job, job.validation_file, folder / "validation"))
+            config["validation"] = str(self._linked(job, job.validation_file, folder / "validation"))
         if (parent := parent_of(job)) is not None:
             version = self.registry.get(*parent)
             if version.digest is None or not self.where.store.has(version.digest):
                 raise NotFound(f"{version.ref} has no files any more to go on from.", param="model")
-            spec |= {"initial_adapter": str(self.where.store.folder(version.digest)), "parent": version.ref}
-        return spec
+            config |= {"initial_adapter": str(self.where.store.folder(version.digest)), "parent": version.ref}
+        return Order(
+            config,
+            str(folder),
+            nice=NICE,
+            memory_bytes=self.where.memory_bytes or default_limit_bytes(),
+            gpu_memory_bytes=self.where.gpu_memory_bytes,
+            baseline=None if asked.get("baseline") == "off" else asked.get("baseline", "quick"),
+            needs_score="minimum_score" in asked,
+        )
 
     def _linked(self, job: JobRow, file_id: str, place: Path) -> Path:
         """The file of a job under a name that tells its form."""
@@ -275,7 +311,7 @@ class JobWorker:
 
     def _names(self, job: JobRow) -> dict[str, str]:
         """What the client may know our paths by."""
-        folder = self.root / job.id
+        folder = self.folders.of(job.id)
         files = {"training": job.training_file, "validation": job.validation_file or ""}
         names = {folder / f"{name}{suffix}": file for name, file in files.items() for suffix in FILE_SUFFIXES}
         names |= {folder: job.id, self.where.base.folder: self.where.base.id, self.where.home: "state"}
@@ -287,6 +323,15 @@ class JobWorker:
         problems = [{key: renamed(text, names) for key, text in problem.items()} for problem in problems]
         message = renamed(error.message, names)
         return {"code": error.code, "message": message, "param": error.param, "problems": problems}
+
+
+def _check_score(job: JobRow, out: Path) -> None:
+    """Raises ScoreTooLow where a score was asked for that the run has not reached."""
+    from training.job_gates import check_score
+
+    minimum = asked_of(job).get("minimum_score")
+    if minimum is not None:
+        check_score(json.loads((out / CARD_FILE).read_bytes()), minimum)
 
 
 async def unbroken(work: Awaitable[T]) -> T:

@@ -78,8 +78,7 @@ class Lifecycle:
         self.is_stopping = services.residents.is_closed = True
         await end_tasks(*self._tasks)
         await services.prover.stop()
-        for worker in services.workers:
-            await worker.stop()
+        await asyncio.gather(*(worker.stop() for worker in services.workers))
         await services.proxy.close()
         await services.engine.stop(grace_seconds=0.0)
         await asyncio.to_thread(services.registry.close)

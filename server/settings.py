@@ -110,6 +110,23 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         30.0, ge=0, description="After SIGTERM, how long running requests may go on, in seconds."
     )
+    job_memory_bytes: int | None = Field(
+        None,
+        ge=64 * MEBIBYTE,
+        description="Main memory that a fine-tuning job may hold, in bytes; unset it is 85% of what is free.",
+    )
+    job_gpu_memory_bytes: int | None = Field(
+        None,
+        ge=64 * MEBIBYTE,
+        description="Memory of a GPU that the engine leaves to fine-tuning jobs, in bytes; unset, it runs none.",
+    )
+    job_checkpoint_days: float = Field(
+        7.0, ge=0, description="How long checkpoints of a fine-tuning job that has ended can be published, in days."
+    )
+    wandb_api_key: SecretStr | None = Field(
+        None, description="Key of Weights & Biases for fine-tuning jobs that ask to report there; unset, none may."
+    )
+    wandb_base_url: str | None = Field(None, description="Weights & Biases' server; unset it is their own.")
     sources: tuple[SourceSettings, ...] = Field(
         (), description="Where adapters may be pulled from, as a JSON list; docs/sources.md has its fields."
     )

@@ -126,7 +126,7 @@ def make_card(run: Run, staging: Staging) -> dict[str, Any]:
         "evaluation": evaluation_of(run, outcome, near, goal.label_field),
         "verdict": {**verdict.as_dict(), "evidence": evidence.as_dict()},
         "check": served,
-        "baseline": baseline_of_report(config.baseline),
+        "baseline": baseline_of_report(run.baseline_report),
         "forgetting": forgotten,
         "privacy": privacy_of(gate, verdict.flags, samples),
         "samples": samples,

@@ -99,6 +99,9 @@ class TrainingConfig:
             "doc": "Most tokens that go through the model at once; a larger batch is accumulated. Lower saves memory."
         },
     )
+    pass_size: int | None = field(
+        default=None, metadata={"doc": "Rows that go through the model at once; default as many as tokens_per_pass."}
+    )
     rank: int | None = field(default=None, metadata={"doc": "Rank of the update; default 16, or 32 above 20,000 rows."})
     alpha: float | None = field(
         default=None, metadata={"doc": "lora_alpha, the update is scaled by alpha / rank; default twice the rank."}
@@ -208,6 +211,7 @@ class TrainingConfig:
             ("learning_rate_multiplier", _within(self.learning_rate_multiplier, 0, 50), "above 0 and at most 50"),
             ("batch_size", _within(self.batch_size, 0, 4096), "between 1 and 4096"),
             ("tokens_per_pass", _within(self.tokens_per_pass, 0, 10_000_000), "between 1 and 10000000"),
+            ("pass_size", _within(self.pass_size, 0, 4096), "between 1 and 4096"),
             ("rank", _within(self.rank, 0, 512), "between 1 and 512, the largest rank an engine serves"),
             ("alpha", _within(self.alpha, 0, 1e6), "above 0"),
             ("max_length", _within(self.max_length, 1, 10_000_000), "at least 2 tokens"),
@@ -320,7 +324,7 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
     epochs = config.epochs or (2.0 if facts.rows > 10_000 else 3.0)
     batch = config.batch_size or default_batch_size(facts.rows, epochs)
     rows_that_fit = config.tokens_per_pass // max(1, facts.longest_row_tokens)
-    pass_size = max(1, min(batch, rows_that_fit))
+    pass_size = min(batch, config.pass_size or max(1, rows_that_fit))
     accumulation = math.ceil(batch / pass_size)
     pass_size = math.ceil(batch / accumulation)
     steps = max(1, math.ceil(math.ceil(facts.rows / (pass_size * accumulation)) * epochs))
@@ -337,7 +341,7 @@ def choose(config: TrainingConfig, facts: Facts) -> Settings:
         batch_size=pass_size * accumulation,
         pass_size=pass_size,
         accumulation=accumulation,
-        evaluation_pass_size=max(pass_size, min(32, rows_that_fit)),
+        evaluation_pass_size=config.pass_size or max(pass_size, min(32, rows_that_fit)),
         steps=steps,
         rank=rank,
         alpha=config.alpha or 2.0 * rank,

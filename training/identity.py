@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 60
 STEPS_ALONE = ("checkpoint_steps",)  # of the settings: changes no weight
+ROUNDING_ALONE = ("pass_size", "accumulation", "evaluation_pass_size")  # how a step's rows are parted, less or more
 
 
 def identity(config: TrainingConfig, settings: Settings, material: Material) -> dict[str, Any]:
     """Name, base, settings and data, flat, as values that compare; the data's digest is of the tokens trained on."""
-    chosen = {key: value for key, value in settings.as_dict().items() if key not in STEPS_ALONE}
+    chosen = {key: value for key, value in settings.as_dict().items() if key not in (*STEPS_ALONE, *ROUNDING_ALONE)}
     return {
         "name": config.name,
         "parent": config.parent,

@@ -1,23 +1,30 @@
-"""What a run tells the process that started it: steps, validations, checkpoints."""
+"""What a run tells the process that started it: steps, validations, checkpoints, whose adapters it keeps aside."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from training.kept import keep, kept_steps
 
 NAMES = {"loss": "loss", "eval_loss": "validation_loss"}
 SECONDS_BETWEEN_STEPS = 1.0  # steps that come faster are not all told
 
 
 class Told(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Tells `step` (step, of, loss, seconds_left), `validation` (step, loss) and `checkpoint` (step and losses)."""
+    """Tells `step` (step, of, loss, seconds_left), `validation` (step, loss) and `checkpoint` (step, kept, losses).
 
-    def __init__(self, tell: Callable[..., None]) -> None:
+    `kept` are the steps whose adapters lie in the folder of this name.
+    """
+
+    def __init__(self, tell: Callable[..., None], kept: Path) -> None:
         self.tell = tell
+        self.kept = kept
         self.first_step = 0
         self.began = self.last_told = 0.0
         self.losses: dict[str, float] = {}
@@ -45,7 +52,9 @@ class Told(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.tell(kind="checkpoint", step=state.global_step, **self.losses)
+        step = int(state.global_step)
+        keep(Path(args.output_dir) / f"checkpoint-{step}", self.kept, step)
+        self.tell(kind="checkpoint", step=step, kept=sorted(kept_steps(self.kept)), losses=dict(self.losses))
 
     def _is_due(self, state: TrainerState) -> bool:
         is_end = state.global_step in (self.first_step + 1, state.max_steps)

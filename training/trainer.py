@@ -72,6 +72,7 @@ class Run:
     baseline: Baseline | None = None  # where base and adapter are compared
     plan: dict[str, Any] | None = None  # what was expected of it
     watchers: list[Any] = field(default_factory=list)  # Trainer callbacks of whoever asked for the run
+    baseline_report: Path | None = None  # of `hotshoe baseline` on this data, for the card
 
     def train(self, staging: Staging, progress: Progress, last: Checkpoint | None = None) -> None:
         """Load the model and train it, from `last` on where it is given; working files go into `staging`."""
@@ -133,7 +134,7 @@ def train(
         material = gather(config)
         gate = passed(config, material)
         settings = choose(_with_initial_shape(config), facts(material))
-        run = Run(config, settings, material, gate, meter=Meter(started=started))
+        run = Run(config, settings, material, gate, meter=Meter(started=started), baseline_report=config.baseline)
         progress = Progress(run.meter, say)
         last = _last(staging, identity(config, settings, material), progress.say) if resume else None
         if last is None:

@@ -142,6 +142,8 @@ def set_tenant(
     upload_parts: Annotated[int | None, typer.Option(help="Parts of open uploads.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Fine-tuning jobs that have not ended.")] = None,
     running_jobs: Annotated[int | None, typer.Option(help="Fine-tuning jobs that run at once.")] = None,
+    job_seconds: Annotated[int | None, typer.Option(help="Seconds that one fine-tuning job may train.")] = None,
+    job_bytes: Annotated[int | None, typer.Option(help="Bytes on the disk of all its fine-tuning jobs.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -159,6 +161,8 @@ def set_tenant(
         upload_parts=upload_parts,
         jobs=jobs,
         running_jobs=running_jobs,
+        job_seconds=job_seconds,
+        job_bytes=job_bytes,
     )
     with open_admin(home) as admin:
         row = admin.set_tenant(tenant, limits)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -11,9 +13,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from adapters.errors import InvalidRequest, NotFound
+from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
+from adapters.errors import Conflict, InvalidRequest, NotFound
 from adapters.file_rows import FINE_TUNE
-from adapters.job_rows import JobRow, Page, event_number, no_job
+from adapters.job_history import JobCheckpoint, Page, event_number, no_job
+from adapters.job_rows import JobRow
+from adapters.publish import publish
 from adapters.types import AdapterVersion, VersionStatus
 from server.file_wire import owner_of
 from server.idempotency import idempotent
@@ -28,6 +33,8 @@ from server.job_wire import (
     job_of,
 )
 from server.resolve import find_version, name_to_make, refuse_base_name
+from server.room import size
+from server.routes.adapters import shown as version_shown
 from server.services import Caller, Services, caller_of
 from server.stream import DONE
 
@@ -108,6 +115,21 @@ def router(services: Services) -> APIRouter:
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return CheckpointList(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
 
+    @routes.post("/{job_id}/checkpoints/{checkpoint_id}/publish", summary="A checkpoint's adapter as a version")
+    async def publish_checkpoint(request: Request, job_id: str, checkpoint_id: str) -> dict[str, Any]:
+        caller = caller_of(request)
+        job = await own_job(services, caller, job_id)
+        async with services.lifecycle.one_at_a_time(f"checkpoint {checkpoint_id}"):
+            version = await published(services, caller, job, checkpoint_id)
+        return await version_shown(services, version)
+
+    @routes.delete("/{job_id}/checkpoints/{checkpoint_id}", summary="Remove a checkpoint's files")
+    async def delete_checkpoint(request: Request, job_id: str, checkpoint_id: str) -> dict[str, Any]:
+        job = await own_job(services, caller_of(request), job_id)
+        found = await asyncio.to_thread(registry.get_checkpoint, job.tenant, job.id, checkpoint_id)
+        await asyncio.to_thread(services.jobs.folders.drop, found)
+        return {"id": found.id, "object": "fine_tuning.job.checkpoint", "deleted": True}
+
     return routes
 
 
@@ -135,6 +157,8 @@ async def told(services: Services, job: JobRow, last: int) -> AsyncIterator[byte
 async def ordered(services: Services, caller: Caller, body: JobBody) -> JobRow:
     """The job that a body asks for, its files and its model there; raises InvalidRequest, NotFound, ModelNotFound."""
     job = order_of(body, caller)
+    check_gpu(services)
+    check_integrations(services, body)
     refuse_base_name(services, job.adapter)
     name_to_make(caller, job.adapter)
     await asyncio.to_thread(check_settings, job)
@@ -194,6 +218,66 @@ async def turn(services: Services, request: Request, job_id: str, change: Callab
     changed = await asyncio.to_thread(lambda: change(job.tenant, job.id, actor=caller.actor))
     services.jobs.poke()
     return shown(services, changed)
+
+
+async def published(services: Services, caller: Caller, job: JobRow, checkpoint_id: str) -> AdapterVersion:
+    """The checkpoint's version, made and on its way to be proven, or the one that is there already."""
+    registry = services.registry
+    checkpoint = await asyncio.to_thread(registry.get_checkpoint, job.tenant, job.id, checkpoint_id)
+    if checkpoint.number is not None:
+        return await asyncio.to_thread(registry.get, job.tenant, job.adapter, checkpoint.number)
+    name_to_make(caller, job.adapter)
+    source = await asyncio.to_thread(services.jobs.folders.checkpoint, checkpoint)
+    context, card = await services.publish_context(caller), checkpoint_card(job, checkpoint)
+    staged = await asyncio.to_thread(services.store.stage)
+    try:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            await asyncio.to_thread(shutil.copyfile, source / name, staged / name)
+        version = await asyncio.to_thread(lambda: publish(staged, job.adapter, context=context, card=card))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
+    await asyncio.to_thread(registry.name_checkpoint, checkpoint, version.number)
+    if version.status is VersionStatus.QUARANTINED:
+        await services.prover.take(version)
+    return version
+
+
+def checkpoint_card(job: JobRow, checkpoint: JobCheckpoint) -> dict[str, Any]:
+    """What is known of an adapter whose run had not ended: where it comes from, and its losses then."""
+    return {
+        "name": job.adapter,
+        "base": {"digest": job.request["base_digest"]},
+        "settings": dict(job.settings or {}),
+        "checkpoint": {"job": job.id, "id": checkpoint.id, "step": checkpoint.step, **checkpoint.metrics},
+    }
+
+
+def check_gpu(services: Services) -> None:
+    """Raises Conflict where jobs would take the memory of a GPU that the engine has planned for itself."""
+    outlook, settings = services.memory.outlook, services.settings
+    if outlook.plan is None or outlook.plan.layout.is_cpu or settings.job_gpu_memory_bytes is not None:
+        return
+    share, total = outlook.plan.layout.memory_fraction, outlook.machine.gpu_bytes
+    figures = f" ({share:.0%} of {size(total)})" if share is not None and total is not None else ""
+    raise Conflict(
+        f"The engine takes the GPU's memory for serving{figures} and nothing is kept for training: have the operator "
+        "start the server with HOTSHOE_JOB_GPU_MEMORY_BYTES; `hotshoe plan` says how much a run needs."
+    )
+
+
+def check_integrations(services: Services, body: JobBody) -> None:
+    """Raises InvalidRequest where the server cannot report where the job asks it to."""
+    if not body.integrations:
+        return
+    if services.settings.wandb_api_key is None:
+        how = "have the operator set HOTSHOE_WANDB_API_KEY"
+    elif importlib.util.find_spec("wandb") is None:
+        how = "have the operator install it (`pip install wandb`)"
+    else:
+        return
+    raise InvalidRequest(
+        f"This server does not report to Weights & Biases: {how}, or leave integrations out.", param="integrations"
+    )
 
 
 def metadata_of(request: Request) -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from adapters.errors import Conflict, HotshoeError, InvalidRequest, LeaseLost, NotFound, QuotaExceeded
-from adapters.job_rows import NEXT, JobChange, JobRow, JobStatus, Page, Phase, Turn, choose, event_id
+from adapters.job_history import Page, event_id
+from adapters.job_rows import NEXT, JobChange, JobRow, JobStatus, Phase, Turn, choose
 from adapters.limits import UseLimits
 from adapters.registry import NewVersion, Registry
 
@@ -140,7 +141,7 @@ def test_a_checkpoint_that_was_saved_while_the_job_was_paused_is_listed(registry
     registry.add_job(new())
     job = claimed(registry)
     registry.pause_job(job.tenant, job.id, actor="a")
-    registry.note_checkpoint(job, 7, {"loss": 0.5})
+    registry.note_checkpoint(job.tenant, job.id, 7, {"loss": 0.5}, [7])
     assert [(one.step, one.metrics) for one in registry.job_checkpoints(job.tenant, job.id)] == [(7, {"loss": 0.5})]
 
 
@@ -222,7 +223,7 @@ def test_pages_go_on_where_the_last_one_ended(registry: Registry) -> None:
     assert registry.jobs("default", adapters={"other"}) == [] == registry.jobs("other")
     job = claimed(registry)
     for step in (10, 20, 20, 30):
-        registry.note_checkpoint(job, step, {"loss": 1 / step})
+        registry.note_checkpoint(job.tenant, job.id, step, {"loss": 1 / step}, [20, 30])
     found = registry.job_checkpoints("default", job.id, Page(limit=2))
     assert [one.step for one in found] == [30, 20]
     assert [one.step for one in registry.job_checkpoints("default", job.id, Page(found[-1].id))] == [10]

@@ -69,7 +69,7 @@ class Report:
         found = ", ".join(f"{row['code']} {row['count']:,}" for row in self.findings if row["level"] != "note")
         return f"data check: {self.verdict}{f' ({found})' if found else ''}"
 
-    def error(self) -> DataInvalid:
+    def error(self) -> DataBlocked:
         """Why nothing is trained on this data."""
         blocking = [finding for finding in self.findings if finding["level"] == "block"]
         listed = "; ".join(f"{row['code']}: {row['title']} ({row['count']:,} of {row['of']:,})" for row in blocking)
@@ -78,9 +78,17 @@ class Report:
             for row in blocking
             for example in row["examples"]
         )
-        return DataInvalid(
+        return DataBlocked(
             f"{self.about['data']} is not fit to train on: {listed}. `hotshoe data check` shows all; a rule that is "
             "wrong for this data is set with --rules CODE=warn.",
-            param="data",
-            problems=problems,
+            self,
+            problems,
         )
+
+
+class DataBlocked(DataInvalid):
+    """A finding blocks; `report` is the whole of what was found."""
+
+    def __init__(self, message: str, report: Report, problems: tuple[Problem, ...]) -> None:
+        super().__init__(message, param="data", problems=problems)
+        self.report = report
