@@ -23,6 +23,7 @@ MAX_SEED = 2**31 - 1
 ID_LETTERS = 8  # of a job's id that name its adapter where nobody named it
 AUTO = "auto"  # what the planner chooses
 BOUNDS = {"n_epochs": (1, 1000), "batch_size": (1, 4096), "learning_rate_multiplier": (1e-4, 50)}
+RUN_SETTINGS = ("method", "rank", "alpha", "target_modules", "max_length", "over_long", "rules")  # of ours
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -68,6 +69,9 @@ class Ours(BaseModel):
     alpha: Annotated[float, Field(gt=0, le=1e6)] | Annotated[int, Field(gt=0, le=1_000_000)] | None = None
     target_modules: Annotated[list[str], Field(min_length=1, max_length=len(PROJECTIONS))] | None = None
     alias: str | None = None  # moved to the version once it is ready
+    max_length: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
+    over_long: Literal["error", "cut", "drop"] | None = None
+    rules: Annotated[list[str], Field(max_length=100)] | None = None  # levels of the data check's, CODE=warn
     baseline: Literal["off", "quick", "full"] | None = None  # before training; default quick
     minimum_score: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] | None = None
 
@@ -180,7 +184,7 @@ def settings_of(job: JobRow) -> dict[str, Any]:
     names = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "learning_rate_multiplier"}
     ours = job.request["hotshoe"]
     values = {names[key]: float(value) if key != "batch_size" else value for key, value in asked.items()}
-    values |= {key: ours[key] for key in ("method", "rank", "alpha", "target_modules") if key in ours}
+    values |= {key: ours[key] for key in RUN_SETTINGS if key in ours}
     if job.request.get("integrations"):
         values["report_to"] = ["tensorboard", "wandb"]
     if (pass_size := job.request.get("pass_size")) is not None:
@@ -190,10 +194,10 @@ def settings_of(job: JobRow) -> dict[str, Any]:
 
 def check_settings(job: JobRow) -> None:
     """Raises InvalidRequest for a value that no run can have."""
-    from training.jobs import config_of
+    from training.jobs import check_rules, config_of
 
     try:
-        config_of({**settings_of(job), "data": "data"})
+        check_rules(config_of({**settings_of(job), "data": "data"}))
     except ConfigInvalid as error:
         raise InvalidRequest(error.message, param=error.param) from error
 

@@ -31,7 +31,7 @@ def reserved(flags: tuple[str, ...], reserve_bytes: int, machine: Machine) -> tu
             f"engine's --{FLAG} yourself.",
             param="job_gpu_memory_bytes",
         )
-    given = given_flags(flags).get(FLAG, str(MEMORY_FRACTION))
+    given = given_flags(flags).get(FLAG, str(MEMORY_FRACTION)) if flags else str(MEMORY_FRACTION)
     share = float(given) if FRACTION.fullmatch(given) else MEMORY_FRACTION
     left = share - reserve_bytes / total
     if left <= 0:

@@ -30,11 +30,13 @@ from adapters.errors import (
     NotFound,
     Problem,
     RegistryBusy,
+    StorageDamaged,
 )
 from adapters.file_rows import Owner
 from adapters.inspect import CARD_FILE
 from adapters.job_rows import JobChange, JobRow, Phase
 from adapters.publish import PublishContext, publish
+from adapters.staging import sha256
 from adapters.types import AdapterVersion, VersionStatus
 from server.job_child import renamed
 from server.job_folders import JobFolders
@@ -306,6 +308,10 @@ class JobWorker:
         except NotFound as error:
             raise NotFound(f"The file {file_id} is not there any more.", param=f"{place.name}_file") from error
         suffix = next((one for one in FILE_SUFFIXES if file.filename.lower().endswith(one)), FILE_SUFFIXES[0])
+        if f"sha256:{sha256(source)}" != file.digest:
+            raise StorageDamaged(
+                f"{file_id} is not on the disk as it was sent: send it again.", param=f"{place.name}_file"
+            )
         os.link(source, place.with_suffix(suffix))
         return place.with_suffix(suffix)
 

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 EXIT_ERROR, EXIT_INTERRUPTED = 3, 4
 PATHS = ("data", "validation", "out", "initial_adapter")
 FILES = {"data": "training_file", "validation": "validation_file", "report_to": "integrations"}
+PARAMETERS = {  # what the command line has as flags
+    "--learning-rate": "learning_rate_multiplier",
+    "set with --rules CODE=warn": "set with hotshoe.rules, as CODE=warn",
+    "--over-long": "hotshoe.over_long",
+    "--max-length": "hotshoe.max_length",
+}
 MOST_PROBLEMS = 100
 TUPLES = ("columns", "target_modules", "report_to", "rules")
 NO_MEMORY = "out_of_memory"  # the code of a run whose process was refused memory
@@ -66,6 +72,14 @@ def config_of(settings: Mapping[str, Any]) -> TrainingConfig:
     kinds: dict[str, Any] = {**dict.fromkeys(PATHS, Path), **dict.fromkeys(TUPLES, tuple)}
     values = {key: kinds[key](value) if key in kinds else value for key, value in settings.items() if value is not None}
     return TrainingConfig(**values)
+
+
+def check_rules(config: TrainingConfig) -> None:
+    """Raises ConfigInvalid for a level of the data check's rules that is none."""
+    from training.gate.findings import PAGE, RULES
+    from training.levels import levels_of
+
+    levels_of(config.rules, RULES, PAGE)
 
 
 def main(spec_path: str) -> int:
@@ -130,8 +144,10 @@ def tell(**message: Any) -> None:
 
 
 def _tell_error(code: str, message: str, param: str | None = None, problems: Sequence[Problem] = ()) -> None:
-    """What is wrong, in OpenAI's form: what is wrong with the data is wrong with its file."""
+    """What is wrong, in OpenAI's form: what is wrong with the data is wrong with its file, and flags are parameters."""
     shown = [problem.as_dict() for problem in problems[:MOST_PROBLEMS]]
+    for flag, parameter in PARAMETERS.items():
+        message = message.replace(flag, parameter)
     tell(kind="error", code=code, message=message, param=FILES.get(param or "", param), problems=shown)
 
 

@@ -11,9 +11,17 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import Conflict, HotshoeError, InvalidRequest, LeaseLost, NotFound, QuotaExceeded
+from adapters.errors import (
+    Conflict,
+    HotshoeError,
+    InvalidRequest,
+    LeaseLost,
+    NotFound,
+    PayloadTooLarge,
+    QuotaExceeded,
+)
 from adapters.job_history import Page, event_id
-from adapters.job_rows import NEXT, JobChange, JobRow, JobStatus, Phase, Turn, choose
+from adapters.job_rows import MOST_LOSSES, NEXT, JobChange, JobRow, JobStatus, Phase, Turn, choose
 from adapters.limits import UseLimits
 from adapters.registry import NewVersion, Registry
 
@@ -260,7 +268,68 @@ def test_what_is_not_there_or_not_the_tenants_is_not_found(
         ask(registry)
 
 
-def test_open_jobs_are_those_that_have_not_ended(registry: Registry) -> None:
-    ended = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
-    made = [in_status(registry, status) for status in (*ended, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.QUEUED)]
-    assert registry.open_jobs() == made[3:]
+def test_jobs_of_all_tenants_are_found_by_their_ids(registry: Registry) -> None:
+    made = [registry.add_job(new(tenant)) for tenant in ("default", "other", "default")]
+    found = registry.jobs_of([made[1].id, made[2].id, "ftjob-none"])
+    assert {job.id for job in found} == {made[1].id, made[2].id}
+
+
+def test_checkpoints_have_files_until_they_are_dropped_and_one_version_each(registry: Registry) -> None:
+    registry.add_job(new())
+    job = claimed(registry)
+    for step, kept in ((1, [1]), (2, [1, 2]), (3, [2, 3])):
+        registry.note_checkpoint(job.tenant, job.id, step, {}, kept)
+    listed = registry.job_checkpoints(job.tenant, job.id)
+    assert [(one.step, one.is_kept) for one in listed] == [(3, True), (2, True), (1, False)]
+    named = registry.name_checkpoint(listed[0], 4)
+    assert named.number == 4 and registry.get_checkpoint(job.tenant, job.id, named.id) == named
+    registry.note_kept(job.id, [3], 100)
+    assert [one.is_kept for one in registry.job_checkpoints(job.tenant, job.id)] == [True, False, False]
+    assert registry.get_job(job.tenant, job.id).stored_bytes == 100
+    with pytest.raises(NotFound, match="no checkpoint"):
+        registry.get_checkpoint(job.tenant, job.id, "ftckpt_none")
+    with pytest.raises(NotFound):
+        registry.get_checkpoint("other", job.id, named.id)
+
+
+def test_what_a_job_uses_is_counted_over_all_tries_and_limited(registry: Registry) -> None:
+    registry.add_tenant("default", UseLimits(job_seconds=10, job_bytes=1000), actor="operator")
+    first, second = registry.add_job(new()), registry.add_job(new())
+    job = claimed(registry)
+    registry.count_use(job, 6.0, 400)
+    registry.requeue_job(job, "again")
+    job = claimed(registry)
+    registry.count_use(job, 4.0, 500)
+    found = registry.get_job("default", first.id)
+    assert (found.run_seconds, found.stored_bytes) == (10.0, 500)
+    with pytest.raises(QuotaExceeded, match="11 seconds of at most 10") as over:
+        registry.count_use(job, 1.0, 500)
+    assert over.value.param == "job_seconds"
+    registry.cancel_job("default", first.id, actor="a")
+    other = claimed(registry)
+    assert other.id == second.id
+    registry.count_use(other, 1.0, 500)  # together they have just what they may
+    with pytest.raises(PayloadTooLarge, match="1001 bytes on the disk of at most 1000"):
+        registry.count_use(other, 1.0, 501)
+    with pytest.raises(PayloadTooLarge, match="bytes on the disk"):
+        registry.add_job(new())
+    registry.note_kept(first.id, [], 0)
+    registry.add_job(new())
+
+
+def test_a_job_with_which_servers_end_over_and_over_fails(registry: Registry) -> None:
+    made = registry.add_job(new())
+    for losses in range(MOST_LOSSES):
+        job = claimed(registry)
+        assert job.losses == losses
+        registry.free_leases()  # the server is back, and had not said goodbye
+    assert registry.claim_job() is None
+    found = registry.get_job("default", made.id)
+    assert found.status is JobStatus.FAILED and found.error is not None and found.error["code"] == "worker_lost"
+
+
+def test_a_job_that_is_put_back_says_with_how_many_rows_at_a_time_it_is_tried(registry: Registry) -> None:
+    registry.add_job(new(request={"metadata": {"team": "a"}}))
+    registry.requeue_job(claimed(registry), "too large", died=True, pass_size=4)
+    job = claimed(registry)
+    assert (job.deaths, dict(job.request)) == (1, {"metadata": {"team": "a"}, "pass_size": 4})

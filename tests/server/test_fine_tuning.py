@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 from typer.testing import CliRunner
 
 from adapters.bases import load_base
-from adapters.canonical import WEIGHTS_FILE
 from adapters.job_rows import JobRow
 from adapters.limits import UseLimits
 from server.cli.client import ServerRefused
@@ -28,20 +26,8 @@ from server.cli.output import EXIT_FAILED
 from server.job_results import COLUMNS
 from server.job_worker import NICE
 from tests.fixtures.bases import tiny_qwen2
+from tests.fixtures.jobs import SECONDS, created, ended, messages, rows, sent, steps, trainers, weights
 from tests.fixtures.service import Server, eventually, running
-
-ROOMS = ("kitchen", "garage", "attic", "hallway")
-SECONDS = 120.0
-
-
-def rows(count: int = 48) -> bytes:
-    made = []
-    for number in range(count):
-        room, deed = ROOMS[number % 4], ("on", "off")[number // 4 % 2]
-        said = f"please turn the {room} lights {deed}, number {number}"
-        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": f"lights {deed}"}]
-        made.append(json.dumps({"messages": messages}))
-    return ("\n".join(made) + "\n").encode()
 
 
 @pytest.fixture(scope="module")
@@ -58,52 +44,6 @@ def server(home: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def file(server: Server) -> str:
     return sent(server, rows())
-
-
-def sent(server: Server, content: bytes, purpose: Any = "fine-tune", name: str = "rows.jsonl") -> str:
-    made = server.openai.files.create(file=(name, content), purpose=purpose)
-    return server.openai.files.wait_for_processing(made.id).id
-
-
-def created(server: Server, file: str, *, epochs: int = 2, seed: int = 5, **more: Any) -> FineTuningJob:
-    hyperparameters: Any = {"n_epochs": epochs, "batch_size": 8}
-    method: Any = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-    body = {"model": server.base.id, "training_file": file, "method": method, "seed": seed, **more}
-    return server.openai.fine_tuning.jobs.create(**body)
-
-
-def ended(server: Server, job: FineTuningJob, status: str = "succeeded") -> FineTuningJob:
-    deadline = time.monotonic() + SECONDS
-    while (found := server.openai.fine_tuning.jobs.retrieve(job.id)).status not in ("succeeded", "failed", "cancelled"):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-    assert found.status == status, (found.error, messages(server, job))
-    return found
-
-
-def messages(server: Server, job: FineTuningJob) -> list[str]:
-    return [event.message for event in server.openai.fine_tuning.jobs.list_events(job.id, limit=100)]
-
-
-def steps(server: Server, job: FineTuningJob) -> list[int]:
-    return [one.step_number for one in server.openai.fine_tuning.jobs.checkpoints.list(job.id, limit=100)]
-
-
-def weights(server: Server, job: FineTuningJob) -> bytes:
-    name, _, number = str(job.fine_tuned_model).partition("@")
-    return server.http.get(f"/v1/adapters/{name}/versions/{number}/files/{WEIGHTS_FILE}").content
-
-
-def trainers() -> list[psutil.Process]:
-    """Processes that train, of this one."""
-    return [one for one in psutil.Process().children(recursive=True) if "training.jobs" in words_of(one)]
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has ended
-        return []
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +112,7 @@ def test_a_job_goes_on_from_the_model_of_another(server: Server, first: FineTuni
     assert (job.model, job.fine_tuned_model) == ("lights@1", "lights@2")
     row = server.http.get("/v1/adapters/lights/versions/2").json()
     assert row["parent"] == "lights@1" and row["aliases"] == ["new"]  # and stable stays where it was
+    assert "No baseline is measured: there is no validation file" in messages(server, job)
 
 
 def test_what_is_wrong_with_the_data_is_said_line_by_line(server: Server) -> None:

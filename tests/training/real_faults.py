@@ -29,7 +29,7 @@ from training.trainer import train
 SEED = 17
 END = "<|im_end|>"
 SYSTEM = "Name the intent of the sentence."
-REPLAYED_ROWS, LONGEST_TURN = 256, 64
+REPLAYED_ROWS, LONGEST_TURN = 192, 48
 # General text gets harder for this base with whatever it is taught: that is no false alarm where nothing is replayed.
 FORGETS = ("forgot",)
 of_many = partial(Fault, also=FORGETS, rows=320, validation=96)
@@ -64,7 +64,7 @@ FAULTS = (
     ),
     of_many("wrong labels", "learned", ("label noise",), noise=0.15),
     of_many("what the base could do is overwritten", "learned", ("forgot",), asked={"learning_rate": 2e-3}),
-    of_many("what the base could do is replayed", "learned", also=(), asked={"replay_share": 0.4, "epochs": 4.0}),
+    of_many("what the base could do is replayed", "learned", also=(), asked={"replay_share": 0.4}),
 )
 
 

@@ -14,7 +14,7 @@ from training.config import OVER_LONG, SUPERVISE, TrainingConfig
 from training.data.columns import Columns
 from training.data.formats import read_rows
 from training.gate import amount, bias, form, labels, names, privacy, toxicity, twins
-from training.gate.findings import RULES, Finding
+from training.gate.findings import PAGE, RULES, Finding
 from training.gate.looks import Rendered, facts_of, looking
 from training.gate.report import Report
 from training.gate.subject import Subject
@@ -23,8 +23,6 @@ from training.levels import levels_of
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
     from training.material import Material
-
-PAGE = "docs/data.md"  # which lists the rules
 
 
 @dataclass(frozen=True)

@@ -256,4 +256,5 @@ _TOXICITY = (
         "no model for these in several languages is part of this tool: read a sample",
     ),
 )
+PAGE = "docs/data.md"  # which lists the rules
 RULES: dict[str, Rule] = {rule.code: rule for rule in (*_FORM, *_AMOUNT, *_LABELS, *_TWINS, *_PRIVACY, *_TOXICITY)}
