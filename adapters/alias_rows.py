@@ -109,6 +109,14 @@ class AliasRows:
             detail = _ended(found)
             add_event(connection, tenant, "alias_removed", actor, name, found.number, alias=found.alias, detail=detail)
 
+    def _remove_aliases_of(self, connection: Connection, version: Row[Any], name: str, actor: str) -> None:
+        """Remove the aliases that name the version."""
+        aliases = schema.aliases
+        named = (aliases.c.adapter_id == version.adapter_id, aliases.c.number == version.number)
+        for alias in connection.execute(select(aliases.c.alias).where(*named)).scalars().all():
+            connection.execute(delete(aliases).where(*named, aliases.c.alias == alias))
+            add_event(connection, version.tenant, "alias_removed", actor, name, version.number, alias=alias)
+
     def _servable(self, connection: Connection, tenant: str, name: str, number: int) -> Row[Any]:
         row = version_row(connection, tenant, name, number)
         if row.status != VersionStatus.READY:

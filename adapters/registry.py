@@ -207,10 +207,17 @@ class Registry(
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {status: found.get(str(status), 0) for status in VersionStatus}
 
-    def retire(self, tenant: str, name: str, number: int, *, actor: str = OPERATOR) -> AdapterVersion:
-        """Take a version out of service for good; raises Conflict while an alias points at it or tries it."""
+    def retire(
+        self, tenant: str, name: str, number: int, *, actor: str = OPERATOR, with_aliases: bool = False
+    ) -> AdapterVersion:
+        """Take a version out of service for good; raises Conflict while an alias points at it or tries it.
+
+        `with_aliases` takes aliases of the adapter's only ready version with it, since there is none to promote first.
+        """
         with self.database.writing() as connection:
             row = version_row(connection, tenant, name, number)
+            if with_aliases and not _has_other_ready(connection, row):
+                self._remove_aliases_of(connection, row, name, actor)
             self._check_unnamed(connection, row.adapter_id, f"{name}@{number}", number)
             found = VersionStatus(row.status)
             if found is not VersionStatus.RETIRED:
@@ -360,6 +367,13 @@ def _same_files(connection: Connection, adapter_id: int, new: NewVersion) -> Row
 def _expect_number(new: NewVersion, number: int, why: str) -> None:
     if new.number is not None and new.number != number:
         raise Conflict(f"{new.name}@{new.number} was asked for, {number} is it: {why}.", param="version")
+
+
+def _has_other_ready(connection: Connection, row: Row[Any]) -> bool:
+    """Another version of the adapter can answer."""
+    versions = schema.versions.c
+    others = (versions.adapter_id == row.adapter_id, versions.id != row.id, versions.status == VersionStatus.READY)
+    return connection.execute(select(versions.id).where(*others).limit(1)).first() is not None
 
 
 def _check_step(row: Row[Any], found: VersionStatus, status: VersionStatus) -> None:

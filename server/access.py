@@ -114,6 +114,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/system", "read"),
     Route("GET", "/openapi.json", "read"),
 )
+NOT_OFFERED = {  # paths of OpenAI's that clients try, each with what to do instead
+    "/v1/batches": "Batches are not offered: send the requests one by one; many at a time are answered together.",
+    "/v1/fine_tuning/alpha": "Graders and reinforcement fine-tuning are not offered: a job is supervised.",
+    "/v1/fine_tuning/checkpoints": "A checkpoint is shared by publishing it as a version, whose adapter is granted.",
+}
 PUBLIC = frozenset(route.path for route in ROUTES if route.scope is None)
 
 
@@ -127,7 +132,8 @@ def find_route(method: str, path: str) -> Route:
             others.append(route.method)
     if others:
         raise MethodNotAllowed(f"{method[:20]} is not a method of this path; it has {', '.join(sorted(others))}.")
-    raise RouteNotFound("There is no such path here; docs/http.md lists the routes.")
+    why = next((says for start, says in NOT_OFFERED.items() if path.startswith(start)), "There is no such path here")
+    raise RouteNotFound(f"{why.rstrip('.')}; docs/http.md lists the routes.")
 
 
 class Access:

@@ -62,7 +62,11 @@ class JobChild:
         """What it tells, until it ends; other lines are skipped. Raises TimeoutError when it hangs."""
         if self.process.stdout is None:
             raise RuntimeError("the child was started without pipes")
-        while line := await asyncio.wait_for(self._line(self.process.stdout), SILENT_SECONDS):
+        while True:
+            async with asyncio.timeout(SILENT_SECONDS):
+                line = await self._line(self.process.stdout)
+            if not line:
+                return
             with contextlib.suppress(ValueError):
                 message = json.loads(renamed(line.decode(), self.names))
                 if isinstance(message, dict) and isinstance(message.get("kind"), str):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from adapters.errors import Conflict
 from adapters.job_history import JobCheckpoint
 from training.jobs import KEPT_FOLDER
-from training.kept import kept_steps
+from training.kept import drop, kept_steps
 
 if TYPE_CHECKING:
     from adapters.job_rows import JobRow
@@ -44,7 +44,7 @@ class JobFolders:
 
     def drop(self, checkpoint: JobCheckpoint) -> None:
         """Remove a checkpoint's files."""
-        shutil.rmtree(self.checkpoint(checkpoint), ignore_errors=True)
+        drop(self.checkpoint(checkpoint).parent, checkpoint.step)
         self._note(checkpoint.job_id)
 
     def sweep(self) -> None:

@@ -68,7 +68,8 @@ class Training:
         except asyncio.CancelledError:
             child.terminate()  # the server stops: it may save its step
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._follow(child, telling), self.stop_seconds)
+                async with asyncio.timeout(self.stop_seconds):
+                    await self._follow(child, telling)
             raise
         finally:
             await end_tasks(watching)
@@ -103,7 +104,8 @@ class Training:
                     await self._let_save(child)
                     break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.poked.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self.poked.wait()
         await child.kill()
 
     async def _is_still_ours(self, folder: Path) -> bool:
@@ -135,7 +137,8 @@ class Training:
         deadline = time.monotonic() + SAVE_SECONDS
         while child.is_there and time.monotonic() < deadline and await self._status() is not JobStatus.CANCELLED:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.process.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await child.process.wait()
 
     async def _status(self) -> JobStatus:
         return (await self._job()).status

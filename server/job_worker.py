@@ -125,8 +125,9 @@ class JobWorker:
             except Exception as error:  # noqa: BLE001 - a full disk, say: later jobs must find a worker all the same
                 log.error("the queue of jobs waits", error=type(error).__name__, reason=str(error)[:500])
                 await asyncio.sleep(PUT_OFF_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), POLL_SECONDS)
+            with contextlib.suppress(TimeoutError):  # wait_for would lose a cancel that comes with a poke
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._poked.wait()
             self._poked.clear()
 
     async def _run(self, job: JobRow) -> None:

@@ -214,7 +214,8 @@ class VllmEngine(SpokenTo):
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(process.wait()), HEALTH_SECONDS)
+                    async with asyncio.timeout(HEALTH_SECONDS):
+                        await asyncio.shield(process.wait())
                 if process.returncode is not None:
                     return f"exit status {process.returncode}"
                 vitals = processes.look()

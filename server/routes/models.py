@@ -43,7 +43,7 @@ def router(services: Services) -> APIRouter:
         shown = f"{owner}/{model}"
         return model_row(services, shown, await find_version(services, caller_of(request), shown))
 
-    @routes.delete("/{model}", summary="Retire a version, named NAME@N")
+    @routes.delete("/{model}", summary="Retire a version, named NAME@N; the only one that is ready with its aliases")
     async def delete_model(request: Request, model: str) -> dict[str, Any]:
         caller = caller_of(request)
         if model == services.base.id:
@@ -51,7 +51,7 @@ def router(services: Services) -> APIRouter:
         version = await find_version(services, caller, model)
         if model != version.ref:
             raise Conflict(f"Name the version to retire: {version.ref} is what {model} is now.", param="model")
-        await retire_version(services, caller, version.name, version.number)
+        await retire_version(services, caller, version.name, version.number, with_aliases=True)
         return {"id": model, "object": "model", "deleted": True}
 
     return routes

@@ -160,9 +160,13 @@ async def load_first(services: Services, caller: Caller, name: str, number: int)
         await asyncio.wait_for(services.residents.warm(version), LOAD_BEFORE_MOVE_SECONDS)
 
 
-async def retire_version(services: Services, caller: Caller, name: str, number: int) -> dict[str, Any]:
+async def retire_version(
+    services: Services, caller: Caller, name: str, number: int, *, with_aliases: bool = False
+) -> dict[str, Any]:
     """The row is retired now; requests that run on it end, then it leaves the engine."""
-    version = await asyncio.to_thread(lambda: services.registry.retire(caller.tenant, name, number, actor=caller.actor))
+    version = await asyncio.to_thread(
+        lambda: services.registry.retire(caller.tenant, name, number, actor=caller.actor, with_aliases=with_aliases)
+    )
     services.lifecycle.spawn(services.residents.drop(version))
     return await shown(services, version)
 

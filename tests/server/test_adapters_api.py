@@ -128,9 +128,14 @@ def test_a_retired_version_answers_no_more_drains_and_leaves_engine_and_disk(ser
     eventually(lambda: "old@1" not in {one.engine_name for one in server.call(server.engine.loaded())})
     eventually(lambda: not server.services.store.has(row["digest"]))
     assert server.http.get("/v1/adapters/old/versions/1/files/adapter_config.json").status_code == 404
-    assert server.http.delete("/v1/models/old@2").status_code == 409
+    assert server.http.delete("/v1/adapters/old/versions/2").status_code == 409
     server.pushed("old")
+    assert server.http.delete("/v1/models/old@2").status_code == 409  # there is another to promote first
     assert server.http.delete("/v1/models/old@3").json() == {"id": "old@3", "object": "model", "deleted": True}
+    server.promote("old", 2, "also")
+    assert server.http.delete("/v1/models/old@2").json()["deleted"]  # the last one goes with its aliases
+    assert server.http.get("/v1/adapters/old").json()["aliases"] == []
+    assert error_of(server.say("old"))["code"] in ("model_not_found", "not_servable")
 
 
 def test_an_adapter_that_changes_nothing_is_rejected_and_leaves(server: Server) -> None:

@@ -230,7 +230,7 @@ def test_two_tenants_use_one_name_and_never_meet(keyed: Server, acme: Team, othe
     assert pushed.json()["status"] == "ready" and pushed.json()["version"] == 1
     digests = {team.http.get(f"/v1/adapters/{NAME}/versions/1").json()["digest"] for team in (acme, mine)}
     assert len(digests) == 2
-    assert mine.http.delete(f"/v1/models/{NAME}@1").status_code == 409, "its stable"
+    assert mine.http.delete(f"/v1/adapters/{NAME}/versions/1").status_code == 409, "its stable"
     assert mine.push(keyed, NAME).json()["version"] == 2
     assert mine.http.put(f"/v1/adapters/{NAME}/aliases/stable", json={"version": 2}).status_code == 200
     assert mine.say(NAME).json()["model"] == f"{NAME}@2"
