@@ -49,8 +49,9 @@ def test_tenants_get_limits_and_share_on_the_state_folder(home: Path) -> None:
     done = shell.verb("tenants", "set", "acme", "--versions", "20", "--requests-per-minute", "600", *flags)
     assert done.stdout == "acme  requests_per_minute=600 versions=20\n"
     kept = ("--file-bytes", "5", "--files", "2", "--upload-parts", "3", "--jobs", "4", "--running-jobs", "1")
+    kept += ("--job-seconds", "60", "--job-bytes", "9")
     assert (
-        "file_bytes=5 files=2 upload_parts=3 jobs=4 running_jobs=1"
+        "file_bytes=5 files=2 upload_parts=3 jobs=4 running_jobs=1 job_seconds=60 job_bytes=9"
         in shell.verb("tenants", "set", "acme", *kept, *flags).stdout
     )
     assert shell.verb("tenants", "set", "acme", "--versions", "3", *flags).stdout == "acme  versions=3\n"

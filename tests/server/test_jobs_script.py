@@ -15,7 +15,7 @@ from tests.fixtures.engines import EngineRig
 from tests.fixtures.service import running
 from tests.test_docs import ROOT, blocks
 
-ROWS = 24
+ROWS = 16
 URL = "http://127.0.0.1:8000/v1"
 
 
@@ -23,9 +23,10 @@ URL = "http://127.0.0.1:8000/v1"
 def test_the_script_of_the_docs_trains_and_asks_the_model_that_it_made(
     vllm_engine: EngineRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = make(ENGLISH).splits["train"][:ROWS]
-    data = "".join(json.dumps(row.as_chat()) + "\n" for row in rows)
-    (tmp_path / "train.jsonl").write_text(data, "utf-8")
+    rows = make(ENGLISH).splits["train"]
+    for name, some in (("train.jsonl", rows[:ROWS]), ("more.jsonl", rows[ROWS : 2 * ROWS])):
+        data = "".join(json.dumps(row.as_chat()) + "\n" for row in some)
+        (tmp_path / name).write_text(data, "utf-8")
     monkeypatch.chdir(tmp_path)
     script = next(iter(blocks(ROOT / "docs" / "jobs.md", ("python",))))
     assert URL in script
@@ -37,7 +38,7 @@ def test_the_script_of_the_docs_trains_and_asks_the_model_that_it_made(
         names["client"].close()
         said = capsys.readouterr().out
         assert "the fine-tuned model is support-router@1" in said
-        assert said.splitlines()[-1].startswith("support-router@1 ")
-        row = server.http.get("/v1/adapters/support-router/versions/1").json()
-        assert (row["status"], row["aliases"]) == ("ready", ["stable"])
+        assert "\nsupport-router@1 " in said and "\nsupport-router@2 " in said
+        row = server.http.get("/v1/adapters/support-router/versions/2").json()
+        assert (row["status"], row["aliases"], row["parent"]) == ("ready", ["stable"], "support-router@1")
     vllm_engine.unload_all()

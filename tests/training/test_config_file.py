@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "warmup_ratio": ("0.1", 0.1),
     "batch_size": ("8", 8),
     "tokens_per_pass": ("4096", 4096),
+    "pass_size": ("4", 4),
     "rank": ("4", 4),
     "alpha": ("8", 8.0),
     "target_modules": ("[q_proj, v_proj]", ("q_proj", "v_proj")),
