@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors.numpy import load_file
 
 from adapters.bases import load_base
 from adapters.canonical import WEIGHTS_FILE
+from adapters.job_rows import JobRow
 from server.job_folders import JobFolders, folder_bytes
+from server.job_order import settings_of, wandb_of
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.jobs import created, ended, messages, rows, sent, weights
 from tests.fixtures.service import Server, error_of, eventually, running
@@ -181,6 +184,26 @@ def test_when_their_time_is_over_the_checkpoints_of_an_ended_job_go(server: Serv
     assert server.services.registry.get_job("default", job.id).stored_bytes == 0
     listed = server.openai.fine_tuning.jobs.checkpoints.list(job.id)
     assert not any(one.model_dump()["hotshoe"]["is_kept"] for one in listed)
+
+
+def test_a_jobs_process_alone_knows_where_and_as_whom_it_reports(tmp_path: Path) -> None:
+    wandb = {"type": "wandb", "wandb": {"project": "lights", "name": "first", "tags": ["a", "b"]}}
+    job = JobRow(
+        "ftjob-1", "default", "a", "lights", "t", "f", request={"hyperparameters": {}, "integrations": [wandb]}
+    )
+    server = {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": "https://wandb.internal"}
+    found = wandb_of(job, server, tmp_path)
+    assert found == {
+        **server,
+        "WANDB_PROJECT": "lights",
+        "WANDB_NAME": "first",
+        "WANDB_TAGS": "a,b",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_SILENT": "true",
+    }
+    assert settings_of(replace(job, request={**job.request, "hotshoe": {}}))["report_to"] == ["tensorboard", "wandb"]
+    other = replace(job, request={"hyperparameters": {}, "hotshoe": {}, "integrations": []})
+    assert wandb_of(other, server, tmp_path) == {} and "report_to" not in settings_of(other)
 
 
 def test_weights_and_biases_are_refused_where_the_server_has_no_key(server: Server, file: str) -> None:
