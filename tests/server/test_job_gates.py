@@ -188,9 +188,8 @@ def test_when_their_time_is_over_the_checkpoints_of_an_ended_job_go(server: Serv
 
 def test_a_jobs_process_alone_knows_where_and_as_whom_it_reports(tmp_path: Path) -> None:
     wandb = {"type": "wandb", "wandb": {"project": "lights", "name": "first", "tags": ["a", "b"]}}
-    job = JobRow(
-        "ftjob-1", "default", "a", "lights", "t", "f", request={"hyperparameters": {}, "integrations": [wandb]}
-    )
+    request = {"hyperparameters": {}, "hotshoe": {}, "integrations": [wandb]}
+    job = JobRow("ftjob-1", "default", "a", "lights", "t", "f", request=request)
     server = {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": "https://wandb.internal"}
     found = wandb_of(job, server, tmp_path)
     assert found == {
@@ -201,8 +200,8 @@ def test_a_jobs_process_alone_knows_where_and_as_whom_it_reports(tmp_path: Path)
         "WANDB_DIR": str(tmp_path),
         "WANDB_SILENT": "true",
     }
-    assert settings_of(replace(job, request={**job.request, "hotshoe": {}}))["report_to"] == ["tensorboard", "wandb"]
-    other = replace(job, request={"hyperparameters": {}, "hotshoe": {}, "integrations": []})
+    assert settings_of(job)["report_to"] == ["tensorboard", "wandb"]
+    other = replace(job, request={**request, "integrations": []})
     assert wandb_of(other, server, tmp_path) == {} and "report_to" not in settings_of(other)
 
 
