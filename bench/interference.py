@@ -65,12 +65,11 @@ def settle(client: openai.OpenAI, job: str, *, trains: bool) -> None:
         client.fine_tuning.jobs.resume(job)
     if not trains and state["status"] != "paused":
         client.fine_tuning.jobs.pause(job)
-    began, deadline = time.time(), time.monotonic() + READY_SECONDS
+    before, deadline = state["progress"], time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         state = ours(client, job)
-        if state["is_working"] is trains and (
-            not trains or (state["phase"] == "training" and stepped(client, job, began))
-        ):
+        has_stepped = state["phase"] == "training" and state["progress"] != before
+        if state["is_working"] is trains and (has_stepped or not trains):
             return
         time.sleep(0.5)
     raise RuntimeError(f"the job did not settle: {state}")
@@ -79,12 +78,6 @@ def settle(client: openai.OpenAI, job: str, *, trains: bool) -> None:
 def ours(client: openai.OpenAI, job: str) -> dict[str, Any]:
     found: dict[str, Any] = client.fine_tuning.jobs.retrieve(job).model_dump()["hotshoe"]
     return found
-
-
-def stepped(client: openai.OpenAI, job: str, began: float) -> bool:
-    """The job has made a step since then."""
-    newest = client.fine_tuning.jobs.list_events(job, limit=1).data[0]
-    return newest.message.startswith("Step") and newest.created_at >= int(began)
 
 
 def measured(served: Served) -> dict[str, float]:
