@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 from adapters import schema
 from adapters.database import Database
 from adapters.errors import Conflict, GenerationMismatch, InvalidRequest, ModelNotFound, NotServable
+from adapters.job_rows import JobRow, check_held
 from adapters.journal import add_event
 from adapters.types import STABLE, Alias, Candidate, VersionStatus, check_name
 from adapters.version_rows import adapter_row, find_version, version_row
@@ -35,17 +36,28 @@ class AliasRows:
             return [_to_alias(row) for row in connection.execute(query.order_by(schema.aliases.c.alias_key))]
 
     def move_alias(
-        self, tenant: str, name: str, alias: str, number: int, *, expected_generation: int | None, actor: str
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        number: int,
+        *,
+        expected_generation: int | None,
+        actor: str,
+        job: JobRow | None = None,
     ) -> Alias:
         """Point `alias` at a ready version, making it when it is new (generation 1).
 
         Raises GenerationMismatch unless the alias has the expected generation (0: it must not exist yet; None: any),
-        NotServable when the version is not ready.
+        NotServable when the version is not ready, LeaseLost where a fine-tuning job asks that is not its worker's any
+        more.
         """
         check_name(alias, "alias")
         if alias.isdigit():
             raise Conflict(f"Alias {alias!r} would read as a version number; choose a word.", param="alias")
         with self.database.writing() as connection:
+            if job is not None:
+                check_held(connection, job)
             row = self._servable(connection, tenant, name, number)
             found = self._find_alias(connection, row.adapter_id, alias)
             _check_generation(f"{name}@{alias}", found, expected_generation)

@@ -15,6 +15,8 @@ from typing import Any
 
 from adapters.errors import HotshoeError
 
+SECRETS = frozenset({"HOTSHOE_API_KEY", "HOTSHOE_KEY_PEPPER", "HOTSHOE_WANDB_API_KEY", "WANDB_API_KEY", "HF_TOKEN"})
+
 
 def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], HotshoeError]) -> dict[str, Any]:
     """`python -m module SPEC.json`, offline; the JSON object in the last line of its stdout.
@@ -24,7 +26,8 @@ def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], Hots
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps(spec))
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment = {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         command = [sys.executable, "-m", module, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:

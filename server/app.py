@@ -159,8 +159,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         home=settings.home,
         prover=prover,
         context_for=lambda tenant, actor: services.publish_context(Caller(tenant, actor)),
-        promote=lambda version, alias, actor: versions.move(
-            services, Caller(version.tenant, actor), (version.name, alias), version.number, None
+        promote=lambda job, version, alias: versions.move(
+            services, Caller(job.tenant, job.actor), (version.name, alias), version.number, None, job
         ),
         stop_seconds=settings.grace_seconds,
         memory_bytes=settings.job_memory_bytes,

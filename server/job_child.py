@@ -31,6 +31,7 @@ class JobChild:
         self.process = process
         self.log = log
         self.names = names
+        self._was_asked = False
 
     @classmethod
     async def start(
@@ -80,12 +81,18 @@ class JobChild:
             return b"\n"
 
     def terminate(self) -> None:
-        """SIGTERM: it saves its step and ends. A second one would end it while it saves."""
-        self._send(signal.SIGTERM)
+        """SIGTERM: it saves its step and ends. A second one would end it while it saves, and is not sent."""
+        if not self._was_asked:
+            self._was_asked = True
+            self._send(signal.SIGTERM)
 
-    async def kill(self) -> None:
-        """SIGKILL to all of its group; returns when it is gone."""
+    def end(self) -> None:
+        """SIGKILL to all of its group."""
         self._send(signal.SIGKILL)
+
+    async def gone(self) -> None:
+        """SIGKILL to all of its group; returns when it is gone. Nobody may read its messages any more."""
+        self.end()
         if self.process.stdout is not None:
             with contextlib.suppress(ValueError):
                 await self.process.stdout.read()  # a pipe that is full would keep it from being waited for

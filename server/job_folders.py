@@ -35,12 +35,15 @@ class JobFolders:
         """Where its adapter lies; raises Conflict where it is gone."""
         folder = self.of(checkpoint.job_id) / KEPT_FOLDER / str(checkpoint.step)
         if not checkpoint.is_kept or not folder.is_dir():
-            raise Conflict(
-                f"The files of checkpoint {checkpoint.id} are gone: the newest of a job are kept, and "
-                f"{self.checkpoint_seconds / 86_400:g} days after it has ended none.",
-                param="checkpoint_id",
-            )
+            raise self.gone(checkpoint)
         return folder
+
+    def gone(self, checkpoint: JobCheckpoint) -> Conflict:
+        return Conflict(
+            f"The files of checkpoint {checkpoint.id} are gone: the newest of a job are kept, and "
+            f"{self.checkpoint_seconds / 86_400:g} days after it has ended none.",
+            param="checkpoint_id",
+        )
 
     def drop(self, checkpoint: JobCheckpoint) -> None:
         """Remove a checkpoint's files."""

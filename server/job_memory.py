@@ -8,6 +8,7 @@ the job's processes are looked at twice a second. RLIMIT_AS would not do: torch 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import Protocol
 import psutil
 import structlog
 
-from server.machine import process_tree, rss_of
+from server.machine import process_tree, read_machine, rss_of
 
 log = structlog.get_logger("hotshoe.jobs")
 SHARE_OF_FREE = 0.85  # of what is available when a job starts, where no limit is set
+PREFIX = "hotshoe-"  # of a group's name
+CLOSE_TRIES, CLOSE_PAUSE_SECONDS = 20, 0.1  # processes leave a group a little after they have ended
 DELEGATED = "user.delegate"  # systemd's mark on a group whose inside is ours
 
 
@@ -45,13 +48,23 @@ def limit_memory(limit_bytes: int, name: str, root: Path = Path("/")) -> MemoryL
     """The best that this machine has; `root` is where /proc and /sys are looked for."""
     for place in _places(root):
         with suppress(OSError):
-            return place.group(name, limit_bytes)
+            return place.group(f"{PREFIX}{name}", limit_bytes)
+    log.info("a job's memory is watched, not limited by the kernel", job=name)
     return Watched(limit_bytes)
 
 
+def sweep_groups(root: Path = Path("/")) -> None:
+    """Remove the groups of jobs whose server was killed; one that is not empty stays."""
+    for place in _places(root):
+        for left in place.folder.glob(f"{PREFIX}*"):
+            with suppress(OSError):
+                left.rmdir()
+
+
 def default_limit_bytes() -> int:
-    """Most of what is available now, so that serving is never short of it."""
-    return int(SHARE_OF_FREE * psutil.virtual_memory().available)
+    """Most of what is free now, of the machine or of a container's limit, so that serving is never short of it."""
+    ours = read_machine(None).main_bytes - rss_of(process_tree(os.getpid()))
+    return int(SHARE_OF_FREE * max(0, min(psutil.virtual_memory().available, ours)))
 
 
 @dataclass
@@ -84,7 +97,7 @@ class Group:
 
     def take(self, pid: int) -> None:
         with suppress(ProcessLookupError):  # it has ended already
-            (self.folder / "cgroup.procs").write_text(str(pid), "ascii")
+            _write(self.folder / "cgroup.procs", str(pid))
 
     def is_over(self) -> bool:
         with suppress(OSError):
@@ -93,10 +106,15 @@ class Group:
         return False
 
     def close(self) -> None:
-        try:
-            self.folder.rmdir()
-        except OSError as error:  # a process is still ending; an empty group costs nothing
-            log.warning("control group stays", folder=self.folder.name, reason=str(error))
+        for _ in range(CLOSE_TRIES):
+            try:
+                self.folder.rmdir()
+            except OSError as error:
+                reason = str(error)
+                time.sleep(CLOSE_PAUSE_SECONDS)
+            else:
+                return
+        log.warning("control group stays", folder=self.folder.name, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -107,21 +125,30 @@ class Place:
     limit: str
     kills: str
     others: tuple[tuple[str, str], ...] = ()  # written too, where there is such a file
+    enabling: str = ""
 
     def group(self, name: str, limit_bytes: int) -> Group:
         """Raises OSError where none can be made."""
+        if self.enabling:  # what a group's children may be limited in is its owner's to say
+            _write(self.folder / self.enabling, "+memory")
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         try:
-            (folder / self.limit).write_text(str(limit_bytes), "ascii")
+            _write(folder / self.limit, str(limit_bytes))
             for file, value in self.others:
                 with suppress(OSError):
-                    (folder / file).write_text(value.format(limit_bytes), "ascii")
+                    _write(folder / file, value.format(limit_bytes))
             return Group(folder, limit_bytes, self.kills)
         except OSError:
             with suppress(OSError):
                 folder.rmdir()
             raise
+
+
+def _write(file: Path, value: str) -> None:
+    """Into a file of the kernel's: one that is not there is not made."""
+    with file.open("r+", encoding="ascii") as opened:
+        opened.write(value)
 
 
 def _places(root: Path) -> Iterator[Place]:
@@ -136,7 +163,7 @@ def _places(root: Path) -> Iterator[Place]:
             with suppress(OSError):
                 if os.getxattr(above, DELEGATED) == b"1":
                     others = (("memory.swap.max", "0"), ("memory.oom.group", "1"))
-                    yield Place(above, "memory.max", "memory.events", others)
+                    yield Place(above, "memory.max", "memory.events", others, "cgroup.subtree_control")
         elif "memory" in controllers.split(","):
             own = root / "sys/fs/cgroup/memory" / inside
             yield Place(own, "memory.limit_in_bytes", "memory.oom_control", (("memory.memsw.limit_in_bytes", "{}"),))

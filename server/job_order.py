@@ -24,6 +24,7 @@ ID_LETTERS = 8  # of a job's id that name its adapter where nobody named it
 AUTO = "auto"  # what the planner chooses
 BOUNDS = {"n_epochs": (1, 1000), "batch_size": (1, 4096), "learning_rate_multiplier": (1e-4, 50)}
 RUN_SETTINGS = ("method", "rank", "alpha", "target_modules", "max_length", "over_long", "rules")  # of ours
+PRINTABLE, TAG = r"^[^\x00-\x1f\x7f]*$", r"^[^\x00-\x1f\x7f,]+$"  # a comma would part a tag in two
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -80,10 +81,10 @@ class Wandb(BaseModel):
     """Where a job's curves go at Weights & Biases."""
 
     model_config = STRICT
-    project: str = Field(min_length=1, max_length=128)
-    name: str | None = Field(None, max_length=128)
-    entity: str | None = Field(None, max_length=128)
-    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=50)] | None = None
+    project: str = Field(min_length=1, max_length=128, pattern=PRINTABLE)
+    name: str | None = Field(None, max_length=128, pattern=PRINTABLE)
+    entity: str | None = Field(None, max_length=128, pattern=PRINTABLE)
+    tags: Annotated[list[Annotated[str, Field(max_length=64, pattern=TAG)]], Field(max_length=50)] | None = None
 
 
 class Integration(BaseModel):
@@ -174,7 +175,12 @@ def wandb_of(job: JobRow, server: Mapping[str, str], folder: Path) -> dict[str, 
     if asked is None:
         return {}
     named = {"WANDB_PROJECT": asked["project"], "WANDB_NAME": asked.get("name"), "WANDB_ENTITY": asked.get("entity")}
-    named |= {"WANDB_TAGS": ",".join(asked.get("tags") or ()), "WANDB_DIR": str(folder), "WANDB_SILENT": "true"}
+    named |= {
+        "WANDB_TAGS": ",".join(asked.get("tags") or ()),
+        "WANDB_DIR": str(folder),
+        "WANDB_SILENT": "true",
+        "WANDB_CONSOLE": "off",
+    }
     return {**server, **{key: value for key, value in named.items() if value}}
 
 

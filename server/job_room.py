@@ -32,7 +32,12 @@ def reserved(flags: tuple[str, ...], reserve_bytes: int, machine: Machine) -> tu
             param="job_gpu_memory_bytes",
         )
     given = given_flags(flags).get(FLAG, str(MEMORY_FRACTION)) if flags else str(MEMORY_FRACTION)
-    share = float(given) if FRACTION.fullmatch(given) else MEMORY_FRACTION
+    if not FRACTION.fullmatch(given):
+        raise ConfigInvalid(
+            f"job_gpu_memory_bytes is set, and what --{FLAG} says cannot be read: write the flag out, as --{FLAG}=0.9.",
+            param="job_gpu_memory_bytes",
+        )
+    share = float(given)
     left = share - reserve_bytes / total
     if left <= 0:
         raise ConfigInvalid(

@@ -59,11 +59,12 @@ class Training:
         `names` and `variables` as `JobChild.start` has them.
         """
         child = await JobChild.start(order, names, variables)
-        await asyncio.to_thread(self.memory.take, child.process.pid)
         telling, folder = Telling(self.registry, self.job), Path(order.folder)
         self._counted_at = time.monotonic()
-        watching = asyncio.create_task(self._watch(child, folder))
+        watching: asyncio.Task[None] | None = None
         try:
+            await asyncio.to_thread(self.memory.take, child.process.pid)
+            watching = asyncio.create_task(self._watch(child, folder))
             await self._follow(child, telling)
         except asyncio.CancelledError:
             child.terminate()  # the server stops: it may save its step
@@ -73,7 +74,7 @@ class Training:
             raise
         finally:
             await end_tasks(watching)
-            await child.kill()
+            await child.gone()
             with contextlib.suppress(HotshoeError):
                 await asyncio.to_thread(self._count, folder)
         await insist(lambda: self.registry.renew_lease(self.job))
@@ -93,20 +94,25 @@ class Training:
             log.error("job process hangs", job=self.job.id)
 
     async def _watch(self, child: JobChild, folder: Path) -> None:
-        """Keep the lease for as long as the job is ours and within its limits; then end the process."""
+        """Keep the lease for as long as the job is ours and within its limits; then end the process.
+
+        However this ends, the process ends: nobody would look after it any more.
+        """
         renewed_at = float("-inf")
-        while not await asyncio.to_thread(self.memory.is_over):
-            is_poked = self.poked.is_set()
-            self.poked.clear()
-            if is_poked or time.monotonic() - renewed_at >= RENEW_SECONDS:
-                renewed_at = time.monotonic()
-                if not await self._is_still_ours(folder):
-                    await self._let_save(child)
-                    break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self.poked.wait()
-        await child.kill()
+        try:
+            while not await asyncio.to_thread(self.memory.is_over):
+                is_poked = self.poked.is_set()
+                self.poked.clear()
+                if is_poked or time.monotonic() - renewed_at >= RENEW_SECONDS:
+                    renewed_at = time.monotonic()
+                    if not await self._is_still_ours(folder):
+                        await self._let_save(child)
+                        return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self.poked.wait()
+        finally:
+            child.end()
 
     async def _is_still_ours(self, folder: Path) -> bool:
         try:
@@ -116,10 +122,10 @@ class Training:
             return False
         except (QuotaExceeded, PayloadTooLarge) as error:
             over: dict[str, Any] = {"code": error.code, "message": error.message, "param": error.param, "problems": []}
-            with contextlib.suppress(LeaseLost):
+            with contextlib.suppress(HotshoeError):
                 await insist(lambda: self.registry.fail_job(self.job, over))
             return False
-        except HotshoeError as error:
+        except HotshoeError as error:  # a full disk, say: the lease runs out where it lasts
             log.warning("lease not renewed", job=self.job.id, code=error.code, reason=error.message)
         return True
 
@@ -180,7 +186,7 @@ class Training:
             says = (
                 f"{reason} It is tried again with {fewer} rows at a time instead of {(job.settings or {})['pass_size']}"
             )
-            await insist(lambda: self.registry.requeue_job(self.job, says, died=True, pass_size=fewer))
+            await insist(lambda: self.registry.requeue_job(self.job, says, pass_size=fewer))
             raise LeaseLost(f"{job.id} is queued again.")
         settings = job.settings or {}
         used = f" with {settings['pass_size']} rows at a time" if settings else ""

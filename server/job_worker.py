@@ -37,10 +37,11 @@ from adapters.inspect import CARD_FILE
 from adapters.job_rows import JobChange, JobRow, Phase
 from adapters.publish import PublishContext, publish
 from adapters.staging import sha256
+from adapters.store import disk_errors
 from adapters.types import AdapterVersion, VersionStatus
 from server.job_child import renamed
 from server.job_folders import JobFolders
-from server.job_memory import default_limit_bytes, limit_memory
+from server.job_memory import default_limit_bytes, limit_memory, sweep_groups
 from server.job_order import asked_of, parent_of, settings_of, wandb_of
 from server.job_results import keep_gate, keep_results
 from server.job_training import RunFailed, Training
@@ -62,6 +63,8 @@ PUT_OFF_SECONDS = 5.0  # after a step that may go better later
 PROOF_SECONDS = 60.0  # for a version to be proven; then other jobs get their turn first
 LOOK_SECONDS = 5.0  # at a version that is being proven, and between two renewals meanwhile
 MOST_PROBLEMS = 100  # of a job's error that are kept
+STOP_SECONDS = 5.0  # for the registry to take a job back when the server stops
+OF_DATA = ("data_invalid",)  # codes of a job whose data check is attached
 LATER = ("already_running", "registry_busy", "engine_unavailable", "engine_busy")  # codes of what may go better later
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -77,7 +80,7 @@ class JobPlace:
     home: Path
     prover: Prover
     context_for: Callable[[str, str], Awaitable[PublishContext]]  # of a tenant and who acts
-    promote: Callable[[AdapterVersion, str, str], Awaitable[Any]]  # a version, the alias, who acts
+    promote: Callable[[JobRow, AdapterVersion, str], Awaitable[Any]]  # while the job is ours: a version, the alias
     stop_seconds: float  # for a run to save its step when the server stops
     memory_bytes: int | None = None  # that a job's processes may hold; None: most of what is free when it starts
     gpu_memory_bytes: int | None = None  # on a GPU that serving is on, too
@@ -98,6 +101,7 @@ class JobWorker:
 
     async def start(self) -> None:
         """Begin; what ran when the server ended is free at once, since a state folder has one server at a time."""
+        await asyncio.to_thread(sweep_groups)
         try:
             await insist(self.registry.free_leases)
         except HotshoeError as error:  # they run out by themselves
@@ -138,8 +142,9 @@ class JobWorker:
             log.info("job left", job=job.id)
         except asyncio.CancelledError:
             says = "The server stops; the job goes on when it is back"
-            with contextlib.suppress(HotshoeError):
-                await asyncio.to_thread(self.registry.requeue_job, job, says)
+            with contextlib.suppress(HotshoeError, TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await insist(lambda: self.registry.requeue_job(job, says))
             raise
         except RunFailed as failed:
             await self._failed(job, failed.error)
@@ -158,7 +163,7 @@ class JobWorker:
                 await insist(lambda: self.registry.requeue_job(job, f"Put off: {error['message']}"))
                 await asyncio.sleep(PUT_OFF_SECONDS)
             else:
-                report = await self._gate_report(job)
+                report = await self._gate_report(job) if error["code"] in OF_DATA else None
                 await insist(lambda: self.registry.fail_job(job, error, result_file=report))
 
     async def _gate_report(self, job: JobRow) -> str | None:
@@ -166,11 +171,12 @@ class JobWorker:
         path = self.folders.of(job.id) / GATE_FILE
         try:
             return await asyncio.to_thread(keep_gate, self.where.files, job, path) if path.exists() else None
-        except HotshoeError as error:
-            log.warning("report of the data check not kept", job=job.id, code=error.code, reason=error.message)
+        except (HotshoeError, OSError) as error:
+            log.warning("report of the data check not kept", job=job.id, reason=str(error))
             return None
 
     async def _carry_out(self, job: JobRow) -> None:
+        check_base(job, self.where.base)
         folder = self.folders.of(job.id)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         if job.number is None:
@@ -192,7 +198,7 @@ class JobWorker:
     async def _train(self, job: JobRow, folder: Path) -> None:
         """Have the process train; raises LeaseLost, or what is wrong with the job."""
         order = await asyncio.to_thread(self._order, job, folder)
-        memory = await asyncio.to_thread(limit_memory, order.memory_bytes or 0, f"hotshoe-{job.id}-{job.fence}")
+        memory = await asyncio.to_thread(limit_memory, order.memory_bytes or 0, f"{job.id}-{job.fence}")
         training = Training(self.registry, job, memory, self._poked, self.where.stop_seconds)
         self.working_on = job.id
         try:
@@ -222,8 +228,9 @@ class JobWorker:
         context = await self.where.context_for(job.tenant, job.actor)
         staged = await asyncio.to_thread(self.where.store.stage)
         try:
-            for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
-                await asyncio.to_thread(shutil.copyfile, out / name, staged / name)
+            with disk_errors(staged):
+                for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
+                    await asyncio.to_thread(shutil.copyfile, out / name, staged / name)
             return await asyncio.to_thread(lambda: publish(staged, job.adapter, context=replace(context, job=job)))
         finally:
             await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
@@ -251,8 +258,9 @@ class JobWorker:
             return
         says, level = f"The alias {alias} names {version.ref} now", "info"
         try:
-            await self.where.promote(version, alias, job.actor)
-        except RegistryBusy:
+            async with self._keeping(job):
+                await self.where.promote(job, version, alias)
+        except (RegistryBusy, LeaseLost):
             raise
         except HotshoeError as error:
             says, level = f"The alias {alias} was not moved to {version.ref}: {error.message}", "warn"
@@ -264,18 +272,14 @@ class JobWorker:
             return await asyncio.to_thread(keep_results, self.where.files, job, version)
         except RegistryBusy:
             raise
-        except HotshoeError as error:
-            says = f"The metrics were not kept: {error.message}"
+        except (HotshoeError, OSError) as error:
+            says = f"The metrics were not kept: {error.message if isinstance(error, HotshoeError) else error.strerror}"
             await insist(lambda: self.registry.note_job(job, says=says, level="warn"))
             return None
 
     def _order(self, job: JobRow, folder: Path) -> Order:
         """What the process is told. The job's files are linked into its folder: deleting one does no harm."""
         base, asked = self.where.base, asked_of(job)
-        if job.request["base_digest"] != base.digest:
-            raise BaseMismatch(
-                f"{job.id} was made for another base than {base.id}, which is served now.", param="model"
-            )
         config = {
             **settings_of(job),
             "base": str(base.folder),
@@ -330,6 +334,12 @@ class JobWorker:
         problems = [{key: renamed(text, names) for key, text in problem.items()} for problem in problems]
         message = renamed(error.message, names)
         return {"code": error.code, "message": message, "param": error.param, "problems": problems}
+
+
+def check_base(job: JobRow, base: BaseModel) -> None:
+    """Raises BaseMismatch where the job was made for another base than this."""
+    if job.request["base_digest"] != base.digest:
+        raise BaseMismatch(f"{job.id} was made for another base than {base.id}, which is served now.", param="model")
 
 
 def _check_score(job: JobRow, out: Path) -> None:

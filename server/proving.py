@@ -154,7 +154,8 @@ class Prover:
         event = self._pending.get(key_of(version))
         if event is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_seconds)
+                async with asyncio.timeout(timeout_seconds):
+                    await event.wait()
         return await asyncio.to_thread(self.parts.registry.get, *key_of(version))
 
     async def _run(self) -> None:

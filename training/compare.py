@@ -78,6 +78,7 @@ class Comparison:
         self.prompts = [prompt for prompt, _ in asked]
         self.expected = [self._text(answer) for _, answer in asked]
         self.longest = max(len(answer) for _, answer in asked)
+        self.most_seconds: float | None = MOST_SECONDS
 
     @property
     def asks(self) -> bool:
@@ -85,13 +86,14 @@ class Comparison:
         are_objects = all(parse_answer(text) is not None for text in self.expected)
         return self.longest <= (SHORT_OBJECT_TOKENS if are_objects else SHORT_TOKENS)
 
-    def measure(self, model: Any, most_seconds: float = MOST_SECONDS, *, asks: bool = True) -> Measured:
-        """The model as it is now, which comes back as it was."""
+    def measure(self, model: Any, times: float = 1, *, asks: bool = True) -> Measured:
+        """The model as it is now, which comes back as it was; its answers may take so many times their seconds."""
         started = time.monotonic()
         with evaluating(model):
             rows = measure(model, self.sequences, self.pass_size).losses
             seen = measure(model, self.seen, self.pass_size, MOST_SECONDS_SEEN)
-            answers = self._answers(model, most_seconds) if asks and self.asks else []
+            deadline = None if self.most_seconds is None else times * self.most_seconds
+            answers = self._answers(model, deadline) if asks and self.asks else []
         loss = sum(rows) / sum(sequence.supervised_tokens for sequence in self.sequences)
         return Measured(loss, answers, time.monotonic() - started, rows, seen.losses, seen.doubts)
 
@@ -150,7 +152,7 @@ class Baseline(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         found = json.loads(self.kept.read_bytes())
         base = Measured(**found["base"])
         start = Measured(**found["start"]) if "start" in found else base
-        return Outcome(base, start, self.comparison.measure(model, 2 * MOST_SECONDS))
+        return Outcome(base, start, self.comparison.measure(model, times=2))
 
 
 def comparison_of(material: Material, settings: Settings) -> Comparison | None:

@@ -51,7 +51,8 @@ def check_identity(file: Path, found: dict[str, Any]) -> None:
         raise ConfigInvalid(
             f"{file} cannot be read, so this run cannot be resumed: {error}.", param="resume"
         ) from error
-    differ = [key for key in {**before, **found} if before.get(key) != found.get(key)]
+    named = [key for key in {**before, **found} if key not in (*STEPS_ALONE, *ROUNDING_ALONE)]
+    differ = [key for key in named if before.get(key) != found.get(key)]
     if differ:
         raise ConfigInvalid(
             f"The run that was cut off had {'; '.join(_difference(key, before, found) for key in differ)}. "

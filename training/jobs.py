@@ -158,7 +158,7 @@ def _said(lines: str) -> None:
 
 def _watchers(run: Run, order: Order) -> list[Any]:
     """What is asked of a run before it starts, and who watches it."""
-    from training.job_gates import check_memory, check_scorable, measured_baseline
+    from training.job_gates import check_memory, check_place, check_scorable, measured_baseline
     from training.material import facts
     from training.told import Told
 
@@ -167,11 +167,13 @@ def _watchers(run: Run, order: Order) -> list[Any]:
         _keep(folder / GATE_FILE, run.gate.as_dict())
     tell(kind="validated", gate=run.gate.summary() if run.gate is not None else None)
     tell(kind="planned", settings=run.settings.as_dict(), plan=run.plan)
-    check_memory(run, order.gpu_memory_bytes if facts(run.material).device == "cuda" else order.memory_bytes)
+    limit = check_place(order, facts(run.material).device)
+    check_memory(run, limit)
     if order.needs_score:
         check_scorable(run)
+        run.answers_all = True
     if order.baseline is not None:
-        run.baseline_report = measured_baseline(run.config, folder / BASELINE_FILE, order.baseline, tell)
+        run.baseline_report = measured_baseline(run, folder / BASELINE_FILE, order.baseline, limit, tell)
     tell(kind="started")
     return [Told(tell, folder / KEPT_FOLDER)]
 

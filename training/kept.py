@@ -28,7 +28,7 @@ def keep(checkpoint: Path, folder: Path, step: int) -> None:
 
 def drop(folder: Path, step: int) -> None:
     """Remove the adapter of a step, whole or not at all."""
-    leaving = folder / LEAVING
+    leaving = folder / f"{LEAVING}-{os.getpid()}"  # the server and a run may both remove
     shutil.rmtree(leaving, ignore_errors=True)
     with suppress(FileNotFoundError):
         (folder / str(step)).rename(leaving)

@@ -51,13 +51,13 @@ def _tensorboard(folder: Path, step: int) -> Any:
 
 @contextmanager
 def _wandb_run(config: TrainingConfig, settings: Settings, root: Path) -> Iterator[None]:
-    """A run of Weights & Biases; `WANDB_MODE`, `WANDB_PROJECT` and `WANDB_DIR` are theirs and respected."""
+    """A run of Weights & Biases; `WANDB_MODE`, `WANDB_PROJECT`, `WANDB_NAME` and `WANDB_DIR` are respected."""
     import wandb
 
     try:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "hotshoe"),
-            name=config.name,
+            name=os.environ.get("WANDB_NAME", config.name),
             id=_wandb_id(root / WANDB_ID_FILE),
             resume="allow",
             config=settings.as_dict(),

@@ -73,6 +73,7 @@ class Run:
     plan: dict[str, Any] | None = None  # what was expected of it
     watchers: list[Any] = field(default_factory=list)  # Trainer callbacks of whoever asked for the run
     baseline_report: Path | None = None  # of `hotshoe baseline` on this data, for the card
+    answers_all: bool = False  # base and adapter answer all asked validation rows, whatever time it takes
 
     def train(self, staging: Staging, progress: Progress, last: Checkpoint | None = None) -> None:
         """Load the model and train it, from `last` on where it is given; working files go into `staging`."""
@@ -82,6 +83,8 @@ class Run:
         if last is not None:
             self.meter.go_on(last.counted)
         comparison = comparison_of(self.material, self.settings)
+        if comparison is not None and self.answers_all:
+            comparison.most_seconds = None
         score = _score(comparison, self.settings)
         if self.config.compare and comparison is not None:
             goes_on = self.config.initial_adapter is not None

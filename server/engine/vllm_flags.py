@@ -76,6 +76,8 @@ REMOVED_ENV = (
     "VLLM_CPU_KVCACHE_SPACE",  # vLLM lets it win over the flag that we pass
     "HOTSHOE_API_KEY",
     "HOTSHOE_KEY_PEPPER",
+    "HOTSHOE_WANDB_API_KEY",
+    "WANDB_API_KEY",
     "HF_TOKEN",
     "HF_TOKEN_PATH",
     "HUGGING_FACE_HUB_TOKEN",

@@ -19,6 +19,7 @@ from adapters.file_rows import FINE_TUNE
 from adapters.job_history import JobCheckpoint, Page, event_number, no_job
 from adapters.job_rows import JobRow
 from adapters.publish import publish
+from adapters.store import disk_error
 from adapters.types import AdapterVersion, VersionStatus
 from server.file_wire import owner_of
 from server.idempotency import idempotent
@@ -32,6 +33,7 @@ from server.job_wire import (
     event_of,
     job_of,
 )
+from server.job_worker import check_base
 from server.resolve import find_version, name_to_make, refuse_base_name
 from server.room import size
 from server.routes.adapters import shown as version_shown
@@ -127,7 +129,8 @@ def router(services: Services) -> APIRouter:
     async def delete_checkpoint(request: Request, job_id: str, checkpoint_id: str) -> dict[str, Any]:
         job = await own_job(services, caller_of(request), job_id)
         found = await asyncio.to_thread(registry.get_checkpoint, job.tenant, job.id, checkpoint_id)
-        await asyncio.to_thread(services.jobs.folders.drop, found)
+        async with services.lifecycle.one_at_a_time(f"checkpoint {checkpoint_id}"):
+            await asyncio.to_thread(services.jobs.folders.drop, found)
         return {"id": found.id, "object": "fine_tuning.job.checkpoint", "deleted": True}
 
     return routes
@@ -227,12 +230,18 @@ async def published(services: Services, caller: Caller, job: JobRow, checkpoint_
     if checkpoint.number is not None:
         return await asyncio.to_thread(registry.get, job.tenant, job.adapter, checkpoint.number)
     name_to_make(caller, job.adapter)
+    check_base(job, services.jobs.where.base)
     source = await asyncio.to_thread(services.jobs.folders.checkpoint, checkpoint)
     context, card = await services.publish_context(caller), checkpoint_card(job, checkpoint)
     staged = await asyncio.to_thread(services.store.stage)
     try:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            await asyncio.to_thread(shutil.copyfile, source / name, staged / name)
+        try:
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                await asyncio.to_thread(shutil.copyfile, source / name, staged / name)
+        except FileNotFoundError:  # a newer one has just taken its place
+            raise services.jobs.folders.gone(checkpoint) from None
+        except OSError as error:
+            raise disk_error(error, staged) from error
         version = await asyncio.to_thread(lambda: publish(staged, job.adapter, context=context, card=card))
     finally:
         await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
@@ -269,7 +278,8 @@ def check_integrations(services: Services, body: JobBody) -> None:
     """Raises InvalidRequest where the server cannot report where the job asks it to."""
     if not body.integrations:
         return
-    if services.settings.wandb_api_key is None:
+    key = services.settings.wandb_api_key
+    if key is None or not key.get_secret_value():
         how = "have the operator set HOTSHOE_WANDB_API_KEY"
     elif importlib.util.find_spec("wandb") is None:
         how = "have the operator install it (`pip install wandb`)"

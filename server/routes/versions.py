@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.alias_rows import check_share
 from adapters.errors import EngineUnavailable, InvalidRequest
+from adapters.job_rows import JobRow
 from adapters.types import STABLE, AdapterVersion, Candidate, check_name
 from server.gate import pass_gate
 from server.idempotency import idempotent
@@ -123,15 +124,23 @@ def tagged(status: int, body: dict[str, Any]) -> JSONResponse:
 
 
 async def move(
-    services: Services, caller: Caller, alias: tuple[str, str], number: int, expected: int | None
+    services: Services,
+    caller: Caller,
+    alias: tuple[str, str],
+    number: int,
+    expected: int | None,
+    job: JobRow | None = None,
 ) -> dict[str, Any]:
-    """Load first, then move: no request of the alias's waits for the load. The move itself is one compare-and-swap."""
+    """Load first, then move: no request of the alias's waits for the load. The move itself is one compare-and-swap.
+
+    For a fine-tuning `job` it is only made while the job is its worker's; raises LeaseLost.
+    """
     name, label = alias
     await load_first(services, caller, name, number)
     shown_at_gate = await pass_gate(services, caller, name, label, number)
     moved = await asyncio.to_thread(
         lambda: services.registry.move_alias(
-            caller.tenant, name, label, number, expected_generation=expected, actor=caller.actor
+            caller.tenant, name, label, number, expected_generation=expected, actor=caller.actor, job=job
         )
     )
     return alias_row(moved) | ({"gate": shown_at_gate} if shown_at_gate else {})
@@ -157,7 +166,8 @@ async def load_first(services: Services, caller: Caller, name: str, number: int)
     version = await asyncio.to_thread(services.registry.get, caller.tenant, name, number)
     services.servable.check(version)
     with contextlib.suppress(EngineUnavailable, TimeoutError):  # the first request loads it then
-        await asyncio.wait_for(services.residents.warm(version), LOAD_BEFORE_MOVE_SECONDS)
+        async with asyncio.timeout(LOAD_BEFORE_MOVE_SECONDS):
+            await services.residents.warm(version)
 
 
 async def retire_version(

@@ -24,6 +24,7 @@ from adapters.job_history import Page, event_id
 from adapters.job_rows import MOST_LOSSES, NEXT, JobChange, JobRow, JobStatus, Phase, Turn, choose
 from adapters.limits import UseLimits
 from adapters.registry import NewVersion, Registry
+from adapters.types import VersionStatus
 
 ERROR = {"code": "training_stopped", "message": "The loss exploded.", "param": None}
 
@@ -333,3 +334,15 @@ def test_a_job_that_is_put_back_says_with_how_many_rows_at_a_time_it_is_tried(re
     registry.requeue_job(claimed(registry), "too large", died=True, pass_size=4)
     job = claimed(registry)
     assert (job.deaths, dict(job.request)) == (1, {"metadata": {"team": "a"}, "pass_size": 4})
+
+
+def test_a_job_that_is_not_ours_any_more_moves_no_alias(registry: Registry) -> None:
+    registry.add_version(NewVersion("router", digest="sha256:1"))
+    registry.set_status("default", "router", 1, VersionStatus.READY)
+    registry.add_job(new())
+    job = claimed(registry)
+    asked = ("default", "router", "beta", 1)
+    registry.cancel_job("default", job.id, actor="a")
+    with pytest.raises(LeaseLost):
+        registry.move_alias(*asked, expected_generation=None, actor="a", job=job)
+    assert [alias.alias for alias in registry.aliases("default", "router")] == ["stable"]

@@ -106,6 +106,8 @@ def test_the_child_gets_no_secret_and_no_switch_that_opens_vllm(options: EngineO
         "PATH": "/bin",
         "HOTSHOE_API_KEY": "secret",
         "HF_TOKEN": "secret",
+        "HOTSHOE_WANDB_API_KEY": "secret",
+        "WANDB_API_KEY": "secret",
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_PLUGINS": "other",

@@ -199,6 +199,7 @@ def test_a_jobs_process_alone_knows_where_and_as_whom_it_reports(tmp_path: Path)
         "WANDB_TAGS": "a,b",
         "WANDB_DIR": str(tmp_path),
         "WANDB_SILENT": "true",
+        "WANDB_CONSOLE": "off",  # what the process tells has paths of ours
     }
     assert settings_of(job)["report_to"] == ["tensorboard", "wandb"]
     other = replace(job, request={**request, "integrations": []})

@@ -68,9 +68,12 @@ class State:
         async def context_for(tenant: str, actor: str) -> PublishContext:
             return context
 
-        async def promote(version: AdapterVersion, alias: str, actor: str) -> None:
+        async def promote(job: JobRow, version: AdapterVersion, alias: str) -> None:
             registry.move_alias(
-                version.tenant, version.name, alias, version.number, expected_generation=None, actor=actor
+                *(job.tenant, version.name, alias, version.number),
+                expected_generation=None,
+                actor=job.actor,
+                job=job,
             )
 
         prover: Any = Proving(registry)

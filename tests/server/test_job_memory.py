@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import server.job_worker
 from adapters.bases import load_base
 from adapters.errors import ConfigInvalid, MemoryLacking
 from adapters.job_rows import JobRow
-from server.job_memory import DELEGATED, Group, MemoryLimit, Watched, limit_memory
+from server.job_memory import DELEGATED, Group, MemoryLimit, Watched, limit_memory, sweep_groups
 from server.job_room import reserved
 from server.job_training import smaller_pass
 from server.machine import Machine
@@ -25,8 +26,8 @@ from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.jobs import SECONDS, created, ended, messages, rows, sent, steps
 from tests.fixtures.service import eventually, running
 from training.config import Facts, TrainingConfig, choose
-from training.job_gates import check_memory
-from training.jobs import is_out_of_memory
+from training.job_gates import check_memory, check_place
+from training.jobs import Order, is_out_of_memory
 
 GB = 10**9
 EATER = "import sys; x = bytearray({size}); sys.stdout.write('full'); sys.stdout.flush(); sys.stdin.read()"
@@ -74,25 +75,33 @@ def test_the_kernel_ends_a_process_in_a_group_that_holds_more_than_it_may() -> N
     assert not limit.folder.exists()
 
 
-def machine(root: Path, line: str, group: str) -> Path:
-    """Files as the kernel shows them, of a process in this control group; the folder that groups are made in."""
+def machine(root: Path, line: str, group: str, files: tuple[str, ...]) -> Path:
+    """Files as the kernel shows them, of a process in this control group; the folder that groups are made in.
+
+    The kernel fills a new group's folder by itself; here the files are there before.
+    """
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(line, encoding="ascii")
     folder = root / group
-    folder.mkdir(parents=True)
+    (folder / "hotshoe-job").mkdir(parents=True)
+    for name in files:
+        (folder / "hotshoe-job" / name).touch()
     return folder
 
 
 def test_a_group_of_version_2_is_made_only_inside_one_that_was_handed_to_us(tmp_path: Path) -> None:
-    above = machine(tmp_path, "0::/hotshoe.service/server\n", "sys/fs/cgroup/hotshoe.service")
+    files = ("memory.max", "memory.swap.max", "memory.oom.group", "cgroup.procs")
+    above = machine(tmp_path, "0::/hotshoe.service/server\n", "sys/fs/cgroup/hotshoe.service", files)
+    (above / "cgroup.subtree_control").touch()
     assert isinstance(limit_memory(7, "job", tmp_path), Watched)
     try:
         os.setxattr(above, DELEGATED, b"1")
     except OSError as error:
         pytest.skip(f"this file system has no attributes of users: {error}")
     limit = limit_memory(7, "job", tmp_path)
-    assert isinstance(limit, Group) and limit.folder == above / "job"
-    assert (limit.folder / "memory.max").read_text() == "7"
+    assert isinstance(limit, Group) and limit.folder == above / "hotshoe-job"
+    assert (above / "cgroup.subtree_control").read_text() == "+memory"  # else the kernel limits none of its children
+    assert [(limit.folder / name).read_text() for name in files[:3]] == ["7", "0", "1"]
     limit.take(42)
     assert (limit.folder / "cgroup.procs").read_text() == "42"
     assert not limit.is_over()
@@ -103,10 +112,19 @@ def test_a_group_of_version_2_is_made_only_inside_one_that_was_handed_to_us(tmp_
 
 
 def test_a_group_of_version_1_is_made_inside_our_own(tmp_path: Path) -> None:
-    own = machine(tmp_path, "4:memory:/ours\n3:cpuset:/\n", "sys/fs/cgroup/memory/ours")
+    files = ("memory.limit_in_bytes", "cgroup.procs")
+    own = machine(tmp_path, "4:memory:/ours\n3:cpuset:/\n", "sys/fs/cgroup/memory/ours", files)
     limit = limit_memory(9, "job", tmp_path)
-    assert isinstance(limit, Group) and limit.folder == own / "job"
+    assert isinstance(limit, Group) and limit.folder == own / "hotshoe-job"
     assert (limit.folder / "memory.limit_in_bytes").read_text() == "9"
+
+
+def test_where_the_kernel_gives_a_group_no_limit_the_processes_are_watched(tmp_path: Path) -> None:
+    own = machine(tmp_path, "4:memory:/ours\n", "sys/fs/cgroup/memory/ours", ("cgroup.procs",))
+    assert isinstance(limit_memory(9, "job", tmp_path), Watched)
+    (own / "hotshoe-job" / "cgroup.procs").unlink()
+    sweep_groups(tmp_path)
+    assert not (own / "hotshoe-job").exists()
 
 
 def test_without_control_groups_the_processes_are_watched(tmp_path: Path) -> None:
@@ -171,6 +189,13 @@ def test_a_run_that_is_planned_to_need_more_than_it_may_have_is_refused_with_the
     assert "give hotshoe.method qlora (1.00 GB), or" in refused.value.message
 
 
+def test_on_a_gpu_a_run_has_what_is_reserved_and_else_nothing() -> None:
+    order = Order({}, "folder", memory_bytes=7, gpu_memory_bytes=9)
+    assert (check_place(order, "cpu"), check_place(order, "cuda")) == (7, 9)
+    with pytest.raises(MemoryLacking, match="HOTSHOE_JOB_GPU_MEMORY_BYTES"):
+        check_place(replace(order, gpu_memory_bytes=None), "cuda")
+
+
 def test_the_engine_leaves_a_part_of_the_gpu_to_training() -> None:
     card = Machine(64 * GB, 80 * GB)
     assert reserved((), 8 * GB, card) == ("--gpu-memory-utilization=0.8200",)
@@ -178,6 +203,8 @@ def test_the_engine_leaves_a_part_of_the_gpu_to_training() -> None:
     assert reserved(given, 8 * GB, card) == (*given, "--gpu-memory-utilization=0.4000")
     with pytest.raises(ConfigInvalid, match="nothing would be left to serve with"):
         reserved((), 80 * GB, card)
+    with pytest.raises(ConfigInvalid, match="write the flag out"):
+        reserved(("--gpu-memory-util", "0.5"), 8 * GB, card)
     with pytest.raises(ConfigInvalid, match="no GPU's memory is known"):
         reserved((), 8 * GB, Machine(64 * GB))
 

@@ -166,7 +166,8 @@ def test_an_answer_that_time_cut_short_does_not_count(qwen2_base: Path, rooms: P
     comparison = Comparison(prepare(file, file.rows, template, max_length=2000, over_long="error"), template, 4)
     model = Reference(base).model
     model.train()
-    measured = comparison.measure(packed(model), most_seconds=0.0)
+    comparison.most_seconds = 0.0
+    measured = comparison.measure(packed(model))
     assert measured.answers == [] and model.training
 
 
