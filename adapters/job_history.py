@@ -110,7 +110,7 @@ class JobHistory:
     ) -> None:
         """A checkpoint that is whole, whoever has the job by now; the same step again changes nothing.
 
-        `kept` are the steps whose files are there now.
+        A job that gets further with each worker it loses is not given up. `kept` are the steps whose files are there.
         """
         checkpoints = schema.job_checkpoints
         with self.database.writing() as connection:
@@ -119,6 +119,7 @@ class JobHistory:
                 row = JobCheckpoint(new_id("ftckpt_"), tenant, job_id, step, dict(metrics), time.time())
                 connection.execute(insert(checkpoints).values(asdict(row)))
                 say(connection, tenant, job_id, "info", f"Checkpoint created at step {step}")
+                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(losses=0))
             _keep(connection, job_id, kept)
 
     def note_kept(self, job_id: str, kept: Collection[int], stored_bytes: int) -> None:

@@ -22,7 +22,7 @@ from server.machine import process_tree, read_machine, rss_of
 
 log = structlog.get_logger("hotshoe.jobs")
 SHARE_OF_FREE = 0.85  # of what is available when a job starts, where no limit is set
-PREFIX = "hotshoe-"  # of a group's name
+PREFIX = "hotshoe-"  # of a group's name, before the server's process id
 CLOSE_TRIES, CLOSE_PAUSE_SECONDS = 20, 0.1  # processes leave a group a little after they have ended
 DELEGATED = "user.delegate"  # systemd's mark on a group whose inside is ours
 
@@ -48,7 +48,7 @@ def limit_memory(limit_bytes: int, name: str, root: Path = Path("/")) -> MemoryL
     """The best that this machine has; `root` is where /proc and /sys are looked for."""
     for place in _places(root):
         with suppress(OSError):
-            return place.group(f"{PREFIX}{name}", limit_bytes)
+            return place.group(f"{PREFIX}{os.getpid()}-{name}", limit_bytes)
     log.info("a job's memory is watched, not limited by the kernel", job=name)
     return Watched(limit_bytes)
 
@@ -57,8 +57,10 @@ def sweep_groups(root: Path = Path("/")) -> None:
     """Remove the groups of jobs whose server was killed; one that is not empty stays."""
     for place in _places(root):
         for left in place.folder.glob(f"{PREFIX}*"):
-            with suppress(OSError):
-                left.rmdir()
+            server = left.name.removeprefix(PREFIX).partition("-")[0]
+            if server.isdigit() and not psutil.pid_exists(int(server)):
+                with suppress(OSError):
+                    left.rmdir()
 
 
 def default_limit_bytes() -> int:

@@ -329,6 +329,15 @@ def test_a_job_with_which_servers_end_over_and_over_fails(registry: Registry) ->
     assert found.status is JobStatus.FAILED and found.error is not None and found.error["code"] == "worker_lost"
 
 
+def test_a_job_that_gets_further_is_not_given_up(registry: Registry) -> None:
+    made = registry.add_job(new())
+    for step in range(2 * MOST_LOSSES):
+        job = claimed(registry)
+        registry.note_checkpoint(job.tenant, job.id, step, {}, [])
+        registry.free_leases()
+    assert registry.get_job("default", made.id).status is JobStatus.RUNNING
+
+
 def test_a_job_that_is_put_back_says_with_how_many_rows_at_a_time_it_is_tried(registry: Registry) -> None:
     registry.add_job(new(request={"metadata": {"team": "a"}}))
     registry.requeue_job(claimed(registry), "too large", died=True, pass_size=4)

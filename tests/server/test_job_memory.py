@@ -30,6 +30,7 @@ from training.job_gates import check_memory, check_place
 from training.jobs import Order, is_out_of_memory
 
 GB = 10**9
+GROUP = f"hotshoe-{os.getpid()}-job"
 EATER = "import sys; x = bytearray({size}); sys.stdout.write('full'); sys.stdout.flush(); sys.stdin.read()"
 
 
@@ -83,9 +84,9 @@ def machine(root: Path, line: str, group: str, files: tuple[str, ...]) -> Path:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(line, encoding="ascii")
     folder = root / group
-    (folder / "hotshoe-job").mkdir(parents=True)
+    (folder / GROUP).mkdir(parents=True)
     for name in files:
-        (folder / "hotshoe-job" / name).touch()
+        (folder / GROUP / name).touch()
     return folder
 
 
@@ -99,7 +100,7 @@ def test_a_group_of_version_2_is_made_only_inside_one_that_was_handed_to_us(tmp_
     except OSError as error:
         pytest.skip(f"this file system has no attributes of users: {error}")
     limit = limit_memory(7, "job", tmp_path)
-    assert isinstance(limit, Group) and limit.folder == above / "hotshoe-job"
+    assert isinstance(limit, Group) and limit.folder == above / GROUP
     assert (above / "cgroup.subtree_control").read_text() == "+memory"  # else the kernel limits none of its children
     assert [(limit.folder / name).read_text() for name in files[:3]] == ["7", "0", "1"]
     limit.take(42)
@@ -115,16 +116,18 @@ def test_a_group_of_version_1_is_made_inside_our_own(tmp_path: Path) -> None:
     files = ("memory.limit_in_bytes", "cgroup.procs")
     own = machine(tmp_path, "4:memory:/ours\n3:cpuset:/\n", "sys/fs/cgroup/memory/ours", files)
     limit = limit_memory(9, "job", tmp_path)
-    assert isinstance(limit, Group) and limit.folder == own / "hotshoe-job"
+    assert isinstance(limit, Group) and limit.folder == own / GROUP
     assert (limit.folder / "memory.limit_in_bytes").read_text() == "9"
 
 
 def test_where_the_kernel_gives_a_group_no_limit_the_processes_are_watched(tmp_path: Path) -> None:
     own = machine(tmp_path, "4:memory:/ours\n", "sys/fs/cgroup/memory/ours", ("cgroup.procs",))
     assert isinstance(limit_memory(9, "job", tmp_path), Watched)
-    (own / "hotshoe-job" / "cgroup.procs").unlink()
+    gone = own / "hotshoe-999999999-job"  # of a server that is not there any more
+    gone.mkdir()
+    (own / GROUP / "cgroup.procs").unlink()
     sweep_groups(tmp_path)
-    assert not (own / "hotshoe-job").exists()
+    assert not gone.exists() and (own / GROUP).exists()
 
 
 def test_without_control_groups_the_processes_are_watched(tmp_path: Path) -> None:
