@@ -300,6 +300,7 @@ class JobWorker:
             memory_bytes=self.where.memory_bytes or default_limit_bytes(),
             gpu_memory_bytes=self.where.gpu_memory_bytes,
             baseline=None if asked.get("baseline") == "off" else asked.get("baseline", "quick"),
+            has_network=bool(job.request.get("integrations")),
             needs_score="minimum_score" in asked,
         )
 

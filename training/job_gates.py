@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,37 +88,33 @@ def measured_baseline(
     base as it is stored, a try before that ran out of memory. A quick one has the prompts without examples on some
     rows, and no probe.
     """
-    config = run.config
     from training.baseline import report as reports
     from training.baseline.before import measure
     from training.baseline.ground import Asked, open_ground
 
+    config = run.config
     if config.validation is None:
         tell(kind="said", message="No baseline is measured: there is no validation file")
         return None
-    if (why := _no_room(run, memory_bytes)) is not None and not report.exists():
-        tell(kind="said", message=f"The baseline was left out: {why}", level="warn")
-        return None
     quick: dict[str, Any] = {"rows": QUICK_ROWS, "examples": (0,), "probe": False} if depth == QUICK else {}
     try:
-        made = reports.read(report)
-        if made is None or not made["is_finished"]:
+        begun = reports.read(report)
+        if begun is not None and begun["is_finished"]:
+            return report  # before the job was cut off
+        why = _no_room(run, memory_bytes)
+        if why is None:
             asked = Asked(
                 config.data, config.validation, base=config.base, columns=config.columns, seed=config.seed, **quick
             )
-            made = measure(
-                open_ground(asked), lambda _: None, alive(tell), made, lambda one: reports.write(report, one)
-            )
-            reports.write(report, made)
+            keep = partial(reports.write, report)
+            made = measure(open_ground(asked), lambda _: None, alive(tell), begun, keep)
+            keep(made)
     except HotshoeError as error:
-        tell(kind="said", message=f"The baseline was left out: {error.message}", level="warn")
-        return None
+        why = error.message
     except (MemoryError, RuntimeError) as error:
-        tell(
-            kind="said",
-            message=f"The baseline was left out: {type(error).__name__} while it was measured",
-            level="warn",
-        )
+        why = f"{type(error).__name__} while it was measured"
+    if why is not None:
+        tell(kind="said", message=f"The baseline was left out: {why}", level="warn")
         return None
     tell(kind="baseline", lines=[line for _, line in reports.lines(made)], summary=reports.summary(report))
     return report

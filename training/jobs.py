@@ -23,6 +23,7 @@ from adapters.durable import replace_file
 from adapters.errors import HotshoeError, Problem, TrainingInterrupted
 from training.checkpoints import last_complete
 from training.config import TrainingConfig
+from training.offline import leave_networks
 from training.staging import Staging, staging_folder
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Order:
     memory_bytes: int | None = None  # that its processes may hold
     gpu_memory_bytes: int | None = None  # on a GPU, which serving needs, too
     baseline: str | None = None  # quick or full, before training
+    has_network: bool = False  # it reports to somebody
     needs_score: bool = False  # the answers to validation rows are to be scored
 
     @classmethod
@@ -87,9 +89,11 @@ def main(spec_path: str) -> int:
     from training.quiet import quieten
     from training.trainer import train
 
+    order = Order.read(Path(spec_path))
+    if not order.has_network and not leave_networks():  # before there are threads
+        sys.stderr.write("the kernel does not let this process leave the machine's networks\n")
     end_with_stdin(signal.SIGKILL)
     quieten()
-    order = Order.read(Path(spec_path))
     os.nice(order.nice)
     _be_ended_first()
     try:

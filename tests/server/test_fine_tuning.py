@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -237,6 +238,9 @@ def test_the_process_that_trains_has_no_secret_of_ours(
     found = process.environ()
     assert not [name for name in found if "KEY" in name or "SECRET" in name]
     eventually(lambda: process.nice() >= NICE)
+    apart = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode == 0
+    ours, its = (Path(f"/proc/{pid}/ns/net").readlink() for pid in ("self", process.pid))
+    assert (ours != its) or not apart
     server.openai.fine_tuning.jobs.cancel(job.id)
 
 
