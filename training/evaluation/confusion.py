@@ -11,7 +11,8 @@ from training.printable import printable
 
 MOST_LABELS = 30  # of the picture; the rest is one row and one column
 REST = "(other labels)"
-CELL, LEFT, TOP, LETTERS = 26, 150, 110, 20
+CELL, LETTERS, LETTER = 26, 20, 6.0  # a letter is so wide; names above stand at 50 degrees
+SLANT, RISE = 0.64, 0.77
 
 
 def matrix(
@@ -40,22 +41,24 @@ def matrix(
 def confusion_svg(pairs: Sequence[Mapping[str, Any]]) -> str:
     """A heat map, each row shaded by the share of its label; every name is escaped."""
     rows, columns, counts = matrix(pairs)
-    width, height = LEFT + CELL * len(columns) + 8, TOP + CELL * len(rows) + 8
+    left, top = round(12 + LETTER * _longest(rows)), round(14 + RISE * LETTER * _longest(columns))
+    margin = max(8, round(SLANT * LETTER * _longest(columns)))  # the last name leans out
+    width, height = left + CELL * len(columns) + margin, top + CELL * len(rows) + 8
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="What was taken for what" '
         f'style="max-width:{min(width * 1.4, 900):.0f}px">'
     ]
     for at, column in enumerate(columns):
-        x = LEFT + CELL * at + CELL / 2
-        parts.append(f'<text class="name" transform="translate({x:.1f} {TOP - 6}) rotate(-50)">{_name(column)}</text>')
+        x = left + CELL * at + CELL / 2
+        parts.append(f'<text class="name" transform="translate({x:.1f} {top - 6}) rotate(-50)">{_name(column)}</text>')
     for line, (row, numbers) in enumerate(zip(rows, counts, strict=True)):
-        y, total = TOP + CELL * line, max(1, sum(numbers))
+        y, total = top + CELL * line, max(1, sum(numbers))
         parts.append(
-            f'<text class="name" text-anchor="end" x="{LEFT - 6}" y="{y + CELL * 0.65:.1f}">{_name(row)}</text>'
+            f'<text class="name" text-anchor="end" x="{left - 6}" y="{y + CELL * 0.65:.1f}">{_name(row)}</text>'
         )
         for at, (column, number) in enumerate(zip(columns, numbers, strict=True)):
             kind = "right" if column == row else "wrong"
-            parts.append(_cell(LEFT + CELL * at, y, number, number / total, kind, f"{_name(row)} → {_name(column)}"))
+            parts.append(_cell(left + CELL * at, y, number, number / total, kind, f"{_name(row)} → {_name(column)}"))
     return "".join([*parts, "</svg>"])
 
 
@@ -72,6 +75,10 @@ def _cell(x: int, y: int, number: int, share: float, kind: str, title: str) -> s
 def label_name(label: str | None) -> str:
     """A label on one line without control characters; what is no label is called so."""
     return "(no label)" if label is None else printable(label)
+
+
+def _longest(labels: Sequence[str | None]) -> int:
+    return max(len(label_name(label)[:LETTERS]) for label in labels)
 
 
 def _name(label: str | None) -> str:
