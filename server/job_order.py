@@ -65,7 +65,7 @@ class Ours(BaseModel):
     """What OpenAI's client has no field for; it sends it in `extra_body`."""
 
     model_config = STRICT
-    method: Literal["qlora", "lora"] | None = None
+    method: Literal["qlora", "lora", "full"] | None = None
     rank: Annotated[int, Field(ge=1, le=512)] | None = None
     alpha: Annotated[float, Field(gt=0, le=1e6)] | Annotated[int, Field(gt=0, le=1_000_000)] | None = None
     target_modules: Annotated[list[str], Field(min_length=1, max_length=len(PROJECTIONS))] | None = None
@@ -118,6 +118,12 @@ def order_of(body: JobBody, caller: Caller) -> JobRow:
     job_id = new_id("ftjob-")
     adapter = body.suffix or job_id.removeprefix("ftjob-")[:ID_LETTERS]
     check_name(adapter, "suffix")
+    if body.hotshoe.method == "full":
+        raise InvalidRequest(
+            "method full makes a base of its own, which this server cannot have beside the one that it serves: train "
+            "it with `hotshoe train --method full` and start a server on it, or take lora or qlora here.",
+            param="method",
+        )
     _check_alias(body.hotshoe.alias, caller)
     request = {
         "hyperparameters": _hyperparameters(body),

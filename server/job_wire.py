@@ -39,6 +39,7 @@ class OurPart(BaseModel):
     settings: Mapping[str, Any] | None
     asked: Mapping[str, Any]
     adapter: str
+    card: str | None  # where the report card of its version is
 
 
 class Job(FineTuningJob):
@@ -123,6 +124,7 @@ def job_of(job: JobRow, *, is_working: bool) -> Job:
             settings=job.settings,
             asked=job.request.get("hotshoe", {}),
             adapter=job.adapter,
+            card=f"/v1/adapters/{job.adapter}/versions/{job.number}/card" if is_done else None,
         ),
     )
 

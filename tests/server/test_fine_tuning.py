@@ -68,7 +68,7 @@ def test_a_file_becomes_a_model_that_answers_at_once(server: Server, first: Fine
     answer = server.openai.chat.completions.create(model="lights@1", messages=[{"role": "user", "content": "hello"}])
     assert answer.model == "lights@1" and server.say("lights").json()["model"] == "lights@1"
     assert "lights" in [model.id for model in server.openai.models.list()]
-    card = server.http.get("/v1/adapters/lights/versions/1/card").json()
+    card = server.http.get(first.model_dump()["hotshoe"]["card"]).json()
     assert card["settings"]["epochs"] == 2 and card["settings"]["seed"] == 5 and card["gate"]["verdict"] == "warn"
 
 
@@ -189,6 +189,9 @@ def refusals(file: str, other: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "rank", {"extra_body": {"hotshoe": {"rank": 65}}}
     yield "integrations", {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}
     yield "hotshoe.rank", {"extra_body": {"hotshoe": {"rank": 4096}}}
+    yield "method", {"extra_body": {"hotshoe": {"method": "full"}}}
+    yield "rules", {"extra_body": {"hotshoe": {"rules": ["no_such_rule=warn"]}}}
+    yield "hotshoe.minimum_score", {"extra_body": {"hotshoe": {"minimum_score": 2}}}
     yield "hotshoe.magic", {"extra_body": {"hotshoe": {"magic": 1}}}
     yield "metadata", {"metadata": {"key": "v" * 600}}
 
