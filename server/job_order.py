@@ -67,14 +67,14 @@ class Ours(BaseModel):
     model_config = STRICT
     method: Literal["qlora", "lora", "full"] | None = None
     rank: Annotated[int, Field(ge=1, le=512)] | None = None
-    alpha: Annotated[float, Field(gt=0, le=1e6)] | Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
     target_modules: Annotated[list[str], Field(min_length=1, max_length=len(PROJECTIONS))] | None = None
     alias: str | None = None  # moved to the version once it is ready
     max_length: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
     over_long: Literal["error", "cut", "drop"] | None = None
     rules: Annotated[list[str], Field(max_length=100)] | None = None  # levels of the data check's, CODE=warn
     baseline: Literal["off", "quick", "full"] | None = None  # before training; default quick
-    minimum_score: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] | None = None
+    minimum_score: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class Wandb(BaseModel):
