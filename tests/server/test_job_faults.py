@@ -70,7 +70,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", list(FAULTS))
+@pytest.mark.parametrize(
+    "name", ["corrupted upload", "NaN loss", pytest.param("base that does not load", marks=pytest.mark.long)]
+)
 def test_a_fault_fails_the_job_with_its_reason_and_the_alias_stays(one: Server, name: str) -> None:
     fault, file = FAULTS[name], sent(one, rows())
     fault.act(one, file)
@@ -103,7 +105,7 @@ LIMITS: dict[str, tuple[UseLimits, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(LIMITS))
+@pytest.mark.parametrize("name", ["time", pytest.param("disk", marks=pytest.mark.long)])
 def test_a_job_beyond_its_tenants_limits_ends_and_its_checkpoints_stay(
     one: Server, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_job_beyond_its_tenants_limits_ends_and_its_checkpoints_stay(
     assert steps(one, job)
 
 
+@pytest.mark.long
 def test_while_a_version_is_published_the_lease_is_renewed(one: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, store, renewed = one.services.registry, one.services.store, threading.Event()
     renew, stage = registry.renew_lease, store.stage

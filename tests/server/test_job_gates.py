@@ -120,6 +120,8 @@ def test_a_minimum_that_no_rows_can_show_fails_before_training(server: Server, f
 def test_what_the_gate_found_is_attached_to_the_job_that_it_blocks(server: Server) -> None:
     secret = rows(8).replace(b"number 3", b"card 4539 1488 0343 6467")
     job = ended(server, created(server, sent(server, secret)), "failed")
+    assert job.error is not None and "card_number" in job.error.message and job.error.param == "training_file"
+    assert not any(message.startswith("Step") for message in messages(server, job))
     report = json.loads(server.openai.files.content(job.result_files[0]).text)
     assert report["verdict"] == "block" and "card_number" in [finding["code"] for finding in report["findings"]]
     assert server.openai.files.retrieve(job.result_files[0]).filename == f"{job.id}-data-check.json"
@@ -172,6 +174,7 @@ def test_a_checkpoint_whose_files_are_gone_is_refused(server: Server, file: str,
     assert step in checkpoint_ids(server, job)
 
 
+@pytest.mark.long
 def test_when_their_time_is_over_the_checkpoints_of_an_ended_job_go(server: Server, file: str) -> None:
     job = ended(server, created(server, file, epochs=1, suffix="passing"))
     folders = server.services.jobs.folders
