@@ -2,7 +2,7 @@
 
     python -m tests.lanes [PYTEST_OPTION...]
 
-Tests of the server mostly wait for engines; those of training compute. The second run has one thread and a lower
+Tests of the server mostly wait for engines; those of training and of its jobs compute. The second run has one thread and a lower
 priority, so that the first, which has bounds on time, does not notice it; what it says is printed when both have ended.
 A test or a few that fail beside all that are run once more by themselves: what fails again is broken, what passes then
 depends on time, and is named as a test to mend.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPUTING = ("tests/adapters", "tests/bench", "tests/training")
+COMPUTING = ("tests/adapters", "tests/bench", "tests/jobs", "tests/training")
 FAILED = 1  # pytest's exit code where tests failed and nothing else was wrong
 FOUND_NONE = 5  # pytest's exit code where options leave no test of a lane
 MOST_AGAIN = 3  # tests of a lane: more are no accident of time

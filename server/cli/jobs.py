@@ -1,4 +1,4 @@
-"""`hotshoe jobs create | ls | show | watch | cancel | pause | resume`: fine-tuning on a server."""
+"""`hotshoe jobs create | ls | show | watch | publish | cancel | pause | resume`: fine-tuning on a server."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
     jobs = typer.Typer(no_args_is_help=True, help="Fine-tuning on a server, as OpenAI's API has it.")
     for name, verb in (("create", create), ("ls", list_jobs), ("show", show), ("watch", watch)):
         jobs.command(name)(verb)
+    jobs.command("publish")(publish)
     for name in ("cancel", "pause", "resume"):
         jobs.command(name, help=HELP[name])(_turn(name))
     app.add_typer(jobs, name="jobs")
@@ -50,17 +51,36 @@ def create(
     method: Annotated[str | None, typer.Option(help="qlora or lora; default as the server chooses.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the update.")] = None,
     alias: Annotated[str | None, typer.Option(help="Moved to the version once it is ready.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens; default the base's context.")] = None,
+    over_long: Annotated[str | None, typer.Option(help="Rows above it: error, cut or drop.")] = None,
+    rules: Annotated[str | None, typer.Option(help="Levels of the data check's rules, as CODE=warn,CODE=off.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="How well the base is asked before: quick, full or off; default quick.")
+    ] = None,
+    minimum_score: Annotated[
+        float | None, typer.Option(help="Of the answers to validation rows; below it nothing is published.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Say what happens until the job ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send the data and have the server train on it."""
     from server.cli.client import open_client
+    from training.config_file import split_list
 
     with open_client() as client:
         files = {"training_file": data, **({"validation_file": validation} if validation else {})}
         sent = {param: _send(client, path) for param, path in files.items()}
         asked = {"n_epochs": epochs, "batch_size": batch_size}
-        ours = {"method": method, "rank": rank, "alias": alias}
+        ours = {
+            "method": method,
+            "rank": rank,
+            "alias": alias,
+            "max_length": max_length,
+            "over_long": over_long,
+            "rules": list(split_list(rules)) if rules else None,
+            "baseline": baseline,
+            "minimum_score": minimum_score,
+        }
         hyperparameters = {key: value for key, value in asked.items() if value is not None}
         body = {
             **sent,
@@ -109,6 +129,28 @@ def show(job_id: Job, as_json: AsJson = False) -> None:
         print_json(job)
         return
     _say(job)
+
+
+def publish(
+    job_id: Job,
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default the newest one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a checkpoint of a job a version of its own."""
+    from adapters.errors import NotFound
+    from server.cli.client import open_client
+
+    with open_client() as client:
+        found = client.get(f"{JOBS}/{job_id}/checkpoints", params={"limit": 100})["data"]
+        chosen = next((one for one in found if step in (None, one["step_number"])), None)
+        if chosen is None:
+            steps = ", ".join(str(one["step_number"]) for one in found) or "none"
+            raise NotFound(f"{job_id} has no checkpoint of step {step}; it has {steps}.", param="step")
+        version = client.post(f"{JOBS}/{job_id}/checkpoints/{chosen['id']}/publish")
+    if as_json:
+        print_json(version)
+    else:
+        typer.echo(f"{version['name']}@{version['version']} is step {chosen['step_number']} of {job_id}")
 
 
 def watch(job_id: Job, as_json: AsJson = False) -> None:

@@ -297,8 +297,14 @@ def test_the_command_sends_data_watches_the_job_and_says_how_it_ended(
     assert "spoken@1" in listed and "succeeded" in listed
     job = next(iter(server.openai.fine_tuning.jobs.list())).id
     assert "spoken@1" in CliRunner().invoke(build_app(), ["jobs", "show", job]).stdout
+    published = CliRunner().invoke(build_app(), ["jobs", "publish", job])
+    assert published.exit_code == 0 and published.stdout.startswith("spoken@1 is step "), published.output
+    assert "no checkpoint of step 999" in str(
+        CliRunner().invoke(build_app(), ["jobs", "publish", job, "--step", "999"]).exception
+    )
     refused = CliRunner().invoke(build_app(), ["jobs", "pause", job])
     assert isinstance(refused.exception, ServerRefused) and "is succeeded" in str(refused.exception)
     data.write_text("not json\n")
-    failed = CliRunner().invoke(build_app(), [*words[:4], "wrong", "--watch"])
+    more = ["--rules", "rows_few=off", "--baseline", "off", "--watch"]
+    failed = CliRunner().invoke(build_app(), [*words[:4], "wrong", *more])
     assert failed.exit_code == EXIT_FAILED and "data_invalid" in failed.stdout and ":1:" in failed.stdout

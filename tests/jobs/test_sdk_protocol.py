@@ -1,7 +1,7 @@
 """Every method of OpenAI's client that fine-tuning needs, and what goes over the wire for it, beside what was recorded.
 
 What is recorded are shapes: names and types of fields, methods, paths, status codes. A change of it is a change of the
-interface, and is recorded anew with `HOTSHOE_RECORD=1 pytest tests/server/test_sdk_protocol.py`.
+interface, and is recorded anew with `HOTSHOE_RECORD=1 pytest tests/jobs/test_sdk_protocol.py`.
 """
 
 from __future__ import annotations
