@@ -2,8 +2,9 @@
 
     python -m tests.lanes [PYTEST_OPTION...]
 
-Tests of the server mostly wait for engines; those of training and of its jobs compute. The second run has one thread and a lower
-priority, so that the first, which has bounds on time, does not notice it; what it says is printed when both have ended.
+Tests of the server mostly wait for engines; those of training and of its jobs compute. The second run has one thread
+and a lower priority, so that the first, which has bounds on time, does not notice it; what it says is printed when both
+have ended.
 A test or a few that fail beside all that are run once more by themselves: what fails again is broken, what passes then
 depends on time, and is named as a test to mend.
 """
