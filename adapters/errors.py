@@ -23,6 +23,7 @@ HotshoeError
 ├── QuotaExceeded         quota_exceeded       the tenant has all it may have of something that is kept
 ├── OutputExists          output_exists        refuses to write over what is there
 ├── DataInvalid           data_invalid         a data file; carries every problem with its line
+│   └── DataBlocked       data_invalid         it can be read, and the data check blocks it
 ├── ConfigInvalid         config_invalid       a setting; says value, limit and what to set
 ├── TrainingStopped       training_stopped     NaN or exploding loss; the reason is in the message
 ├── MemoryLacking         memory_lacking       the run is planned to need more memory than it may have
@@ -42,6 +43,7 @@ HotshoeError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -176,6 +178,14 @@ class OutputExists(HotshoeError):
 
 class DataInvalid(HotshoeError):
     code = "data_invalid"
+
+
+class DataBlocked(DataInvalid):
+    """Data that can be read, and that the data check blocks; `report` is the whole of what it found."""
+
+    def __init__(self, message: str, *, report: Mapping[str, Any], **more: Any) -> None:
+        super().__init__(message, **more)
+        self.report = report
 
 
 class ConfigInvalid(HotshoeError):

@@ -116,6 +116,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.AdapterRefused: (422, INVALID),
     errors.BaseMismatch: (422, INVALID),
     errors.DataInvalid: (422, INVALID),
+    errors.DataBlocked: (422, INVALID),
     errors.ConfigInvalid: (422, INVALID),
     Unprocessable: (422, INVALID),
     errors.BaseInvalid: (500, SERVER),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from adapters.child import end_with_stdin
 from adapters.durable import replace_file
-from adapters.errors import HotshoeError, Problem, TrainingInterrupted
+from adapters.errors import DataBlocked, HotshoeError, Problem, TrainingInterrupted
 from training.checkpoints import last_complete
 from training.config import TrainingConfig
 from training.offline import leave_networks
@@ -184,10 +184,8 @@ def _watchers(run: Run, order: Order) -> list[Any]:
 
 def _keep_report(error: HotshoeError, folder: Path) -> None:
     """The data check's whole report, where it is why nothing is trained."""
-    from training.gate.report import DataBlocked
-
     if isinstance(error, DataBlocked):
-        _keep(folder / GATE_FILE, error.report.as_dict())
+        _keep(folder / GATE_FILE, error.report)
 
 
 def _keep(path: Path, document: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.errors import DataInvalid, Problem
+from adapters.errors import DataBlocked, Problem
 from training.gate.findings import Finding
 from training.levels import LEVELS
 
@@ -81,14 +81,7 @@ class Report:
         return DataBlocked(
             f"{self.about['data']} is not fit to train on: {listed}. `hotshoe data check` shows all; a rule that is "
             "wrong for this data is set with --rules CODE=warn.",
-            self,
-            problems,
+            param="data",
+            problems=problems,
+            report=self.as_dict(),
         )
-
-
-class DataBlocked(DataInvalid):
-    """A finding blocks; `report` is the whole of what was found."""
-
-    def __init__(self, message: str, report: Report, problems: tuple[Problem, ...]) -> None:
-        super().__init__(message, param="data", problems=problems)
-        self.report = report
