@@ -195,7 +195,7 @@ def test_a_pass_is_the_rows_laid_end_to_end_after_their_prefix() -> None:
     first = Rendered((1, 2, 3, 4, 5), (-100, -100, -100, 4, 5), (1,))
     second = Rendered((1, 2, 9, 8, 7, 6), (-100, -100, -100, -100, 7, 6), (1,))
     found = pass_of([first, second])
-    assert (found.prefix, found.longest_rest, found.tokens, found.supervised) == (2, 3, 7, 4)  # the last token of a row is only predicted
+    assert (found.prefix, found.longest_rest, found.tokens, found.supervised) == (2, 3, 7, 4)
     assert pass_of([first, second], shares_prefix=False).tokens == 9
 
 
