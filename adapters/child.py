@@ -15,7 +15,10 @@ from typing import Any
 
 from adapters.errors import HotshoeError
 
-SECRETS = frozenset({"HOTSHOE_API_KEY", "HOTSHOE_KEY_PEPPER", "HOTSHOE_WANDB_API_KEY", "WANDB_API_KEY", "HF_TOKEN"})
+SECRETS = (  # variables that no process of ours inherits; one that needs one of them is given it
+    *("HOTSHOE_API_KEY", "HOTSHOE_KEY_PEPPER", "HOTSHOE_WANDB_API_KEY", "WANDB_API_KEY"),
+    *("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"),
+)
 
 
 def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], HotshoeError]) -> dict[str, Any]:

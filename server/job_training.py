@@ -18,7 +18,7 @@ from server.job_folders import folder_bytes
 from server.job_memory import MemoryLimit
 from server.job_told import Telling
 from server.room import size
-from server.tasks import end_tasks, insist
+from server.tasks import at_most, end_tasks, insist
 from training.jobs import EXIT_INTERRUPTED, NO_MEMORY
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ class Training:
             await self._follow(child, telling)
         except asyncio.CancelledError:
             child.terminate()  # the server stops: it may save its step
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.stop_seconds):
-                    await self._follow(child, telling)
+            await at_most(self.stop_seconds, self._follow(child, telling))
             raise
         finally:
             await end_tasks(watching)
@@ -108,9 +106,7 @@ class Training:
                     if not await self._is_still_ours(folder):
                         await self._let_save(child)
                         return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await self.poked.wait()
+                await at_most(LOOK_SECONDS, self.poked.wait())
         finally:
             child.end()
 
@@ -142,9 +138,7 @@ class Training:
         child.terminate()
         deadline = time.monotonic() + SAVE_SECONDS
         while child.is_there and time.monotonic() < deadline and await self._status() is not JobStatus.CANCELLED:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await child.process.wait()
+            await at_most(LOOK_SECONDS, child.process.wait())
 
     async def _status(self) -> JobStatus:
         return (await self._job()).status

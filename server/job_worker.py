@@ -45,7 +45,7 @@ from server.job_memory import default_limit_bytes, limit_memory, sweep_groups
 from server.job_order import asked_of, parent_of, settings_of, wandb_of
 from server.job_results import keep_gate, keep_results
 from server.job_training import RunFailed, Training
-from server.tasks import end_tasks, insist
+from server.tasks import at_most, end_tasks, insist
 from training.jobs import GATE_FILE, Order
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ PROOF_SECONDS = 60.0  # for a version to be proven; then other jobs get their tu
 LOOK_SECONDS = 5.0  # at a version that is being proven, and between two renewals meanwhile
 MOST_PROBLEMS = 100  # of a job's error that are kept
 STOP_SECONDS = 5.0  # for the registry to take a job back when the server stops
-OF_DATA = ("data_invalid",)  # codes of a job whose data check is attached
 LATER = ("already_running", "registry_busy", "engine_unavailable", "engine_busy")  # codes of what may go better later
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -129,9 +128,7 @@ class JobWorker:
             except Exception as error:  # noqa: BLE001 - a full disk, say: later jobs must find a worker all the same
                 log.error("the queue of jobs waits", error=type(error).__name__, reason=str(error)[:500])
                 await asyncio.sleep(PUT_OFF_SECONDS)
-            with contextlib.suppress(TimeoutError):  # wait_for would lose a cancel that comes with a poke
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._poked.wait()
+            await at_most(POLL_SECONDS, self._poked.wait())
             self._poked.clear()
 
     async def _run(self, job: JobRow) -> None:
@@ -142,9 +139,8 @@ class JobWorker:
             log.info("job left", job=job.id)
         except asyncio.CancelledError:
             says = "The server stops; the job goes on when it is back"
-            with contextlib.suppress(HotshoeError, TimeoutError):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await insist(lambda: self.registry.requeue_job(job, says))
+            with contextlib.suppress(HotshoeError):
+                await at_most(STOP_SECONDS, insist(lambda: self.registry.requeue_job(job, says)))
             raise
         except RunFailed as failed:
             await self._failed(job, failed.error)
@@ -163,11 +159,11 @@ class JobWorker:
                 await insist(lambda: self.registry.requeue_job(job, f"Put off: {error['message']}"))
                 await asyncio.sleep(PUT_OFF_SECONDS)
             else:
-                report = await self._gate_report(job) if error["code"] in OF_DATA else None
+                report = await self._gate_report(job)
                 await insist(lambda: self.registry.fail_job(job, error, result_file=report))
 
     async def _gate_report(self, job: JobRow) -> str | None:
-        """The id of the file with what the data check found, where it got so far."""
+        """The id of the file with what the data check found, where it blocked the job."""
         path = self.folders.of(job.id) / GATE_FILE
         try:
             return await asyncio.to_thread(keep_gate, self.where.files, job, path) if path.exists() else None

@@ -30,6 +30,7 @@ from server.metrics import Metrics
 from server.probe import Completions, Proof, probe
 from server.residency import Residents, death_problem, is_deadly
 from server.restoring import Key, key_of
+from server.tasks import at_most
 
 log = structlog.get_logger("hotshoe.proving")
 ENGINE_POLL_SECONDS, REGISTRY_POLL_SECONDS = 0.2, 0.5
@@ -153,9 +154,7 @@ class Prover:
         """The version's row after its proof, or after the timeout, whichever is first."""
         event = self._pending.get(key_of(version))
         if event is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    await event.wait()
+            await at_most(timeout_seconds, event.wait())
         return await asyncio.to_thread(self.parts.registry.get, *key_of(version))
 
     async def _run(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -21,6 +22,16 @@ async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
     for task in there:
         task.cancel()
     await asyncio.gather(*there, return_exceptions=True)
+
+
+async def at_most(seconds: float, work: Awaitable[object]) -> None:
+    """Wait for the work, but no longer; what has taken so long is cancelled.
+
+    `asyncio.wait_for` of Python 3.11 loses a cancel of its caller that comes with the end of the work.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work
 
 
 async def insist(call: Callable[[], T]) -> T:

@@ -167,8 +167,6 @@ def _watchers(run: Run, order: Order) -> list[Any]:
     from training.told import Told
 
     folder = Path(order.folder)
-    if run.gate is not None:
-        _keep(folder / GATE_FILE, run.gate.as_dict())
     tell(kind="validated", gate=run.gate.summary() if run.gate is not None else None)
     tell(kind="planned", settings=run.settings.as_dict(), plan=run.plan)
     limit = check_place(order, facts(run.material).device)
@@ -185,11 +183,7 @@ def _watchers(run: Run, order: Order) -> list[Any]:
 def _keep_report(error: HotshoeError, folder: Path) -> None:
     """The data check's whole report, where it is why nothing is trained."""
     if isinstance(error, DataBlocked):
-        _keep(folder / GATE_FILE, error.report)
-
-
-def _keep(path: Path, document: Mapping[str, Any]) -> None:
-    replace_file(path, json.dumps(document, ensure_ascii=False, indent=2).encode())
+        replace_file(folder / GATE_FILE, json.dumps(error.report, ensure_ascii=False, indent=2).encode())
 
 
 if __name__ == "__main__":

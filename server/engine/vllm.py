@@ -19,6 +19,7 @@ from server.engine.rundir import check_socket_path, prepare_run_dir
 from server.engine.vitals import Processes, Watch
 from server.engine.vllm_flags import build_command, build_env
 from server.engine.vllm_log import StartLog
+from server.tasks import at_most
 
 POLL_SECONDS = 0.1
 HEALTH_SECONDS = 0.5
@@ -213,9 +214,7 @@ class VllmEngine(SpokenTo):
         asking = asyncio.create_task(self._ask_core(watch))
         try:
             while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(HEALTH_SECONDS):
-                        await asyncio.shield(process.wait())
+                await at_most(HEALTH_SECONDS, asyncio.shield(process.wait()))
                 if process.returncode is not None:
                     return f"exit status {process.returncode}"
                 vitals = processes.look()
@@ -255,8 +254,7 @@ class VllmEngine(SpokenTo):
             process.terminate()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGCONT)  # one that was stopped would not hear of it
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), grace_seconds)
+            await at_most(grace_seconds, process.wait())
         # The group may outlive its leader: its engine core and workers are in it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.bases import PROJECTIONS, stored_dtype
+from adapters.child import SECRETS
 from adapters.errors import ConfigInvalid
 from server.engine.base import EngineOptions
 
@@ -74,13 +75,7 @@ REMOVED_ENV = (
     "VLLM_ALLOW_INSECURE_SERIALIZATION",
     "VLLM_API_KEY",
     "VLLM_CPU_KVCACHE_SPACE",  # vLLM lets it win over the flag that we pass
-    "HOTSHOE_API_KEY",
-    "HOTSHOE_KEY_PEPPER",
-    "HOTSHOE_WANDB_API_KEY",
-    "WANDB_API_KEY",
-    "HF_TOKEN",
-    "HF_TOKEN_PATH",
-    "HUGGING_FACE_HUB_TOKEN",
+    *SECRETS,
 )
 
 

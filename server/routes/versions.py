@@ -19,6 +19,7 @@ from server.idempotency import idempotent
 from server.resolve import own_name
 from server.routes.adapters import own_version, shown
 from server.services import Caller, Services, caller_of
+from server.tasks import at_most
 from server.wire import MAX_NUMBER, VersionNumber, alias_row
 
 LOAD_BEFORE_MOVE_SECONDS = 60.0
@@ -165,9 +166,8 @@ async def load_first(services: Services, caller: Caller, name: str, number: int)
     """Have a version in the engine that requests will soon be given; raises NotServable where they may not be."""
     version = await asyncio.to_thread(services.registry.get, caller.tenant, name, number)
     services.servable.check(version)
-    with contextlib.suppress(EngineUnavailable, TimeoutError):  # the first request loads it then
-        async with asyncio.timeout(LOAD_BEFORE_MOVE_SECONDS):
-            await services.residents.warm(version)
+    with contextlib.suppress(EngineUnavailable):  # the first request loads it then
+        await at_most(LOAD_BEFORE_MOVE_SECONDS, services.residents.warm(version))
 
 
 async def retire_version(

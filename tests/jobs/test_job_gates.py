@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,12 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 from safetensors.numpy import load_file
 
-from adapters.bases import load_base
 from adapters.canonical import WEIGHTS_FILE
 from adapters.job_rows import JobRow
 from server.job_folders import JobFolders, folder_bytes
 from server.job_order import settings_of, wandb_of
-from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.jobs import created, ended, messages, rows, sent, weights
-from tests.fixtures.service import Server, error_of, eventually, running
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("gates")
-    with running(load_base(tiny_qwen2(home / "base")), home) as one:
-        yield one
+from tests.fixtures.service import Server, error_of, eventually
 
 
 @pytest.fixture(scope="module")

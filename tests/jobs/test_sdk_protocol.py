@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,11 +29,9 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.uploads import UploadPart
 from pydantic import BaseModel
 
-from adapters.bases import load_base
 from adapters.limits import UseLimits
-from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.jobs import ended, rows
-from tests.fixtures.service import Server, running
+from tests.fixtures.service import Server
 
 RECORDED = Path(__file__).parent / "recorded" / "fine_tuning.json"
 RESOURCES = {
@@ -98,13 +96,6 @@ def shape(value: Any) -> Shape:
         return [shape(one) for one in value[:1]]
     names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
     return names[type(value)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("protocol")
-    with running(load_base(tiny_qwen2(home / "base")), home) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
