@@ -45,6 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -183,7 +184,7 @@ class DataInvalid(HotshoeError):
 class DataBlocked(DataInvalid):
     """Data that can be read, and that the data check blocks; `report` is the whole of what it found."""
 
-    def __init__(self, message: str, *, report: Mapping[str, Any], **more: Any) -> None:
+    def __init__(self, message: str, *, report: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> None:
         super().__init__(message, **more)
         self.report = report
 
