@@ -100,14 +100,15 @@ def _only_problem(path: Path, code: str, message: str, advice: str = "") -> Safe
 def _header_bytes(file: BinaryIO, file_bytes: int) -> bytes:
     """The JSON part, read only when its length is plausible and it cannot hold more than MAX_TENSORS objects."""
     start = file.read(len(LFS_POINTER))
-    for magic, what in FOREIGN_FORMATS:
+    length = int.from_bytes(start[:8], "little")
+    is_framed = 2 <= length <= file_bytes - 8 and start[8:9] == b"{"  # a header may well be 0x380 bytes long
+    for magic, what in () if is_framed else FOREIGN_FORMATS:
         if start.startswith(magic):
             raise _Refused("format_not_allowed", f"is {what}, not safetensors", CONVERT_ADVICE)
     if start == LFS_POINTER:
         raise _Refused("git_lfs_pointer", "is a Git LFS pointer, not the file itself", "Run `git lfs pull` and retry.")
     if file_bytes < 8:
         raise _Refused("safetensors_invalid", f"has {file_bytes} bytes; a safetensors file has at least 8")
-    length = int.from_bytes(start[:8], "little")
     if not 2 <= length <= min(file_bytes - 8, FORMAT_MAX_HEADER_BYTES):
         raise _Refused(
             "safetensors_invalid",

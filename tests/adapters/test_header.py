@@ -49,6 +49,13 @@ def test_a_good_file_gives_every_tensor_with_its_place(tmp_path: Path) -> None:
     assert np.array_equal(np.frombuffer(raw, "<f4").reshape(last.shape), arrays["a"])
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x10580])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    tensor = json.dumps({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
+    good = write(tmp_path / "a.safetensors", framed(tensor.ljust(length), b"\0" * 16))
+    assert good.read_bytes()[:1] == b"\x80" and read_header(good).problems == ()
+
+
 @pytest.mark.parametrize("magic", [b"PK\x03\x04", b"\x80\x02", b"\x80\x04\x95", b"GGUF"])
 def test_u1_another_format_renamed_to_safetensors_is_refused_with_the_way_to_convert(
     tmp_path: Path, magic: bytes
