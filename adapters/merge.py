@@ -2,187 +2,107 @@
 
     merged = round(W + scaling * (B @ A))        W (out, in), A (rank, in), B (out, rank), all in float32, one rounding
 
-Memory is BLOCK_BOUND_BYTES of blocks plus the A and B of the few modules in work, whatever the size of the model or of
-its largest tensor. A block is always the same rows, computed by one thread: the bytes depend neither on the number of
-workers nor on their order.
+W is the base's, or what NF4 leaves of it (adapters/nf4.py). Memory is BLOCK_BOUND_BYTES of blocks plus the A and B of
+the few modules in work, whatever the size of the model or of its largest tensor. A block is always the same rows,
+computed by one thread: the bytes depend neither on the number of workers nor on their order.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.bases import WEIGHT_INDEX
-from adapters.checkpoint import FLOATS, ITEM_BYTES, StoredTensor
+from adapters.blocks import Progress, Task, copies, open_sources, read_all, read_factors, worker_pool, write_all
+from adapters.checkpoint import FLOATS, ITEM_BYTES
 from adapters.durable import write_file
 from adapters.errors import BaseInvalid, MergeFailed
+from adapters.flushing import Flusher
 from adapters.merge_plan import (
     BLOCK_BOUND_BYTES,
     BLOCK_ELEMENTS,
-    MAX_WORKERS,
     MergePlan,
     PlannedFile,
     PlannedTensor,
-    Update,
     plan_merge,
 )
 
 if TYPE_CHECKING:
     import torch
 
+    from adapters.nf4 import Nf4Scales
+
     Tensor = torch.Tensor
 
 __all__ = ["BLOCK_BOUND_BYTES", "MergePlan", "Progress", "merge", "plan_merge"]
-COPY_BYTES = 16 << 20  # unchanged bytes copied by the kernel in one go
-Progress = Callable[[int], None]  # bytes of weights done since the last call
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One step of the stream: `run` in a worker; `size_bytes` of output are done after it."""
-
-    run: Callable[[], None]
-    size_bytes: int
 
 
 def merge(plan: MergePlan, out: Path, *, workers: int | None = None, progress: Progress | None = None) -> None:
     """Write the merged weight files (and their index) into the existing folder `out`, each fsynced.
 
-    Raises MergeFailed where a result is not finite in the output dtype, and OSError as the disk does. What was
-    written stays on an error: the caller owns `out`.
+    A file has its name once it is whole; one that is there already, from an earlier run of the same plan, stays. The
+    disk works while the next blocks are computed. Raises MergeFailed where a result is not finite in the output dtype,
+    and OSError as the disk does. What was written stays on an error: the caller owns `out`.
     """
     if plan.is_shape_only:
         raise BaseInvalid(f"{plan.base.folder} holds no weights: it can be planned, not merged.")
-    count = max(1, min(workers or os.cpu_count() or 1, MAX_WORKERS))
-    with _single_threaded_kernels() as start_worker, ThreadPoolExecutor(count, initializer=start_worker) as pool:
+    tell = progress or (lambda _: None)
+    with worker_pool(workers) as pool, Flusher() as flusher:
         for file in plan.files:
-            for finished in _run_bounded(pool, count, file, out / file.name):
-                if progress:
-                    progress(finished)
+            if is_whole(file, out / file.name):
+                tell(file.size_bytes - len(file.header))
+                continue
+            output = flusher.begin(out / file.name)
+            os.posix_fallocate(output.handle, 0, file.size_bytes)
+            write_all(output.handle, memoryview(file.header), 0)
+            with ExitStack() as stack:
+                for size in pool.run(_tasks(file, output.handle, stack), output):
+                    tell(size)
+            output.finish()
+    tell(sum(len(file.header) for file in plan.files))  # all of it is on the disk
     if plan.index is not None:
         write_file(out / WEIGHT_INDEX, (json.dumps(plan.index, indent=2) + "\n").encode())
 
 
-@contextmanager
-def _single_threaded_kernels() -> Iterator[Callable[[], None]]:
-    """Yields what each worker calls first: one thread computes a block, so no bit depends on how many there are."""
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        yield lambda: torch.set_num_threads(1)
-    finally:
-        torch.set_num_threads(before)
+def is_whole(file: PlannedFile, path: Path) -> bool:
+    """An earlier run of the same plan finished this file; its contents are for the read-back to judge."""
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    with path.open("rb") as written:
+        return written.read(len(file.header)) == file.header
 
 
-def _run_bounded(pool: ThreadPoolExecutor, workers: int, file: PlannedFile, path: Path) -> Iterator[int]:
-    """Run a file's tasks with few in flight, yielding the bytes of each that finished; fsyncs at the end."""
-    running: dict[Future[None], int] = {}
-    with ExitStack() as stack:
-        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        stack.callback(os.close, target)
-        stack.callback(lambda: wait(running))  # no worker may use the descriptors after they are closed
-        os.posix_fallocate(target, 0, file.size_bytes)
-        _write_all(target, memoryview(file.header), 0)
-        yield len(file.header)
-        for task in _tasks(file, target, stack):
-            if len(running) > workers:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                yield from _collect(finished, running)
-            running[pool.submit(task.run)] = task.size_bytes
-        yield from _collect(wait(running).done, running)
-        os.fsync(target)
-
-
-def _collect(finished: set[Future[None]], running: dict[Future[None], int]) -> Iterator[int]:
-    for future in finished:
-        size = running.pop(future)
-        future.result()
-        yield size
-
-
-def _tasks(file: PlannedFile, target: int, stack: ExitStack) -> Iterator[_Task]:
-    sources = {tensor.source.path: -1 for tensor in file.tensors}
-    for path in sources:
-        sources[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, sources[path])
+def _tasks(file: PlannedFile, target: int, stack: ExitStack) -> Iterator[Task]:
+    sources = open_sources((tensor.source.path for tensor in file.tensors), stack)
     local = threading.local()
     for tensor in file.tensors:
         source = sources[tensor.source.path]
         if tensor.is_copy:
-            yield from _copy_tasks(tensor, source, target)
-        else:
-            factors = _read_factors(tensor.update) if tensor.update else None
-            for first, end in tensor.row_blocks():
-                yield _block_task(_Block(tensor, factors, first, end, source, target), local)
-
-
-def _copy_tasks(tensor: PlannedTensor, source: int, target: int) -> Iterator[_Task]:
-    for start in range(0, tensor.size_bytes, COPY_BYTES):
-        size = min(COPY_BYTES, tensor.size_bytes - start)
-        arguments = (source, tensor.source.begin + start, target, tensor.begin + start, size)
-        yield _Task(lambda arguments=arguments: copy_range(*arguments), size)  # type: ignore[misc]
-
-
-def copy_range(source: int, source_offset: int, target: int, target_offset: int, size: int) -> None:
-    """Copy bytes between files inside the kernel where it can, through a buffer where it cannot."""
-    while size:
-        try:
-            copied = os.copy_file_range(source, target, size, source_offset, target_offset)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            chunk = os.pread(source, min(size, 1 << 20), source_offset)
-            _write_all(target, memoryview(chunk), target_offset)
-            copied = len(chunk)
-        if copied == 0:
-            raise BaseInvalid("A weight file of the base ended early: it changed during the merge.")
-        source_offset, target_offset, size = source_offset + copied, target_offset + copied, size - copied
-
-
-def _write_all(target: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(target, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _read_all(source: int, view: memoryview, offset: int) -> None:
-    while view:
-        read = os.preadv(source, [view], offset)
-        if read == 0:
-            raise BaseInvalid("A weight file of the base ended early: it changed during the merge.")
-        view, offset = view[read:], offset + read
-
-
-def _read_factors(update: Update) -> tuple[Tensor, Tensor]:
-    """scaling is applied to the product, as PEFT does: A and B come as they are, in float32."""
-    import torch
-
-    def read(stored: StoredTensor) -> Tensor:
-        raw = bytearray(stored.size_bytes)
-        with stored.path.open("rb") as file:
-            file.seek(stored.begin)
-            if file.readinto(raw) != len(raw):
-                raise MergeFailed(f"{stored.path} ended early: it changed during the merge.")
-        return torch.frombuffer(raw, dtype=getattr(torch, FLOATS[stored.dtype])).reshape(stored.shape).float()
-
-    return read(update.a), read(update.b)
+            yield from copies(source, tensor.source.begin, target, tensor.begin, tensor.size_bytes)
+            continue
+        factors, scales = read_factors(tensor.update), _scales(tensor, source)
+        for first, end in tensor.row_blocks():
+            block = _Block(tensor, factors, scales, first, end, source, target)
+            yield Task(partial(_run, block, local), block.elements * ITEM_BYTES[tensor.dtype])
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows first..end of one tensor, from one open file into another. `factors` are A and B in float32."""
+    """Rows first..end of one tensor, from one open file into another.
+
+    `factors` are A and B in float32, `scales` those of its NF4 form where it goes through that.
+    """
 
     tensor: PlannedTensor
     factors: tuple[Tensor, Tensor] | None
+    scales: Nf4Scales | None
     first: int
     end: int
     source: int
@@ -194,24 +114,28 @@ class _Block:
 
 
 class _Workspace:
-    """The buffers of one worker, made once: as read, W in float32, the update, as written."""
+    """The buffers of one worker, made once: as read, the result in float32, as written."""
 
     def __init__(self) -> None:
         import torch
 
         self.raw = bytearray(BLOCK_ELEMENTS * 4)
         self.weight = torch.empty(BLOCK_ELEMENTS)
-        self.update = torch.empty(BLOCK_ELEMENTS)
         self.written = bytearray(BLOCK_ELEMENTS * 4)
 
 
-def _block_task(block: _Block, local: threading.local) -> _Task:
-    def run() -> None:
-        if not hasattr(local, "workspace"):
-            local.workspace = _Workspace()
-        _merge_block(block, local.workspace)
+def _scales(tensor: PlannedTensor, source: int) -> Nf4Scales | None:
+    if not tensor.through_nf4:
+        return None
+    from adapters.nf4 import nf4_scales
 
-    return _Task(run, block.elements * ITEM_BYTES[block.tensor.dtype])
+    return nf4_scales(tensor.source, source)
+
+
+def _run(block: _Block, local: threading.local) -> None:
+    if not hasattr(local, "workspace"):
+        local.workspace = _Workspace()
+    _merge_block(block, local.workspace)
 
 
 def _merge_block(block: _Block, space: _Workspace) -> None:
@@ -221,18 +145,18 @@ def _merge_block(block: _Block, space: _Workspace) -> None:
     columns = tensor.matrix_shape[1]
     item = ITEM_BYTES[tensor.source.dtype]
     raw = memoryview(space.raw)[: count * item]
-    _read_all(block.source, raw, tensor.source.begin + block.first * columns * item)
+    read_all(block.source, raw, tensor.source.begin + block.first * columns * item)
     result = space.weight[:count].copy_(torch.frombuffer(raw, dtype=_torch_dtype(tensor.source.dtype)))
+    if block.scales is not None:
+        result.copy_(block.scales.through(result, block.first * columns))
     if tensor.update is not None and block.factors is not None:
         a, b = block.factors
-        delta = space.update[:count].view(-1, columns)
-        torch.mm(b[block.first : block.end], a, out=delta).mul_(tensor.update.scaling)
-        result = delta.view(-1).add_(result)
-    dtype = _torch_dtype(tensor.dtype)
-    _check_finite(result, torch.finfo(dtype).max, tensor)
+        result.view(-1, columns).addmm_(b[block.first : block.end], a, alpha=tensor.update.scaling)
     written = memoryview(space.written)[: count * ITEM_BYTES[tensor.dtype]]
-    torch.frombuffer(written, dtype=dtype).copy_(result)
-    _write_all(block.target, written, tensor.begin + block.first * columns * ITEM_BYTES[tensor.dtype])
+    rounded = torch.frombuffer(written, dtype=_torch_dtype(tensor.dtype)).copy_(result)
+    if not bool(torch.isfinite(torch.stack(rounded.aminmax())).all()):
+        raise _not_finite(result, tensor)
+    write_all(block.target, written, tensor.begin + block.first * columns * ITEM_BYTES[tensor.dtype])
 
 
 def _torch_dtype(code: str) -> torch.dtype:
@@ -242,8 +166,10 @@ def _torch_dtype(code: str) -> torch.dtype:
     return dtype
 
 
-def _check_finite(values: Tensor, limit: float, tensor: PlannedTensor) -> None:
+def _not_finite(values: Tensor, tensor: PlannedTensor) -> MergeFailed:
+    import torch
+
     low, high = (float(bound) for bound in values.aminmax())
-    if not (low >= -limit and high <= limit):  # written so that NaN fails, too
-        where = f"{tensor.source.name} is not finite in {FLOATS[tensor.dtype]}: values from {low:g} to {high:g}"
-        raise MergeFailed(f"{where}, the limit is {limit:g}. Choose a wider --dtype, or look for NaN in the adapter.")
+    limit = torch.finfo(_torch_dtype(tensor.dtype)).max
+    where = f"{tensor.source.name} is not finite in {FLOATS[tensor.dtype]}: values from {low:g} to {high:g}"
+    return MergeFailed(f"{where}, the limit is {limit:g}. Choose a wider --dtype, or look for NaN in the adapter.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +22,11 @@ from adapters.checkpoint import (
 from adapters.errors import BaseInvalid, InvalidRequest, MergeFailed, Problem
 
 BLOCK_ELEMENTS = 1 << 20
+NF4_BLOCK = 64  # weights that share a scale in NF4
 MAX_WORKERS = 4
 BLOCK_BOUND_BYTES = (
     MAX_WORKERS * BLOCK_ELEMENTS * (4 + 4 + 4 + 4)
-)  # per worker: as read, W, the update, as written; 64 MiB
+)  # per worker: as read, the result, as written, and what a kernel takes for itself; 64 MiB
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 
@@ -56,10 +57,11 @@ class PlannedTensor:
     dtype: str
     begin: int
     update: Update | None = None
+    through_nf4: bool = False  # W is what NF4 leaves of it, see adapters/nf4.py
 
     @property
     def is_copy(self) -> bool:
-        return self.update is None and self.dtype == self.source.dtype
+        return self.update is None and self.dtype == self.source.dtype and not self.through_nf4
 
     @property
     def size_bytes(self) -> int:
@@ -93,11 +95,12 @@ class PlannedFile:
 class MergePlan:
     """Everything a merge will do, decided from headers and configs. `dtype` is None for the base's own."""
 
-    adapter: Path
+    adapter: Path | None
     base: BaseModel
     dtype: str | None
     files: tuple[PlannedFile, ...]
     is_shape_only: bool = False
+    through_nf4: bool = False
 
     @cached_property
     def updates(self) -> tuple[Update, ...]:
@@ -150,19 +153,60 @@ class MergePlan:
 
 
 def plan_merge(
-    adapter: Path, base: BaseModel, *, dtype: str | None = None, allow_shape_only: bool = False
+    adapter: Path | None,
+    base: BaseModel,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int | None = None,
+    through_nf4: bool = False,
+    allow_shape_only: bool = False,
 ) -> MergePlan:
     """Account for every tensor of base and adapter; raises BaseInvalid or MergeFailed with all that does not fit.
 
-    `adapter` is a PEFT-layout folder, canonical or not. `dtype` is float32, bfloat16 or float16 for all weights. A base
-    without weights is planned from its config when `allow_shape_only`; such a plan can be read but not merged.
+    `adapter` is a PEFT-layout folder, canonical or not; None plans the base as it is. `dtype` is float32, bfloat16 or
+    float16 for all weights. `shard_bytes` lays the tensors out anew, in files of at most so many bytes (a larger tensor
+    has one to itself). `through_nf4` merges into what NF4 leaves of each projection. A base without weights is planned
+    from its config when `allow_shape_only`; such a plan can be read but not merged.
     """
     code = check_inputs(base, dtype)
     is_shape_only = allow_shape_only and not any(base.folder.glob("*.safetensors"))
     shards = _shape_only_shards(base) if is_shape_only else read_checkpoint(base)
-    updates = read_updates(adapter, base)
-    files = tuple(_plan_file(name, tensors, code, updates) for name, tensors in shards.items())
-    return MergePlan(adapter, base, dtype, files, is_shape_only)
+    if shard_bytes is not None:
+        shards = _laid_out(shards, code, shard_bytes)
+    if through_nf4:
+        _check_nf4(base)
+    chosen = _Chosen(code, read_updates(adapter, base) if adapter else {}, base.shapes if through_nf4 else {})
+    files = tuple(_plan_file(name, tensors, chosen) for name, tensors in shards.items())
+    return MergePlan(adapter, base, dtype, files, is_shape_only, through_nf4)
+
+
+def _check_nf4(base: BaseModel) -> None:
+    """bitsandbytes reads a matrix back by rows, and rows that share a block of 64 get each other's scale."""
+    uneven = sorted({shape.in_features for shape in base.shapes.values() if shape.in_features % NF4_BLOCK})
+    if uneven:
+        raise InvalidRequest(
+            f"The projections of {base.id} are {', '.join(map(str, uneven))} wide, which is not divisible by "
+            f"{NF4_BLOCK}: merge into the original weights.",
+            param="merge_into",
+        )
+
+
+def _laid_out(
+    shards: Mapping[str, list[StoredTensor]], code: str | None, shard_bytes: int
+) -> dict[str, list[StoredTensor]]:
+    """The same tensors in the same order, in files of at most `shard_bytes` of data each."""
+    groups: list[list[StoredTensor]] = [[]]
+    held = 0
+    for tensor in (tensor for tensors in shards.values() for tensor in tensors):
+        size = tensor.elements * ITEM_BYTES[_dtype_in(tensor, code)]
+        if groups[-1] and held + size > shard_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(tensor)
+        held += size
+    if len(groups) == 1:
+        return {SINGLE_WEIGHTS: groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": tensors for i, tensors in enumerate(groups, 1)}
 
 
 def check_inputs(base: BaseModel, dtype: str | None) -> str | None:
@@ -193,12 +237,23 @@ def check_dtype(dtype: str | None) -> str | None:
     return codes[dtype] if dtype else None
 
 
-def _plan_file(name: str, tensors: list[StoredTensor], dtype: str | None, updates: Mapping[str, Update]) -> PlannedFile:
-    outputs = [(tensor, _dtype_in(tensor, dtype)) for tensor in tensors]
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is done to tensors: the dtype code of all, updates by module, and the modules that go through NF4."""
+
+    code: str | None
+    updates: Mapping[str, Update]
+    nf4: Collection[str]
+
+
+def _plan_file(name: str, tensors: list[StoredTensor], chosen: _Chosen) -> PlannedFile:
+    outputs = [(tensor, _dtype_in(tensor, chosen.code)) for tensor in tensors]
     header = encode_header((tensor.name, code, tensor.shape) for tensor, code in outputs)
     planned, position = [], len(header)
     for tensor, code in outputs:
-        planned.append(PlannedTensor(tensor, code, position, updates.get(tensor.name.removesuffix(".weight"))))
+        module, is_matrix = tensor.name.removesuffix(".weight"), tensor.name.endswith(".weight")
+        update = chosen.updates.get(module) if is_matrix else None
+        planned.append(PlannedTensor(tensor, code, position, update, is_matrix and module in chosen.nf4))
         position += planned[-1].size_bytes
     return PlannedFile(name, header, tuple(planned))
 

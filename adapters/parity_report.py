@@ -11,7 +11,7 @@ from adapters.checkpoint import FLOATS
 from adapters.child import run_child
 from adapters.errors import ParityFailed
 from adapters.merge_plan import MergePlan
-from adapters.parity import verify_weights
+from adapters.readback import verify_weights
 
 LOGITS_MEMORY_FACTOR = 6  # bytes per weight: one float32 model at a time, its adapter, and room to load the next
 Tell = Callable[[dict[str, Any]], None]

@@ -17,6 +17,7 @@ from adapters.bases import BaseModel, stored_dtype, weight_files
 from adapters.canonical import check
 from adapters.child import run_child
 from adapters.errors import HotshoeError, MergeFailed, StorageFull
+from adapters.export_tokenizer import embedding_rows, trains_whole
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.parity_report import available_memory_bytes
@@ -32,9 +33,15 @@ def needs_peft(adapter: Path, base: BaseModel) -> bool:
 
 
 def merge_by_peft(
-    adapter: Path, base: BaseModel, out: Path, *, dtype: str | None, served: Sequence[Mapping[str, Any]]
+    adapter: Path,
+    base: BaseModel,
+    out: Path,
+    *,
+    dtype: str | None,
+    shard_bytes: int | None = None,
+    served: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Write the merged weights into `out`; returns `dtype`, whether they were `untied`, and the logits' comparison.
+    """Write the merged weights into `out`; returns `dtype`, what of `config` changed, and the logits' comparison.
 
     Raises MergeFailed where PEFT cannot merge it, or the model does not fit into memory.
     """
@@ -46,8 +53,25 @@ def merge_by_peft(
             f"{base.id}; {free:,} are free. Export it on a machine with more: hotshoe export DIR --base BASE."
         )
     chosen = dtype or stored_dtype(base.config) or "float32"
-    spec = {"base": str(base.folder), "adapter": str(adapter), "out": str(out), "dtype": chosen, "served": list(served)}
+    folders = {"base": str(base.folder), "adapter": str(adapter), "out": str(out)}
+    spec: dict[str, Any] = {**folders, "dtype": chosen, "served": list(served), "shard_bytes": shard_bytes}
+    spec["rows"] = resized_rows(adapter, base)
     return run_child("adapters.peft_merge", spec, lambda said: _failed(said, base))
+
+
+def resized_rows(adapter: Path, base: BaseModel) -> int | None:
+    """The vocabulary's size where training changed it; raises MergeFailed where rows of it are nowhere."""
+    weights = adapter / "adapter_model.safetensors"
+    rows = embedding_rows(weights)
+    if rows is None or rows == int(base.config["vocab_size"]):
+        return None
+    lacking = [module for module in ("embed_tokens", "lm_head") if not trains_whole(weights, module)]
+    if lacking and not (base.is_tied and len(lacking) == 1):
+        raise MergeFailed(
+            f"The adapter's vocabulary has {rows:,} rows and the base's {base.config['vocab_size']:,}, and the rows of "
+            f"{' and '.join(lacking)} were not saved with it (PEFT: modules_to_save, or save_embedding_layers)."
+        )
+    return rows
 
 
 def _failed(said: str, base: BaseModel) -> HotshoeError:
@@ -73,19 +97,22 @@ def _merge(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     out, dtype = Path(spec["out"]), getattr(torch, spec["dtype"])
     model = load(spec["base"])
+    if spec["rows"]:
+        model.resize_token_embeddings(spec["rows"], mean_resizing=False)
     sequences = probe_sequences(spec["base"], model.config.vocab_size)
     was_tied = bool(getattr(model.config, "tie_word_embeddings", False))
     adapted = PeftModel.from_pretrained(model, spec["adapter"]).eval()
     reference, served = forward(adapted, sequences), against_served(adapted, spec["served"])
     merged = adapted.merge_and_unload().to(dtype)
-    untied = was_tied and _untie(merged)
-    merged.save_pretrained(out, safe_serialization=True)
+    changes = {"tie_word_embeddings": False} if was_tied and _untie(merged) else {}
+    changes |= {"vocab_size": spec["rows"]} if spec["rows"] else {}
+    merged.save_pretrained(out, **({"max_shard_size": spec["shard_bytes"]} if spec["shard_bytes"] else {}))
     rounded = forward(merged.float(), sequences)
     del model, adapted, merged
     again = load(str(out))
     ours, served_ours = forward(again, sequences), against_served(again, spec["served"])
     logits = compared(sequences, reference, rounded, ours, served, served_ours)
-    return {"dtype": spec["dtype"], "untied": untied, "logits": logits}
+    return {"dtype": spec["dtype"], "config": changes, "logits": logits}
 
 
 def _untie(model: Any) -> bool:

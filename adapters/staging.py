@@ -9,15 +9,16 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adapters.durable import sync
-from adapters.errors import HotshoeError, OutputExists, StorageFull
+from adapters.durable import sync, write_file
+from adapters.errors import AlreadyRunning, HotshoeError, OutputExists, StorageFull
 
 SUFFIX = ".hotshoe-partial"
+INPUTS = ".inputs"  # in a work folder: the digest of what its files are made of
 
 
 @contextmanager
@@ -34,6 +35,36 @@ def staging(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def work_folder(work: Path, inputs: str, kept: Collection[str]) -> Iterator[Path]:
+    """The caller's own folder to stage in, on the same disk as the output; what a killed process wrote there stays.
+
+    Of an earlier run the files named in `kept` are left, if `inputs` (a digest) are the same as then; all else goes. An
+    error of ours or of the disk removes the folder, a kill or an exit leaves it. Raises AlreadyRunning.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    handle = _open_folder(work)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise AlreadyRunning(f"Another process exports in {work}. Wait for it, or name another folder.") from error
+    try:
+        note = work / INPUTS
+        is_same = note.is_file() and note.read_text() == inputs
+        for path in list(work.iterdir()):
+            if not (is_same and path.name in {INPUTS, *kept}):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not is_same:
+            write_file(note, inputs.encode())
+        yield work
+    except Exception:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
         os.close(handle)
 
 
@@ -69,9 +100,10 @@ def _open_folder(folder: Path) -> int:
 
 def publish(folder: Path, out: Path) -> None:
     """Give a staged folder its place; raises OutputExists. Its files are fsynced already."""
-    sync(folder)
     if os.path.lexists(out):
         raise OutputExists(f"{out} appeared while the export ran; it was left as it is.", param="out")
+    (folder / INPUTS).unlink(missing_ok=True)
+    sync(folder)
     folder.rename(out)
     sync(out.parent)
 

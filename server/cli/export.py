@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,14 +31,26 @@ def export(
     source: Annotated[str, typer.Argument(metavar="NAME[@N]|DIR", help="A version on the server, or a local folder.")],
     out: Annotated[Path, typer.Option(help="The folder to make; it must not exist.")],
     base: Annotated[str | None, typer.Option(help="The 16 or 32-bit base to merge into: a folder or Hub id.")] = None,
-    format: Annotated[str, typer.Option(help="The form of the export: hf.")] = "hf",
+    format: Annotated[str, typer.Option(help="hf, gguf, adapter or gguf-lora.")] = "hf",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the base's own unless given.")
+        str | None,
+        typer.Option(
+            help="hf: float32, bfloat16 or float16, the base's own unless given. gguf: f32, f16, bf16, q8_0, ..."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="hf: the largest weight file, as 2GB or 500MB; the base's layout unless given.")
+    ] = None,
+    merge_into: Annotated[
+        str, typer.Option(help="original, or nf4: the weights that a QLoRA run computed with.")
+    ] = "original",
+    evaluate: Annotated[
+        Path | None, typer.Option("--eval", help="A data file: its answers are compared beside the probe's.")
     ] = None,
     no_parity: Annotated[bool, typer.Option("--no-parity", help="Leave the comparison of logits out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base: a complete Hugging Face folder, read back and proved before it appears.
+    """Merge an adapter into its base: a folder in the chosen form, read back and proved before it appears.
 
     NAME@N (or NAME, NAME@ALIAS) is fetched from HOTSHOE_URL and merged here; DIR is an adapter folder that any trainer
     made. Exit code 3 when the adapter is refused or parity fails; nothing is left behind then.
@@ -46,11 +59,22 @@ def export(
 
     from adapters import export as exporting
 
+    shard_bytes = _bytes(shard_size) if shard_size else None
+    exporting.check_order(format, dtype, shard_bytes, merge_into if merge_into != "original" else None)
+    rows = _rows(evaluate) if evaluate else ()
     with tempfile.TemporaryDirectory(prefix="hotshoe-export-") as scratch, _progress(as_json) as tell:
         is_local = (Path(source) / ADAPTER_FILES[0]).is_file()
         opened = _from_folder if is_local else _from_server
         request = opened(source, base, out.absolute(), Path(scratch))
-        request = dataclasses.replace(request, format=format, dtype=dtype, with_logits=not no_parity)
+        request = dataclasses.replace(
+            request,
+            format=format,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            merge_into=merge_into,
+            with_logits=not no_parity,
+            evaluation=rows,
+        )
         if request.with_logits and not is_local:
             request = dataclasses.replace(request, served=_ask_served(request.source))
         result = exporting.export(request, tell)
@@ -60,16 +84,36 @@ def export(
         _describe(result.as_dict())
 
 
+def _bytes(size: str) -> int:
+    """2GB, 500MB or a plain number as bytes, in powers of ten as Hugging Face counts them; raises InvalidRequest."""
+    from adapters.errors import InvalidRequest
+
+    match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?B)?", size.strip().upper(), re.ASCII)
+    if match is None:
+        raise InvalidRequest(f"--shard-size {size[:40]!r} is no size. Write 2GB, 500MB or bytes.", param="shard_size")
+    return int(match[1]) * 1000 ** ("B", "KB", "MB", "GB", "TB").index(match[2] or "B")
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], ...]:
+    """The conversations of a data file in any form that training takes; raises DataInvalid."""
+    from training.data.formats import read_data
+
+    rows = read_data(path).rows
+    return tuple({"messages": list(row.messages), **({"tools": list(row.tools)} if row.tools else {})} for row in rows)
+
+
 def _from_folder(source: str, base: str | None, out: Path, scratch: Path) -> ExportRequest:
     """A folder of any trainer, made canonical first. A base named by --base is believed over the folder's claim."""
     from adapters.embedded import EMBEDDED, open_base
     from adapters.export import ExportRequest, canonical_copy
+    from adapters.export_tokenizer import own_tokenizer
     from adapters.inspect import read_card
 
     opened = open_base(base or EMBEDDED)
     folder = Path(source)
     adapter = canonical_copy(folder, opened, scratch / "canonical", base_is_named=base is not None)
-    return ExportRequest(adapter, opened, out, source=folder.resolve().name, card=read_card(folder))
+    name, tokenizer = folder.resolve().name, own_tokenizer(folder, adapter, opened)
+    return ExportRequest(adapter, opened, out, source=name, card=read_card(folder), tokenizer=tokenizer)
 
 
 def _from_server(source: str, base: str | None, out: Path, scratch: Path) -> ExportRequest:

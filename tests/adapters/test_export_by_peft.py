@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from adapters.bases import BaseModel, load_base
-from adapters.errors import BaseInvalid, InvalidRequest
+from adapters.errors import BaseInvalid, InvalidRequest, MergeFailed
 from adapters.export import ExportRequest, canonical_copy, export
+from adapters.export_tokenizer import own_tokenizer
 from tests.fixtures.bases import tiny_qwen2
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -74,3 +75,76 @@ def test_what_every_export_refuses_is_refused_before_peft_is_asked(tmp_path: Pat
     with pytest.raises(BaseInvalid, match="quantised weights"):
         export(ExportRequest(adapter, quantised, tmp_path / "out", source="adapter"))
     assert not (tmp_path / "out").exists()
+
+
+def with_added_tokens(base: BaseModel, folder: Path, modules: list[str], *, is_tied: bool) -> Any:
+    """An adapter of a vocabulary that grew by two tokens, as a trainer saves it beside its tokenizer; its logits."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>", "<|route|>"]})
+    model = AutoModelForCausalLM.from_pretrained(base.folder)
+    model.resize_token_embeddings(base.config["vocab_size"] + 2, mean_resizing=False)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], modules_to_save=modules, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, settings).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        expected = adapted(torch.arange(290, 322).reshape(2, 16)).logits
+    adapted.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own, about resized embeddings
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+def test_added_tokens_and_a_vocabulary_that_grew_come_out_right(tmp_path: Path, is_tied: bool) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = load_base(tiny_qwen2(tmp_path / "base", tie_word_embeddings=is_tied))
+    expected = with_added_tokens(base, tmp_path / "source", ["embed_tokens", "lm_head"], is_tied=is_tied)
+    adapter = canonical_copy(tmp_path / "source", base, tmp_path / "canonical", base_is_named=True)
+    tokenizer = own_tokenizer(tmp_path / "source", adapter, base)
+    assert tokenizer == tmp_path / "source"
+    result = export(ExportRequest(adapter, base, tmp_path / "out", source="adapter", tokenizer=tokenizer))
+    assert json.loads((result.folder / "config.json").read_bytes())["vocab_size"] == base.config["vocab_size"] + 2
+    model = AutoModelForCausalLM.from_pretrained(result.folder).eval()
+    with torch.no_grad():
+        assert torch.allclose(model(torch.arange(290, 322).reshape(2, 16)).logits, expected, atol=1e-4)
+    opened = AutoTokenizer.from_pretrained(result.folder)
+    ids = opened("<|call|>turn on<|route|>")["input_ids"]
+    assert [opened.convert_ids_to_tokens(ids[0]), opened.convert_ids_to_tokens(ids[-1])] == ["<|call|>", "<|route|>"]
+    assert any("tokenizer is the one beside the adapter" in note for note in result.parity["notes"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rows_of_a_grown_vocabulary_that_were_not_saved_are_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = load_base(tiny_qwen2(tmp_path / "base", tie_word_embeddings=False))
+    with_added_tokens(base, tmp_path / "source", ["embed_tokens", "lm_head"], is_tied=False)
+    weights = tmp_path / "source" / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(weights).items() if "lm_head" not in name}, weights)
+    adapter = canonical_copy(tmp_path / "source", base, tmp_path / "canonical", base_is_named=True)
+    with pytest.raises(MergeFailed, match="lm_head were not saved"):
+        export(ExportRequest(adapter, base, tmp_path / "out", source="adapter"))
+
+
+def test_a_tokenizer_that_is_not_the_bases_is_refused(tmp_path: Path) -> None:
+    from tests.fixtures.adapters import write_adapter
+
+    base = load_base(tiny_qwen2(tmp_path / "base"))
+    source = write_adapter(tmp_path / "source", base)
+    content = json.loads((base.folder / "tokenizer.json").read_bytes())
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    assert own_tokenizer(source, source, base) is None
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(MergeFailed, match="2 of its tokens"):
+        own_tokenizer(source, source, base)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from adapters.bases import BaseModel, load_base
 from adapters.merge import merge, plan_merge
-from adapters.parity import verify_weights
+from adapters.readback import verify_weights
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2, tiny_qwen3
 

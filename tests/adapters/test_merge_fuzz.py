@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from adapters.bases import PROJECTIONS, BaseModel, load_base
 from adapters.merge import merge, plan_merge
-from adapters.parity import verify_weights
+from adapters.readback import verify_weights
 from tests.fixtures.adapters import write_adapter
 
 numbers = itertools.count()
