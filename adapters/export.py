@@ -25,7 +25,8 @@ from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
-from adapters.parity_report import Tell, dtype_of, logits_problems, percents, prove
+from adapters.parity_report import Questions, Tell, dtype_of, percents, prove
+from adapters.parity_verdict import logits_problems
 from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.serving import TEMPLATE_FILE
 from adapters.staging import explained, json_bytes, publish, sha256, staging
@@ -58,6 +59,7 @@ class ExportRequest:
     card: Mapping[str, Any] | None = None
     chat_template: str | None = None  # the version's own, in place of the base's
     served: tuple[Mapping[str, Any], ...] = ()  # a server's answers to the probe, see parity_served
+    evaluation: tuple[Any, ...] = ()  # rows that parity is measured on beside the probe, see parity_prompts
     workers: int | None = None
 
 
@@ -118,7 +120,9 @@ def _export_by_peft(request: ExportRequest, tell: Tell) -> ExportResult:
         with staging(request.out) as folder:
             _check_space(request, checkpoint_bytes(request.base, code))
             weights = folder / "weights"
-            made = merge_by_peft(request.adapter, request.base, weights, dtype=request.dtype, served=request.served)
+            made = merge_by_peft(
+                request.adapter, request.base, weights, dtype=request.dtype, questions=_questions(request)
+            )
             for path in weights.iterdir():
                 if path.suffix == ".safetensors" or path.name == WEIGHT_INDEX:
                     kept = path.rename(folder / path.name)
@@ -218,9 +222,13 @@ def _write_companions(request: ExportRequest, folder: Path, *, is_untied: bool =
 
 def _prove(request: ExportRequest, plan: MergePlan, folder: Path, tell: Tell) -> dict[str, Any]:
     """The parity report; raises ParityFailed, after `tell` got the report."""
-    parity = prove(plan, folder, with_logits=request.with_logits, served=request.served, tell=tell)
+    parity = prove(plan, folder, with_logits=request.with_logits, questions=_questions(request), tell=tell)
     parity["notes"] = _notes(request)
     return _passed(request, parity, tell)
+
+
+def _questions(request: ExportRequest) -> Questions:
+    return Questions(request.evaluation, request.served, chat_template=request.chat_template)
 
 
 def _passed(request: ExportRequest, parity: dict[str, Any], tell: Tell) -> dict[str, Any]:
@@ -283,7 +291,7 @@ def request_from_spec(spec: Mapping[str, Any]) -> ExportRequest:
     values = dict(spec)
     values["base"] = load_base(values["base"])
     values["adapter"], values["out"] = Path(values["adapter"]), Path(values["out"])
-    for name in ("accepted_digests", "served"):
+    for name in ("accepted_digests", "served", "evaluation"):
         values[name] = tuple(values.get(name, ()))
     return ExportRequest(**values)
 

@@ -54,6 +54,11 @@ class TensorCheck:
         """The part of the adapter's update that survived rounding; 1 is all of it."""
         return self.kept / self.update_squares if self.update_squares else 1.0
 
+    def as_dict(self) -> dict[str, Any]:
+        figures = ("relative_error", "rounding_floor", "update_kept", "max_abs_error")
+        counts = {"name": self.name, "elements": self.elements, "outside": self.outside}
+        return {**counts, **{figure: _round(getattr(self, figure)) for figure in figures}}
+
 
 @dataclass
 class WeightsReport:
@@ -84,6 +89,7 @@ class WeightsReport:
             "unchanged_tensors_equal": self.unchanged_tensors,
             "unchanged_bytes_equal": self.unchanged_bytes,
             "problems": self.problems,
+            "tensors": [check.as_dict() for check in self.changed],
         }
 
 

@@ -18,8 +18,8 @@ from adapters.export import ExportRequest, export
 from adapters.merge import plan_merge
 from adapters.parity import compare_logits
 from adapters.parity_logits import probe
-from adapters.parity_report import logits_problems
 from adapters.parity_served import read_answer
+from adapters.parity_verdict import logits_problems
 from adapters.staging import SUFFIX
 from tests.adapters.exporting import MERGED, left_in
 from tests.fixtures.adapters import (
