@@ -25,6 +25,7 @@ from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
+from adapters.parity_page import page
 from adapters.parity_report import Questions, Tell, dtype_of, percents, prove
 from adapters.parity_verdict import logits_problems
 from adapters.peft_merge import merge_by_peft, needs_peft
@@ -32,7 +33,7 @@ from adapters.serving import TEMPLATE_FILE
 from adapters.staging import explained, json_bytes, publish, sha256, staging
 
 FORMATS = ("hf",)
-MANIFEST, PARITY = "manifest.json", "parity.json"
+MANIFEST, PARITY, PARITY_PAGE = "manifest.json", "parity.json", "parity.html"
 # What a Hugging Face folder may hold beside its weights; anything else of the base's folder is left out and listed.
 COMPANIONS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
@@ -103,8 +104,7 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
             merge(plan, folder, workers=request.workers, progress=percents(tell, "merging", plan.weight_bytes))
             _write_companions(request, folder)
             parity = _prove(request, plan, folder, tell)
-            write_file(folder / PARITY, json_bytes(parity))
-            manifest = _seal(request, dtype_of(plan), folder)
+            manifest = _seal(request, dtype_of(plan), folder, parity)
             publish(folder, request.out)
     except OSError as error:
         raise explained(error) from error
@@ -131,8 +131,7 @@ def _export_by_peft(request: ExportRequest, tell: Tell) -> ExportResult:
             shutil.rmtree(weights)
             _write_companions(request, folder, is_untied=made["untied"])
             parity = _judged(request, made["logits"], tell)
-            write_file(folder / PARITY, json_bytes(parity))
-            manifest = _seal(request, made["dtype"], folder)
+            manifest = _seal(request, made["dtype"], folder, parity)
             publish(folder, request.out)
     except OSError as error:
         raise explained(error) from error
@@ -269,19 +268,24 @@ def _says(value: Any, words: set[str]) -> bool:
     return isinstance(value, str) and value.lower() in words
 
 
-def _seal(request: ExportRequest, dtype: str, folder: Path) -> dict[str, Any]:
-    """Write manifest.json: the digest of every file and of the inputs; no times, so that a re-run is the same."""
-    files = {
-        path.name: {"sha256": sha256(path), "size_bytes": path.stat().st_size} for path in sorted(folder.iterdir())
-    }
-    manifest = {
+def _seal(request: ExportRequest, dtype: str, folder: Path, parity: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the parity report, and manifest.json with the digest of every file and of the inputs.
+
+    Without times, so that a re-run is the same.
+    """
+    facts = {
         "format": request.format,
         "source": request.source,
         "dtype": dtype,
         "base": {"id": request.base.id, "digest": request.base.digest},
         "adapter": {"digest": digest_folder(request.adapter)},
-        "files": files,
     }
+    write_file(folder / PARITY, json_bytes(parity))
+    write_file(folder / PARITY_PAGE, page(parity, facts))
+    files = {
+        path.name: {"sha256": sha256(path), "size_bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+    }
+    manifest = {**facts, "files": files}
     write_file(folder / MANIFEST, json_bytes(manifest))
     return manifest
 

@@ -55,7 +55,7 @@ def prove(
     weights = verify_weights(plan, folder, percents(tell, "checking", plan.weight_bytes))
     problems = list(weights.problems)
     parity: dict[str, Any] = {"verdict": "passed", "level": "weights_only", "weights": weights.as_dict()}
-    module, reason = _way(plan, asked, free_bytes) if with_logits else (None, "not asked for")
+    module, reason = way_of(plan, asked, free_bytes) if with_logits else (None, "not asked for")
     if module is None or problems:
         parity["reason"] = reason or "the weights failed already"
     else:
@@ -131,8 +131,11 @@ def dtype_of(plan: MergePlan) -> str:
     return FLOATS[max(set(codes), key=codes.count)]
 
 
-def _way(plan: MergePlan, asked: Questions, free_bytes: int | None) -> tuple[str | None, str | None]:
-    """The module that compares the logits in the memory there is; None, with the reason, where none can."""
+def way_of(plan: MergePlan, asked: Questions, free_bytes: int | None = None) -> tuple[str | None, str | None]:
+    """The module that compares the logits in the memory there is; None, with the reason, where none can.
+
+    Whole models where they fit: only they can answer.
+    """
     sets = 2 if asked.evaluation else 1
     weights = sum(tensor.source.elements for file in plan.files for tensor in file.tensors)
     free = available_memory_bytes() if free_bytes is None else free_bytes
