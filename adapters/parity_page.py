@@ -46,10 +46,9 @@ def page(parity: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
 
 def text(value: Any) -> str:
     """Any value as bounded text in which nothing hides."""
-    shown = "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in str(value)
-    )
-    return shown if len(shown) <= LONGEST_TEXT else shown[:LONGEST_TEXT] + " …"
+    whole = str(value)
+    kept = (letter if letter.isprintable() or letter in "\n\t" else HIDDEN for letter in whole[:LONGEST_TEXT])
+    return "".join(kept) + (" …" if len(whole) > LONGEST_TEXT else "")
 
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,10 +152,9 @@ def _logits_table(name: str, figures: Mapping[str, Any], dtype: str) -> dict[str
     rows = [
         ("merged, against base + adapter", figures["merged_against_peft"]),
         ("rounding alone", figures["rounding_floor"]),
+        ("merged, against PEFT's rounded merge", figures["merged_against_rounded_peft"]),
+        (f"the base, computed in {dtype}", figures.get("dtype_floor")),
     ]
-    rows.append(("merged, against PEFT's rounded merge", figures["merged_against_rounded_peft"]))
-    if figures.get("dtype_floor"):
-        rows.append((f"the base, computed in {dtype}", figures["dtype_floor"]))
     return {
         "heading": f"Logits: {SETS[name].lower()}",
         "said": "; ".join([said, *left]) + ".",

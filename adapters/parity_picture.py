@@ -54,13 +54,11 @@ class _Scale:
 def _axis(scale: _Scale, bottom: int) -> list[str]:
     decades = range(scale.low, scale.high + 1)
     step = 1 if len(decades) <= 8 else 2
-    lines = [f'<line x1="{scale.at(10.0**d):g}" x2="{scale.at(10.0**d):g}" y1="20" y2="{bottom}"/>' for d in decades]
-    named = [
+    return [
         f'<text class="soft" text-anchor="middle" x="{scale.at(10.0**d):g}" y="{bottom + 19}">{_power(d)}</text>'
         for d in list(decades)[1 if len(decades) > 3 else 0 :: step]
         if d != scale.high
     ]
-    return [*lines, *named]
 
 
 def _power(exponent: int) -> str:
@@ -70,7 +68,9 @@ def _power(exponent: int) -> str:
 def _row(bar: Bar, scale: _Scale, top: int) -> list[str]:
     line, measured, floor = top + 36, scale.at(bar.measured), scale.at(bar.floor)
     is_beyond = bar.limit is not None and not bar.measured <= bar.limit
+    decades = (f"{scale.at(10.0**d):g}" for d in range(scale.low, scale.high + 1))
     parts = [
+        *(f'<line x1="{x}" x2="{x}" y1="{line - 11}" y2="{line + 11}"/>' for x in decades),
         f'<text x="0" y="{top + 15}">{bar.label}</text>',
         f'<text class="soft" text-anchor="end" x="{WIDTH}" y="{top + 15}">{figure(bar.measured)}, '
         f"rounding {figure(bar.floor)}</text>",
@@ -84,7 +84,7 @@ def _row(bar: Bar, scale: _Scale, top: int) -> list[str]:
 
 
 def figure(value: float | None) -> str:
-    """A figure as people read it: three digits; `none` for what is not finite."""
+    """A figure as people read it: three digits; `not finite` for what is none."""
     if value is None or not math.isfinite(value):
-        return "none"
+        return "not finite"
     return "0" if value == 0 else f"{value:.3g}"
