@@ -19,7 +19,6 @@ from typing import Any
 from adapters.bases import BaseModel
 from adapters.canonical import canonicalise, check
 from adapters.child import end_with_stdin
-from adapters.durable import write_file
 from adapters.errors import HotshoeError, ParityFailed, Problem, StorageFull
 from adapters.export_files import MANIFEST, PARITY, lacking, notes, seal
 from adapters.export_forms import Form, plan_form
@@ -34,7 +33,7 @@ from adapters.export_request import (
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.parity_report import Tell
-from adapters.staging import explained, json_bytes, publish, staging, work_folder
+from adapters.staging import explained, publish, staging, work_folder
 
 __all__ = [
     "FORMATS",
@@ -66,8 +65,7 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
             _check_space(request, form, folder)
             form.write(folder, tell)
             parity = _passed(request, form.prove(folder, tell), tell)
-            write_file(folder / PARITY, json_bytes(parity))
-            manifest = seal(request, form.dtype, folder)
+            manifest = seal(request, form.dtype, folder, parity)
             publish(folder, request.out)
     except OSError as error:
         raise explained(error) from error

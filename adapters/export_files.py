@@ -13,10 +13,11 @@ from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX
 from adapters.canonical import digest_folder
 from adapters.durable import write_file
 from adapters.export_request import NF4, ExportRequest
+from adapters.parity_page import page
 from adapters.serving import TEMPLATE_FILE
 from adapters.staging import json_bytes, sha256
 
-MANIFEST, PARITY = "manifest.json", "parity.json"
+MANIFEST, PARITY, PAGE = "manifest.json", "parity.json", "parity.html"
 CONFIG = "config.json"
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
@@ -102,8 +103,21 @@ def says(value: Any, words: set[str]) -> bool:
     return isinstance(value, str) and value.lower() in words
 
 
-def seal(request: ExportRequest, dtype: str, folder: Path) -> dict[str, Any]:
-    """Write manifest.json: the digest of every file and of the inputs; no times, so that a re-run is the same."""
+def seal(request: ExportRequest, dtype: str, folder: Path, parity: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the parity report, its page, and manifest.json: the digest of every file and of the inputs.
+
+    No times are in them, so that a re-run is the same.
+    """
+    facts = {
+        "format": request.format,
+        "source": request.source,
+        "dtype": dtype,
+        "merged_into": request.merge_into,
+        "base": {"id": request.base.id, "digest": request.base.digest},
+        "adapter": {"digest": digest_folder(request.adapter)},
+    }
+    write_file(folder / PARITY, json_bytes(parity))
+    write_file(folder / PAGE, page(parity, facts))
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(sha256, paths))
@@ -111,14 +125,6 @@ def seal(request: ExportRequest, dtype: str, folder: Path) -> dict[str, Any]:
         path.name: {"sha256": digest, "size_bytes": path.stat().st_size}
         for path, digest in zip(paths, digests, strict=True)
     }
-    manifest = {
-        "format": request.format,
-        "source": request.source,
-        "dtype": dtype,
-        "merged_into": request.merge_into,
-        "base": {"id": request.base.id, "digest": request.base.digest},
-        "adapter": {"digest": digest_folder(request.adapter)},
-        "files": files,
-    }
+    manifest = {**facts, "files": files}
     write_file(folder / MANIFEST, json_bytes(manifest))
     return manifest

@@ -14,7 +14,8 @@ from adapters.export_files import companions, write_companions
 from adapters.export_request import ADAPTER, HF, NF4, ExportRequest
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
-from adapters.parity_report import Tell, dtype_of, logits_problems, percents, prove
+from adapters.parity_report import Questions, Tell, dtype_of, percents, prove
+from adapters.parity_verdict import logits_problems
 from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.staging import sha256
 
@@ -94,7 +95,7 @@ class MergedFolder:
 
     def prove(self, folder: Path, tell: Tell) -> dict[str, Any]:
         asked = self.request
-        return prove(self.plan, folder, with_logits=asked.with_logits, served=asked.served, tell=tell)
+        return prove(self.plan, folder, with_logits=asked.with_logits, questions=questions_of(asked), tell=tell)
 
 
 @dataclass
@@ -134,7 +135,7 @@ class PeftFolder:
             weights,
             dtype=asked.dtype,
             shard_bytes=asked.shard_bytes,
-            served=asked.served,
+            questions=questions_of(asked),
         )
         for path in weights.iterdir():
             if path.suffix == ".safetensors" or path.name == WEIGHT_INDEX:
@@ -184,6 +185,11 @@ class AdapterFolder:
         differ = [path.name for path in self._sources if sha256(path) != sha256(folder / path.name)]
         parity = {"verdict": "passed", "level": "files", "reason": "the files are the adapter's own, digest for digest"}
         return {**parity, "verdict": "failed", "problems": [f"{name} differs" for name in differ]} if differ else parity
+
+
+def questions_of(request: ExportRequest) -> Questions:
+    """What a request wants to be asked of its merge."""
+    return Questions(request.evaluation, request.served, chat_template=request.chat_template)
 
 
 def companion_bytes(request: ExportRequest) -> int:

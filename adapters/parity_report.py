@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +13,82 @@ from adapters.checkpoint import FLOATS
 from adapters.child import run_child
 from adapters.errors import ParityFailed
 from adapters.merge_plan import MergePlan
+from adapters.parity_answers import MAX_NEW_TOKENS
+from adapters.parity_forms import Form, compare_form
+from adapters.parity_prompts import KEPT_LOGITS_BYTES
+from adapters.parity_streamed import memory_bytes
+from adapters.parity_verdict import logits_problems
 from adapters.readback import verify_weights
 
 LOGITS_MEMORY_FACTOR = 6  # bytes per weight: one float32 model at a time, its adapter, and room to load the next
+KEPT_RUNS = 4  # whose logits lie beside each other at most
 Tell = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What a merge is asked beyond the probe. `evaluation` are rows as parity_prompts takes them, `served` a server's
+    answers to the probe (parity_served.read_answer), `forms` other forms of the same merge.
+    """
+
+    evaluation: Sequence[Any] = ()
+    served: Sequence[Mapping[str, Any]] = ()
+    forms: Sequence[Form] = ()
+    chat_template: str | None = None
+
+
 def prove(
-    plan: MergePlan, folder: Path, *, with_logits: bool, served: Sequence[Mapping[str, Any]] = (), tell: Tell
+    plan: MergePlan,
+    folder: Path,
+    *,
+    with_logits: bool,
+    questions: Questions | None = None,
+    free_bytes: int | None = None,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Check the merged files in `folder` against the plan's inputs: `verdict` passed, or failed with `problems`.
 
-    `level` says how far it went: `logits`, or `weights_only` with the `reason`. `served` are a server's answers to the
-    probe, as `parity_served.read_answer` gives them.
+    `level` says how far it went: `logits` (of whole models, or `forward: layer_by_layer` where these do not fit into
+    `free_bytes`, which are measured unless given), or `weights_only` with the `reason`.
     """
+    asked = questions or Questions()
     weights = verify_weights(plan, folder, percents(tell, "checking", plan.weight_bytes))
     problems = list(weights.problems)
     parity: dict[str, Any] = {"verdict": "passed", "level": "weights_only", "weights": weights.as_dict()}
-    reason = _no_room(plan) if with_logits else "not asked for"
-    if reason or problems:
+    module, reason = way_of(plan, asked, free_bytes) if with_logits else (None, "not asked for")
+    if module is None or problems:
         parity["reason"] = reason or "the weights failed already"
     else:
         tell({"stage": "comparing logits"})
-        parity["level"], parity["logits"] = "logits", _logits(plan, folder, served)
-        problems += logits_problems(parity["logits"])
+        logits = _logits(module, plan, folder, asked)
+        material = logits.pop("material", None)
+        parity["level"], parity["logits"] = "logits", logits
+        problems += logits_problems(logits)
+        if asked.forms:
+            parity["forms"] = forms_compared(asked.forms, material, logits, tell)
+            problems += [problem for form in parity["forms"] for problem in form.get("problems", ())]
     if problems:
         parity.update(verdict="failed", problems=problems)
-    return parity
+    finite: dict[str, Any] = _finite(parity)
+    return finite
+
+
+def forms_compared(
+    forms: Sequence[Form], material: Mapping[str, Any] | None, logits: Mapping[str, Any], tell: Tell
+) -> list[dict[str, Any]]:
+    """Each form's answers to the probe against the `material`, the answers of PEFT and of the merged folder.
+
+    Without material a form is not run, and its entry says why.
+    """
+    found = []
+    for form in forms:
+        if material is None:
+            found.append({"name": form.name, "dtype": form.dtype, "left_out": logits["answers_left_out"]})
+            continue
+        tell({"stage": f"comparing {form.name}"})
+        other = form.run([answer["ids"] for answer in material["peft"]], MAX_NEW_TOKENS)
+        found.append(compare_form(form.name, form.dtype, material["peft"], material["merged"], other))
+    return found
 
 
 def percents(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
@@ -54,29 +105,21 @@ def percents(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
     return advance
 
 
-def logits_problems(logits: Mapping[str, Any]) -> list[str]:
-    """Merged may be as far from PEFT as rounding alone is, doubled, plus what float32 sums leave; more is a bug."""
-    merged, floor = logits["merged_against_peft"], logits["rounding_floor"]
-    tolerance = 1e-4 * max(1.0, merged["largest_logit"])
-    problems = []
-    for figure in ("max_abs", "mean_abs"):
-        limit = 2 * floor[figure] + tolerance
-        if not merged[figure] <= limit:
-            problems.append(f"logits: {figure} difference to PEFT is {merged[figure]:g}, the limit is {limit:g}")
-    return problems
-
-
-def _logits(plan: MergePlan, folder: Path, served: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _logits(module: str, plan: MergePlan, folder: Path, asked: Questions) -> dict[str, Any]:
     """Run the comparison in a child: it imports transformers and PEFT, and gives its memory back."""
     spec = {
         "base": str(plan.base.folder),
         "adapter": str(plan.adapter),
         "merged": str(folder),
         "dtype": dtype_of(plan),
-        "served": list(served),
+        "plan_dtype": plan.dtype,
+        "served": list(asked.served),
+        "evaluation": list(asked.evaluation),
+        "chat_template": asked.chat_template,
+        "with_answers": bool(asked.forms),
     }
     return run_child(
-        "adapters.parity_logits",
+        module,
         spec,
         lambda said: ParityFailed(f"The logits could not be compared: {said}. --no-parity leaves them out."),
     )
@@ -88,10 +131,31 @@ def dtype_of(plan: MergePlan) -> str:
     return FLOATS[max(set(codes), key=codes.count)]
 
 
-def _no_room(plan: MergePlan) -> str | None:
+def way_of(plan: MergePlan, asked: Questions, free_bytes: int | None = None) -> tuple[str | None, str | None]:
+    """The module that compares the logits in the memory there is; None, with the reason, where none can.
+
+    Whole models where they fit: only they can answer.
+    """
+    sets = 2 if asked.evaluation else 1
     weights = sum(tensor.source.elements for file in plan.files for tensor in file.tensors)
-    needed, free = weights * LOGITS_MEMORY_FACTOR, available_memory_bytes()
-    return f"the logits need about {needed:,} bytes of memory, {free:,} are free" if needed > free else None
+    free = available_memory_bytes() if free_bytes is None else free_bytes
+    whole = weights * LOGITS_MEMORY_FACTOR + KEPT_RUNS * sets * KEPT_LOGITS_BYTES
+    if whole <= free:
+        return "adapters.parity_logits", None
+    by_layers = memory_bytes(plan, sets)
+    if by_layers <= free:
+        return "adapters.parity_streamed", None
+    needs = f"the logits need about {whole:,} bytes of memory, or {by_layers:,} layer by layer"
+    return None, f"{needs}; {free:,} are free"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that is none becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def available_memory_bytes() -> int:

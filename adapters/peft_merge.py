@@ -2,14 +2,15 @@
 
 DoRA, trained biases, modules, tokens and embeddings change a model in ways that PEFT defines, so PEFT merges them: in
 float32, rounded once. It holds the whole model in memory. `python -m adapters.peft_merge SPEC.json` has the folders
-`base`, `adapter` and `out` and the `dtype`; it writes the weights into `out` and the comparison of logits on stdout.
+`base`, `adapter` and `merged`, the `dtype` and what else the comparison takes (see parity_logits); it writes the
+weights into `merged` and the comparison on stdout.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from adapters.errors import HotshoeError, MergeFailed, StorageFull
 from adapters.export_tokenizer import embedding_rows, trains_whole
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
-from adapters.parity_report import available_memory_bytes
+from adapters.parity_report import Questions, available_memory_bytes
 
 MEMORY_FACTOR = 8  # bytes per weight: the model in float32, and as much for what PEFT copies of it while it merges
 FULL_DISK = "No space left on device"
@@ -39,7 +40,7 @@ def merge_by_peft(
     *,
     dtype: str | None,
     shard_bytes: int | None = None,
-    served: Sequence[Mapping[str, Any]],
+    questions: Questions,
 ) -> dict[str, Any]:
     """Write the merged weights into `out`; returns `dtype`, what of `config` changed, and the logits' comparison.
 
@@ -53,9 +54,17 @@ def merge_by_peft(
             f"{base.id}; {free:,} are free. Export it on a machine with more: hotshoe export DIR --base BASE."
         )
     chosen = dtype or stored_dtype(base.config) or "float32"
-    folders = {"base": str(base.folder), "adapter": str(adapter), "out": str(out)}
-    spec: dict[str, Any] = {**folders, "dtype": chosen, "served": list(served), "shard_bytes": shard_bytes}
-    spec["rows"] = resized_rows(adapter, base)
+    spec = {
+        "base": str(base.folder),
+        "adapter": str(adapter),
+        "merged": str(out),
+        "dtype": chosen,
+        "rows": resized_rows(adapter, base),
+        "shard_bytes": shard_bytes,
+        "served": list(questions.served),
+        "evaluation": list(questions.evaluation),
+        "chat_template": questions.chat_template,
+    }
     return run_child("adapters.peft_merge", spec, lambda said: _failed(said, base))
 
 
@@ -93,25 +102,24 @@ def _merge(spec: Mapping[str, Any]) -> dict[str, Any]:
     import torch
     from peft import PeftModel
 
-    from adapters.parity_logits import against_served, compared, forward, load, probe_sequences
+    from adapters.parity_logits import finished, load, reference_run, run
+    from adapters.parity_prompts import open_tokenizer
 
-    out, dtype = Path(spec["out"]), getattr(torch, spec["dtype"])
+    out, dtype = Path(spec["merged"]), getattr(torch, spec["dtype"])
     model = load(spec["base"])
     if spec["rows"]:
         model.resize_token_embeddings(spec["rows"], mean_resizing=False)
-    sequences = probe_sequences(spec["base"], model.config.vocab_size)
     was_tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    tokenizer = open_tokenizer(spec["base"], spec["chat_template"])
     adapted = PeftModel.from_pretrained(model, spec["adapter"]).eval()
-    reference, served = forward(adapted, sequences), against_served(adapted, spec["served"])
+    ground, reference = reference_run(adapted, tokenizer, spec)
     merged = adapted.merge_and_unload().to(dtype)
     changes = {"tie_word_embeddings": False} if was_tied and _untie(merged) else {}
     changes |= {"vocab_size": spec["rows"]} if spec["rows"] else {}
     merged.save_pretrained(out, **({"max_shard_size": spec["shard_bytes"]} if spec["shard_bytes"] else {}))
-    rounded = forward(merged.float(), sequences)
+    rounded = run(merged.float(), ground, with_served=False)
     del model, adapted, merged
-    again = load(str(out))
-    ours, served_ours = forward(again, sequences), against_served(again, spec["served"])
-    logits = compared(sequences, reference, rounded, ours, served, served_ours)
+    logits = finished(spec, tokenizer, ground, reference, rounded)
     return {"dtype": spec["dtype"], "config": changes, "logits": logits}
 
 

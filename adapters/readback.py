@@ -25,7 +25,8 @@ from adapters.checkpoint import ITEM_BYTES, StoredTensor, read_header
 from adapters.errors import BaseInvalid
 from adapters.merge_plan import MergePlan, PlannedTensor
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
 CHECK_ELEMENTS = 1 << 16  # per block: what a core keeps in its cache, half a MiB in float64

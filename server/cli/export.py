@@ -91,7 +91,8 @@ def _bytes(size: str) -> int:
     match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?B)?", size.strip().upper(), re.ASCII)
     if match is None:
         raise InvalidRequest(f"--shard-size {size[:40]!r} is no size. Write 2GB, 500MB or bytes.", param="shard_size")
-    return int(match[1]) * 1000 ** ("B", "KB", "MB", "GB", "TB").index(match[2] or "B")
+    power: int = ("B", "KB", "MB", "GB", "TB").index(match[2] or "B")
+    return int(match[1]) * (1, 10**3, 10**6, 10**9, 10**12)[power]
 
 
 def _rows(path: Path) -> tuple[dict[str, Any], ...]:

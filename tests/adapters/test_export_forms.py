@@ -54,7 +54,7 @@ def test_the_adapter_itself_is_exported_file_for_file(request_for: Callable[...,
     request = request_for(format="adapter")
     result = export(request)
     assert left_in(result.folder) == [
-        *("adapter_config.json", "adapter_model.safetensors", "manifest.json", "parity.json")
+        *("adapter_config.json", "adapter_model.safetensors", "manifest.json", "parity.html", "parity.json")
     ]
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (result.folder / name).read_bytes() == (request.adapter / name).read_bytes()
