@@ -15,6 +15,7 @@ from adapters.gguf_vocabulary import Vocabulary
 Metadata = dict[str, tuple[str, Any]]  # key -> (gguf's name of the value type, value); STRINGS and INT32S are arrays
 QUANTISATION_VERSION = 2
 ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+YARN_OWN = ("attention_factor", "mscale", "mscale_all_dim")
 ROLE_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "pad": "padding", "unk": "unknown"}
 
 
@@ -60,6 +61,8 @@ def model_metadata(base: BaseModel, name: str) -> Metadata:
 def _check_layers(config: Mapping[str, Any], problems: list[Problem]) -> None:
     if config.get("hidden_act", "silu") != "silu":
         problems.append(_problem("hidden_act", f"is {config['hidden_act']!r}; llama.cpp computes silu"))
+    if config.get("attention_bias"):
+        problems.append(_problem("attention_bias", "is on; llama.cpp's Qwen3 layers have no biases"))
     kinds = config.get("layer_types") or ()
     first_windowed = int(config.get("max_window_layers", 0))
     windows = first_windowed < int(config["num_hidden_layers"]) if not kinds else "sliding_attention" in kinds
@@ -83,11 +86,8 @@ def _rope(config: Mapping[str, Any], problems: list[Problem]) -> Metadata:
     if kind == "yarn":
         context = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
         found["scaling.original_context_length"] = ("UINT32", int(context))
-        for key, standard in (("beta_fast", 32), ("beta_slow", 1)):
+        for key, standard in {**dict.fromkeys(YARN_OWN, None), "beta_fast": 32, "beta_slow": 1}.items():
             if rope.get(key) not in (None, standard):
-                found[f"scaling.yarn_{key}"] = ("FLOAT32", float(rope[key]))
-        for key in ("attention_factor", "mscale", "mscale_all_dim"):
-            if rope.get(key) is not None:
                 problems.append(_problem(f"rope_scaling.{key}", f"is {rope[key]!r}; llama.cpp takes yarn's own"))
         if rope.get("truncate", True) is not True:
             problems.append(_problem("rope_scaling.truncate", "is off; llama.cpp rounds the range of yarn"))
@@ -106,7 +106,7 @@ def vocabulary_metadata(vocabulary: Vocabulary, chat_template: str | None) -> Me
         f"{prefix}pre": ("STRING", vocabulary.pre),
         f"{prefix}tokens": ("STRINGS", vocabulary.tokens),
         f"{prefix}token_type": ("INT32S", vocabulary.types),
-        **({f"{prefix}merges": ("STRINGS", vocabulary.merges)} if vocabulary.merges else {}),
+        f"{prefix}merges": ("STRINGS", vocabulary.merges),
         **{f"{prefix}{ROLE_KEYS[role]}_token_id": ("UINT32", number) for role, number in vocabulary.special.items()},
         f"{prefix}add_bos_token": ("BOOL", vocabulary.adds_bos),
         f"{prefix}add_eos_token": ("BOOL", vocabulary.adds_eos),

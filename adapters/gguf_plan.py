@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapters.bases import BaseModel
 from adapters.chat_template import base_template
-from adapters.checkpoint import StoredTensor
+from adapters.checkpoint import StoredTensor, read_checkpoint
 from adapters.errors import BaseInvalid, InvalidRequest, MergeFailed, Problem
 from adapters.gguf_metadata import QUANTISATION_VERSION, Metadata, architecture, model_metadata, vocabulary_metadata
 from adapters.gguf_vocabulary import read_vocabulary
 from adapters.merge_plan import BLOCK_BOUND_BYTES, BLOCK_ELEMENTS, MAX_WORKERS, MergePlan, Update
 
+Sourced = tuple[StoredTensor, Update | None]
 ALIGNMENT = 32
 TYPE_CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}  # ggml_type
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}  # llama_ftype
@@ -120,21 +122,30 @@ def plan_gguf(plan: MergePlan, *, quantisation: str, name: str, chat_template: s
     Raises InvalidRequest for an unknown quantisation, BaseInvalid for what llama.cpp cannot do as the base does it, and
     MergeFailed for a tensor without a name there.
     """
-    wanted = check_quantisation(quantisation)
     if plan.is_shape_only:
         raise BaseInvalid(f"{plan.base.folder} holds no weights: it can be planned as a merge, not written as GGUF.")
-    base, arch = plan.base, architecture(plan.base)
+    sources = [(tensor.source, tensor.update) for file in plan.files for tensor in file.tensors]
+    return _plan(plan.base, sources, check_quantisation(quantisation), name, chat_template)
+
+
+def plan_base_gguf(base: BaseModel, *, quantisation: str, name: str) -> GgufPlan:
+    """The base alone, for adapters to be loaded on; raises as plan_gguf does."""
+    sources = [(tensor, None) for shard in read_checkpoint(base).values() for tensor in shard]
+    return _plan(base, sources, check_quantisation(quantisation), name, None)
+
+
+def _plan(base: BaseModel, sources: Sequence[Sourced], wanted: str, name: str, chat_template: str | None) -> GgufPlan:
     vocabulary = read_vocabulary(base.folder, base.config)
     template = chat_template if chat_template is not None else base_template(base.folder)
     metadata: Metadata = {
-        "general.architecture": ("STRING", arch),
+        "general.architecture": ("STRING", architecture(base)),
         **model_metadata(base, name),
         "general.file_type": ("UINT32", FILE_TYPES[wanted]),
         "general.quantization_version": ("UINT32", QUANTISATION_VERSION),
         **vocabulary_metadata(vocabulary, template),
     }
-    found, left_out = _named(plan)
-    typed = [(name, _type(name, source.shape, wanted), source, update) for name, source, update in found]
+    found, left_out = _named(base, sources)
+    typed = [(name, _type(name, source.shape, wanted), source, update) for name, (source, update) in found]
     header, begins = encode_header(metadata, [(name, kind, source.shape) for name, kind, source, _ in typed])
     tensors = tuple(
         GgufTensor(name, kind, source, begin, update)
@@ -142,7 +153,7 @@ def plan_gguf(plan: MergePlan, *, quantisation: str, name: str, chat_template: s
     )
     fallbacks = {tensor.name: tensor.type for tensor in tensors if _fell_back(tensor, wanted)}
     notes = vocabulary.notes if template is not None else (*vocabulary.notes, "The base has no chat template.")
-    return GgufPlan(quantisation, metadata, header, tensors, fallbacks, left_out, notes)
+    return GgufPlan(wanted.lower(), metadata, header, tensors, fallbacks, left_out, notes)
 
 
 def check_quantisation(quantisation: str) -> str:
@@ -154,18 +165,18 @@ def check_quantisation(quantisation: str) -> str:
     return quantisation.upper()
 
 
-def _named(plan: MergePlan) -> tuple[list[tuple[str, StoredTensor, Update | None]], tuple[str, ...]]:
-    """Every tensor of the merge under llama.cpp's name, in order of the layers, and those that it has no use for."""
-    named: list[tuple[str, StoredTensor, Update | None]] = []
+def _named(base: BaseModel, sources: Sequence[Sourced]) -> tuple[list[tuple[str, Sourced]], tuple[str, ...]]:
+    """Every tensor under llama.cpp's name, in order of the layers, and those that it has no use for."""
+    named: list[tuple[str, Sourced]] = []
     left_out, problems = [], []
-    for tensor in (tensor for file in plan.files for tensor in file.tensors):
-        name = tensor.source.name
-        if name.endswith("rotary_emb.inv_freq") or (plan.base.is_tied and name == "lm_head.weight"):
+    for sourced in sources:
+        name = sourced[0].name
+        if name.endswith("rotary_emb.inv_freq") or (base.is_tied and name == "lm_head.weight"):
             left_out.append(name)  # a buffer of old checkpoints; a copy of the embedding, which llama.cpp takes
         elif (short := gguf_name(name)) is None:
             problems.append(Problem("tensor_set_invalid", name, "has no name in llama.cpp"))
         else:
-            named.append((short, tensor.source, tensor.update))
+            named.append((short, sourced))
     if problems:
         raise MergeFailed("The model has tensors that GGUF has no place for.", problems=tuple(problems))
     named.sort(key=lambda item: _place(item[0]))

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -57,12 +57,13 @@ def run(
     prompts: Sequence[Sequence[int]] = (),
     texts: Sequence[str] = (),
     new_tokens: int = 16,
+    stops: Collection[int] = (),
     top: int = 20,
 ) -> LlamaAnswer:
     """Load a GGUF, with an adapter on it where one is given, and ask.
 
-    A continuation ends after `new_tokens` or at the model's end of turn, which is its last token then. Raises
-    InvalidRequest where llama.cpp is not installed, and ParityFailed with its words where it does not take the file.
+    A continuation ends after `new_tokens` tokens or with one of `stops`. Raises InvalidRequest where llama.cpp is not
+    installed, and ParityFailed with its words where it does not take the file.
     """
     if reason := missing():
         raise InvalidRequest(f"{reason}.", param="parity")
@@ -72,6 +73,7 @@ def run(
         "prompts": [list(prompt) for prompt in prompts],
         "texts": list(texts),
         "new_tokens": new_tokens,
+        "stops": list(stops),
         "top": top,
     }
     answer = run_child("adapters.llamacpp", spec, lambda said: _failed(model, said))
@@ -91,7 +93,7 @@ def main(spec_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text())
     server = _server(spec)
     address = str(server.listening_address)
-    continuations = [_continue(address, prompt, spec["new_tokens"], spec["top"]) for prompt in spec["prompts"]]
+    continuations = [_continue(address, prompt, spec) for prompt in spec["prompts"]]
     print(json.dumps({"continuations": continuations, "texts": [_tokens(address, text) for text in spec["texts"]]}))
 
 
@@ -135,22 +137,21 @@ def _stderr_in_a_file() -> Iterator[BinaryIO]:
             os.close(before)
 
 
-def _continue(address: str, prompt: Sequence[int], new_tokens: int, top: int) -> dict[str, Any]:
-    request = {
-        "prompt": list(prompt),
-        "n_predict": new_tokens,
-        "n_probs": top,
-        "samplers": ["top_k"],
-        "top_k": 1,
-        "return_tokens": True,
-        "cache_prompt": False,
-    }
-    answer = _ask(address, "/completion", request)
-    rows = answer["completion_probabilities"]
-    return {
-        "tokens": [row["id"] for row in rows],
-        "top": [[[one["id"], one["logprob"]] for one in row["top_logprobs"]] for row in rows],
-    }
+def _continue(address: str, prompt: Sequence[int], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Token by token: the server gives no probabilities of a token whose text ends within a character.
+
+    So each request is made to sample a letter, whatever is likeliest; the log-probabilities are those before that.
+    """
+    letter = _tokens(address, "a")[-1]
+    tokens: list[int] = []
+    rows = []
+    while len(tokens) < spec["new_tokens"] and not set(tokens[-1:]) & set(spec["stops"]):
+        request = {"prompt": [*prompt, *tokens], "n_predict": 1, "n_probs": spec["top"], "cache_prompt": True}
+        forced = {"samplers": ["top_k"], "top_k": 1, "logit_bias": [[letter, 1e6]]}
+        (row,) = _ask(address, "/completion", {**request, **forced})["completion_probabilities"]
+        rows.append([[one["id"], one["logprob"]] for one in row["top_logprobs"]])
+        tokens.append(rows[-1][0][0])
+    return {"tokens": tokens, "top": rows}
 
 
 def _tokens(address: str, text: str) -> Any:
