@@ -101,7 +101,7 @@ class GgufPlan:
     def memory_bound_bytes(self) -> int:
         """The most that writing holds at once, beside the header: blocks of all workers, A and B of modules in work."""
         largest = max((tensor.update.float32_bytes for tensor in self.tensors if tensor.update), default=0)
-        return 2 * BLOCK_BOUND_BYTES + 2 * MAX_WORKERS * largest
+        return BLOCK_BOUND_BYTES + 2 * MAX_WORKERS * largest
 
     def as_dict(self) -> dict[str, Any]:
         """What a person may want to know of the file."""

@@ -34,6 +34,7 @@ LIMITS = {"F16": F16_MAX, "Q8_0": 127 * F16_MAX, "Q4_0": 8 * F16_MAX, "Q5_0": 16
 LIMITS |= {"Q4_1": F16_MAX, "Q5_1": F16_MAX}
 # Far below what the smallest float16 step can tell from zero; without this the step's reciprocal may overflow.
 NEGLIGIBLE = 2.0**-60
+QUANTISED_AT_ONCE = 1 << 16  # elements, a multiple of every block: the library takes ten times their bytes meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,11 @@ def _encoded(values: Tensor, kind: str) -> memoryview:
         return memoryview(raw).cast("B")
     from gguf import GGMLQuantizationType, quantize
 
-    numbers: Any = torch.nn.functional.hardshrink(values, NEGLIGIBLE).numpy()
-    packed: Any = quantize(numbers, GGMLQuantizationType[kind])
-    return memoryview(packed).cast("B")
+    numbers: Any = torch.nn.functional.hardshrink(values, NEGLIGIBLE).view(1, -1).numpy()
+    written = bytearray()
+    for first in range(0, numbers.size, QUANTISED_AT_ONCE):
+        written += quantize(numbers[:, first : first + QUANTISED_AT_ONCE], GGMLQuantizationType[kind]).tobytes()
+    return memoryview(written)
 
 
 def _check_finite(values: Tensor, tensor: GgufTensor) -> None:
