@@ -322,11 +322,11 @@ print(json.dumps([(wrote - before) * 1024, plan.memory_bound_bytes]))
 """
 
 
-def test_peak_memory_stays_under_the_stated_bound_beside_matrices_three_times_as_large(tmp_path: Path) -> None:
-    """Up, gate and down of 268 MB each, in a sparse file of zeros; 16 MiB are for the allocator and the threads."""
+def test_peak_memory_stays_under_the_stated_bound_beside_larger_matrices(tmp_path: Path) -> None:
+    """Up, gate and down of 134 MB each, in a sparse file of zeros; 16 MiB are for the allocator and the threads."""
     folder = tiny_qwen2(tmp_path / "wide")
     (folder / "model.safetensors").unlink()
-    sizes = {"hidden_size": 256, "intermediate_size": 524_288, "num_hidden_layers": 1, "head_dim": 64}
+    sizes = {"hidden_size": 256, "intermediate_size": 262_144, "num_hidden_layers": 1, "head_dim": 64}
     config = {**json.loads((folder / "config.json").read_text()), **sizes, "layer_types": ["full_attention"]}
     (folder / "config.json").write_text(json.dumps(config))
     required, _ = expected_tensors(config)
