@@ -85,9 +85,12 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     pre = _splitting(reading)
     _check_model(reading)
     ids, added = _ids(reading)
+    for role in ROLES:
+        if (text := _named(reading, role)) is not None:
+            added[text] = True  # what the tokenizer itself names it takes for special; config.json's ids it never sees
     special = _special(reading, ids)
     adds_bos, adds_eos = _adds(reading, special)
-    tokens, types = _tokens(reading, ids, added, special)
+    tokens, types = _tokens(reading, ids, added)
     if reading.problems:
         raise BaseInvalid(
             f"llama.cpp cannot do what the tokenizer of {folder} does, so it is not written as GGUF.",
@@ -199,15 +202,19 @@ def _special(reading: _Reading, ids: Mapping[str, int]) -> dict[str, int]:
 
 def _role(reading: _Reading, role: str, ids: Mapping[str, int]) -> int | None:
     """The tokenizer's own token for a role, else the one that the model's config names."""
-    named = reading.settings.get(f"{role}_token")
-    text = named.get("content") if isinstance(named, Mapping) else named
-    if isinstance(text, str):
+    if (text := _named(reading, role)) is not None:
         if text not in ids:
             reading.problem("added_tokens", f"has no {text!r}, which tokenizer_config.json names as its {role}_token")
         return ids.get(text)
     number = reading.config.get(f"{role}_token_id")
     number = number[0] if isinstance(number, list) and number else number
     return number if isinstance(number, int) else None
+
+
+def _named(reading: _Reading, role: str) -> str | None:
+    named = reading.settings.get(f"{role}_token")
+    text = named.get("content") if isinstance(named, Mapping) else named
+    return text if isinstance(text, str) else None
 
 
 def _adds(reading: _Reading, special: Mapping[str, int]) -> tuple[bool, bool]:
@@ -238,21 +245,19 @@ def _around(reading: _Reading, special: Mapping[str, int]) -> tuple[bool, bool]:
 
 
 def _tokens(
-    reading: _Reading, ids: Mapping[str, int], added: Mapping[str, bool], special: Mapping[str, int]
+    reading: _Reading, ids: Mapping[str, int], added: Mapping[str, bool]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     rows = int(reading.config["vocab_size"])
     tokens = [f"[PAD{number}]" for number in range(rows)]
     types = [UNUSED] * rows
-    controls = set(special.values())
     for text, number in ids.items():
         if not 0 <= number < rows:
             reading.problem("model.vocab", f"{text!r} has the id {number}; the embedding has {rows} rows")
             continue
         if types[number] != UNUSED:
             reading.problem("model.vocab", f"{text!r} and {tokens[number]!r} are both token {number}")
-        is_control = number in controls or added.get(text, False)
         tokens[number] = text
-        types[number] = CONTROL if is_control else USER_DEFINED if text in added else NORMAL
+        types[number] = NORMAL if text not in added else CONTROL if added[text] else USER_DEFINED
     return tuple(tokens), tuple(types)
 
 
