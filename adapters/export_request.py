@@ -16,7 +16,7 @@ from adapters.errors import BaseMismatch, InvalidRequest, OutputExists
 from adapters.merge_plan import check_dtype
 
 HF, GGUF, ADAPTER, GGUF_LORA = "hf", "gguf", "adapter", "gguf-lora"
-FORMATS = (HF, ADAPTER)
+FORMATS = (HF, GGUF, ADAPTER, GGUF_LORA)
 ORIGINAL, NF4 = "original", "nf4"
 MERGE_INTO = (ORIGINAL, NF4)
 LEAST_SHARD_BYTES = 1 << 20

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from adapters.checkpoint import ITEM_BYTES, StoredTensor, read_header
 from adapters.errors import BaseInvalid
-from adapters.merge_plan import MergePlan, PlannedTensor
+from adapters.merge_plan import MergePlan, PlannedTensor, Update
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -191,25 +191,30 @@ class Factors:
     slack: Floats  # (rows, 1)
 
     @classmethod
-    def of(cls, planned: PlannedTensor) -> Factors | None:
-        """Of a planned tensor; None where nothing is added to it."""
-        if planned.update is None:
+    def of(cls, update: Update | None) -> Factors | None:
+        """None where nothing is added."""
+        if update is None:
             return None
-        rows, columns = planned.matrix_shape
-        a = read_floats(planned.update.a).reshape(-1, columns)
-        b = read_floats(planned.update.b).reshape(rows, -1) * planned.update.scaling
+        a = read_floats(update.a).reshape(update.a.shape)
+        b = read_floats(update.b).reshape(update.b.shape) * update.scaling
         # An element of B @ A sums `rank` products in float32; each row's largest possible sum bounds what that loses.
         slack = EPSILON32 * (len(a) + 3) * (np.abs(b) @ np.abs(a).max(axis=1, keepdims=True))
         return cls(b, a, slack)
 
     def rows(self, first: int, end: int) -> Factors:
+        """Of some rows."""
         return Factors(self.b[first:end], self.a, self.slack[first:end])
+
+    @property
+    def update32(self) -> Floats32:
+        """scaling * B @ A, computed in float32."""
+        return np.asarray(self.b.astype(np.float32) @ self.a.astype(np.float32))
 
 
 def _check_changed(planned: PlannedTensor, written: StoredTensor, every: int) -> TensorCheck:
     rows, columns = planned.matrix_shape
-    check, factors, weights = TensorCheck(planned.source.name), Factors.of(planned), _Weights(planned)
-    narrow = (factors.b.astype(np.float32), factors.a.astype(np.float32)) if factors else None
+    check, factors = TensorCheck(planned.source.name), Factors.of(planned.update)
+    weights = Weights(planned.source, columns, planned.through_nf4)
     step = max(1, CHECK_ELEMENTS // columns)
     with weights, written.path.open("rb") as file:
         for block, first in enumerate(range(0, rows, step)):
@@ -223,37 +228,34 @@ def _check_changed(planned: PlannedTensor, written: StoredTensor, every: int) ->
                 _measure(check, weight, merged, held, planned.dtype)
                 continue
             check.elements += weight.size
-            if narrow is not None:
-                update = narrow[0][first:end] @ narrow[1]
-                update += weight
-            else:
-                update = weight
-            doubtful = _doubtful(update, raw, held, planned.dtype)
+            computed = weight + held.update32 if held else weight
+            doubtful = _doubtful(computed, raw, held, planned.dtype)
             if doubtful.any():
                 merged = _decoded(raw, written.dtype).reshape(-1, columns)
                 _judge(check, weight, merged, held, planned.dtype, doubtful)
     return check
 
 
-class _Weights:
+class Weights:
     """Rows of the weight that is merged into, in float32: as stored, or as NF4 leaves them."""
 
-    def __init__(self, planned: PlannedTensor) -> None:
-        self.planned = planned
+    def __init__(self, source: StoredTensor, columns: int, through_nf4: bool) -> None:
+        self.source, self.columns, self.through_nf4 = source, columns, through_nf4
 
     def __enter__(self) -> None:
-        self.file = self.planned.source.path.open("rb")
+        self.file = self.source.path.open("rb")
         self.scales = None
-        if self.planned.through_nf4:
+        if self.through_nf4:
             from adapters.nf4 import nf4_scales
 
-            self.scales = nf4_scales(self.planned.source, self.file.fileno())
+            self.scales = nf4_scales(self.source, self.file.fileno())
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
     def read(self, first: int, end: int) -> Floats32:
-        source, columns = self.planned.source, self.planned.matrix_shape[1]
+        """Rows first..end, (end - first, columns); raises BaseInvalid where the file ends early."""
+        source, columns = self.source, self.columns
         item = ITEM_BYTES[source.dtype]
         self.file.seek(source.begin + first * columns * item)
         values = _decoded(self.file.read((end - first) * columns * item), source.dtype)
