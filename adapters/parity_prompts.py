@@ -18,7 +18,7 @@ from adapters.parity_served import PROBES
 
 PROBE, EVALUATION = "probe", "evaluation"
 MAX_ROWS = 64  # of an evaluation; more are thinned out evenly
-MAX_TOKENS = 8192  # of all prompts of a set: what one core reads in minutes with a small model
+MAX_TOKENS = 4096  # of all prompts of a set: what one core reads in minutes with a small model
 KEPT_LOGITS_BYTES = 128 << 20  # of one model over one set, in float32: 220 positions of a vocabulary of 152k
 MAX_SHOWN = 2000  # characters of a prompt that the report keeps
 RANDOM_TOKENS = 24

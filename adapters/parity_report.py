@@ -36,6 +36,15 @@ class Questions:
     forms: Sequence[Form] = ()
     chat_template: str | None = None
 
+    @property
+    def num_sets(self) -> int:
+        return 2 if self.evaluation else 1
+
+    @property
+    def kept_bytes(self) -> int:
+        """The logits that whole models leave behind at most, to be compared."""
+        return KEPT_RUNS * self.num_sets * KEPT_LOGITS_BYTES
+
 
 def prove(
     plan: MergePlan,
@@ -136,13 +145,12 @@ def way_of(plan: MergePlan, asked: Questions, free_bytes: int | None = None) -> 
 
     Whole models where they fit: only they can answer.
     """
-    sets = 2 if asked.evaluation else 1
     weights = sum(tensor.source.elements for file in plan.files for tensor in file.tensors)
     free = available_memory_bytes() if free_bytes is None else free_bytes
-    whole = weights * LOGITS_MEMORY_FACTOR + KEPT_RUNS * sets * KEPT_LOGITS_BYTES
+    whole = weights * LOGITS_MEMORY_FACTOR + asked.kept_bytes
     if whole <= free:
         return "adapters.parity_logits", None
-    by_layers = memory_bytes(plan, sets)
+    by_layers = memory_bytes(plan, asked.num_sets)
     if by_layers <= free:
         return "adapters.parity_streamed", None
     needs = f"the logits need about {whole:,} bytes of memory, or {by_layers:,} layer by layer"

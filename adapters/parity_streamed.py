@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     Hidden = dict[str, list[Tensor]]  # of one run, by set: (1, length, hidden) of each sequence
 
 RUNS = ("peft", "rounded", "merged", "base", "narrow")
+LAYER_BYTES = 10  # per weight: two layers in float32, the base's rounded and the merged one, and one as it is read
 HEAD_BYTES = 64 << 20  # of the output layer's rows in float32, held at once
-NO_ANSWERS = "the model does not fit into memory and is read a layer at a time; an answer would read it once per token"
+NO_ANSWERS = "the model does not fit into memory and is read a layer at a time, once"
 
 
 def main(spec_path: str) -> None:
@@ -53,9 +54,10 @@ def memory_bytes(plan: MergePlan, num_sets: int) -> int:
     for tensor in (tensor.source for file in plan.files for tensor in file.tensors):
         prefix = ".".join(tensor.name.split(".")[:3]) if tensor.name.startswith("model.layers.") else ""
         layers[prefix] = layers.get(prefix, 0) + (tensor.elements if prefix else 0)
-    hidden = int(plan.base.config["hidden_size"]) + int(plan.base.config["intermediate_size"])
-    states = len(RUNS) * MAX_TOKENS * hidden * 4
-    return 10 * max(layers.values()) + num_sets * (states + len(RUNS) * KEPT_LOGITS_BYTES) + 3 * HEAD_BYTES
+    states = 4 * len(RUNS) * MAX_TOKENS * int(plan.base.config["hidden_size"])
+    within = 3 * 4 * MAX_TOKENS * int(plan.base.config["intermediate_size"])  # of the longest prompt there can be
+    kept = num_sets * (states + len(RUNS) * KEPT_LOGITS_BYTES)
+    return LAYER_BYTES * max(layers.values()) + within + kept + 3 * HEAD_BYTES
 
 
 def streamed(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +72,8 @@ def streamed(spec: Mapping[str, Any]) -> dict[str, Any]:
     merged = {tensor.name: tensor for file in plan.files for tensor in read_header(Path(spec["merged"]) / file.name)}
     with torch.no_grad():
         runs = Streamed(plan, merged, spec["dtype"]).runs(ground)
-    return _figures(sets, ground, runs)
+    figures = _figures(sets, ground, runs)
+    return {**figures, "served_left_out": NO_ANSWERS} if spec.get("served") else figures
 
 
 def _figures(sets: Sequence[Prompts], ground: Ground, runs: Mapping[str, Run]) -> dict[str, Any]:

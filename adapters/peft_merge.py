@@ -47,7 +47,7 @@ def merge_by_peft(
     Raises MergeFailed where PEFT cannot merge it, or the model does not fit into memory.
     """
     weights = sum(path.stat().st_size for path in weight_files(base.folder)) // 2
-    needed, free = weights * MEMORY_FACTOR, available_memory_bytes()
+    needed, free = weights * MEMORY_FACTOR + questions.kept_bytes, available_memory_bytes()
     if needed > free:
         raise MergeFailed(
             f"This adapter is merged by PEFT, which needs about {needed:,} bytes of memory for the base "

@@ -88,12 +88,12 @@ def test_texts_side_by_side_are_split_where_they_part_and_never_inside_a_letter(
 def test_rows_that_cannot_be_used_are_counted_under_their_reason() -> None:
     tokenizer = qwen_tokenizer("qwen2_5", "bytes")
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "secret answer"}]
-    rows = [{"messages": turns}, "plain", {"messages": turns[1:]}, {"text": "no messages"}, 7, "x" * 9000]
+    rows = [{"messages": turns}, "plain", {"messages": turns[1:]}, {"text": "no messages"}, 7, "x" * 5000]
     probe, evaluation = prompt_sets(tokenizer, rows, 320)
     assert (probe.rows, len(probe.ids), dict(probe.left_out)) == (8, 8, {})
     assert (evaluation.rows, evaluation.texts) == (6, ["hi", "plain"])
     assert sorted(evaluation.left_out.values()) == [1, 1, 2] and sum(evaluation.left_out.values()) == 4
-    assert "beyond 8,192 tokens in all" in evaluation.left_out
+    assert "beyond 4,096 tokens in all" in evaluation.left_out
     shown = tokenizer.decode(evaluation.ids[0])
     assert shown.endswith("<|im_start|>assistant\n") and "secret" not in shown
     _, many = prompt_sets(tokenizer, [str(i) for i in range(2 * MAX_ROWS)], 320)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from adapters.bases import load_base
 from adapters.export import ExportRequest, ExportResult, export
 from adapters.parity_page import page
 from adapters.parity_picture import Bar, picture_svg
+from tests.fixtures.adapters import write_adapter
+from tests.fixtures.bases import tiny_qwen2
 
 HOSTILE = "<script>alert(1)</script>\u202e\x07<b onclick=x>"
 
@@ -37,22 +40,16 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def result(request_for_module: Callable[..., ExportRequest]) -> ExportResult:
-    return export(request_for_module(with_logits=True, dtype="bfloat16", evaluation=("Where is my parcel?",)))
-
-
-@pytest.fixture(scope="module")
-def request_for_module(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportRequest]:
-    from dataclasses import replace
-
-    from adapters.bases import load_base
-    from tests.fixtures.adapters import write_adapter
-    from tests.fixtures.bases import tiny_qwen2
-
+def order(tmp_path_factory: pytest.TempPathFactory) -> ExportRequest:
     folder = tmp_path_factory.mktemp("page")
     base = load_base(tiny_qwen2(folder / "base"))
     adapter = write_adapter(folder / "adapter", base, rank=4, scale=0.3)
-    return lambda **changes: replace(ExportRequest(adapter, base, folder / "out", source="router@1"), **changes)
+    return ExportRequest(adapter, base, folder / "out", source="router@1")
+
+
+@pytest.fixture(scope="module")
+def result(order: ExportRequest) -> ExportResult:
+    return export(replace(order, dtype="bfloat16", evaluation=("Where is my parcel?",)))
 
 
 def test_the_page_of_an_export_needs_nothing_else_and_says_the_figures(result: ExportResult) -> None:
@@ -118,9 +115,9 @@ def test_a_failed_parity_says_what_is_wrong_and_where(result: ExportResult) -> N
 
 
 def test_a_report_of_weights_only_and_one_of_peft_say_what_was_not_done(
-    request_for_module: Callable[..., ExportRequest], result: ExportResult
+    order: ExportRequest, result: ExportResult
 ) -> None:
-    bare = export(request_for_module(with_logits=False, out=result.folder.with_name("bare")))
+    bare = export(replace(order, with_logits=False, out=result.folder.with_name("bare")))
     said = Outline((bare.folder / "parity.html").read_bytes()).said
     assert "Passed: every merged weight is base plus adapter, up to the order of additions in float32." in said
     assert "Logits were not compared: not asked for." in said and "Answers:" not in said

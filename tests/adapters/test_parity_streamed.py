@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from adapters.merge_plan import MergePlan
 from adapters.parity_logits import Ground, base_logits, kept_positions, run
 from adapters.parity_prompts import PROBE
 from adapters.parity_report import Questions, prove, way_of
-from adapters.parity_streamed import Streamed, memory_bytes
+from adapters.parity_streamed import LAYER_BYTES, Streamed, memory_bytes
 from adapters.parity_verdict import logits_problems
 from tests.fixtures.adapters import QWEN25_7B, shape_only_base, write_adapter
 from tests.fixtures.bases import tiny_qwen2, tiny_qwen3
@@ -120,6 +122,37 @@ def test_the_report_of_layers_says_so_and_why_nothing_was_answered(tmp_path: Pat
             assert 0.4 < one[name]["mean_abs"] / two[name]["mean_abs"] < 2.5, name
     nothing = prove(plan, out, with_logits=True, free_bytes=0, tell=lambda _: None)
     assert (nothing["verdict"], nothing["level"]) == ("passed", "weights_only") and "0 are free" in nothing["reason"]
+
+
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from adapters.parity_streamed import streamed
+import numpy, peft, transformers.models.qwen2.modeling_qwen2  # noqa: F401
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+streamed(json.loads(Path(sys.argv[1]).read_text()))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.long
+def test_the_peak_of_layers_is_two_of_them_whatever_the_number_of_layers(tmp_path: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 8}
+    config = Qwen2Config(vocab_size=300, num_hidden_layers=12, tie_word_embeddings=True, **sizes)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "base", max_shard_size="100MB")
+    base = load_base(tmp_path / "base")
+    plan, out = plan_merge(write_adapter(tmp_path / "adapter", base), base), tmp_path / "out"
+    out.mkdir()
+    merge(plan, out)
+    spec = {"base": str(base.folder), "adapter": str(plan.adapter), "merged": str(out), "dtype": "bfloat16"}
+    (tmp_path / "spec.json").write_text(json.dumps({**spec, "plan_dtype": None}))
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "spec.json"], capture_output=True, text=True, check=True
+    )
+    layer = 4 * 1024 * 1024 + 3 * 1024 * 4096
+    assert int(done.stdout) < LAYER_BYTES * layer + (64 << 20) < 4 * 12 * layer / 3
 
 
 def test_a_wrong_layer_fails_layer_by_layer_as_it_does_whole(tmp_path: Path) -> None:
