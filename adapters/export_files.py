@@ -12,7 +12,7 @@ from typing import Any
 from adapters.bases import SINGLE_WEIGHTS, WEIGHT_INDEX
 from adapters.canonical import digest_folder
 from adapters.durable import write_file
-from adapters.export_request import NF4, ExportRequest
+from adapters.export_request import ADAPTER, HF, NF4, ExportRequest
 from adapters.parity_page import page
 from adapters.serving import TEMPLATE_FILE
 from adapters.staging import json_bytes, sha256
@@ -55,7 +55,9 @@ def write_companions(request: ExportRequest, folder: Path, changes: Mapping[str,
 
 
 def lacking(request: ExportRequest) -> tuple[str, ...]:
-    """Files of a complete folder that neither the base nor the version has, so the export has not either."""
+    """Files of a complete Hugging Face folder that neither base nor version has, so the export has not either."""
+    if request.format != HF:
+        return ()
     names = {path.name: path for path in companions(request)}
     missing = [name for name in EXPECTED if name not in names]
     settings = names.get("tokenizer_config.json")
@@ -75,12 +77,15 @@ def _left_out(folder: Path) -> list[str]:
 def notes(request: ExportRequest) -> list[str]:
     """What a reader of the report should know and no figure says."""
     found = []
-    if says(request.card, {"qlora", "nf4"}) and request.merge_into != NF4:
+    if request.merge_into == NF4:
+        found.append("The adapter is merged into what NF4 leaves of the base's projections, as training saw them.")
+    elif request.format != ADAPTER and says(request.card, {"qlora", "nf4"}):
         found.append(
             "The adapter was trained on an NF4-quantised base and is merged into the unquantised weights here: "
-            "answers may differ a little from those seen in training. `merge_into: nf4` merges into what NF4 left of "
-            "them."
+            "answers may differ a little from those seen in training. `merge_into: nf4` merges into what NF4 left."
         )
+    if request.format != HF:
+        return found
     if request.chat_template is not None:
         found.append(f"{TEMPLATE_FILE} is the version's own, and not the base's.")
     if request.tokenizer is not None:

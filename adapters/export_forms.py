@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from adapters.bases import WEIGHT_INDEX
 from adapters.durable import sync
 from adapters.errors import InvalidRequest
-from adapters.export_files import companions, write_companions
+from adapters.export_files import companions, says, write_companions
 from adapters.export_request import ADAPTER, HF, NF4, ExportRequest
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
+from adapters.parity_nf4 import note
 from adapters.parity_report import Questions, Tell, dtype_of, percents, prove
 from adapters.parity_verdict import logits_problems
 from adapters.peft_merge import merge_by_peft, needs_peft
@@ -95,7 +96,9 @@ class MergedFolder:
 
     def prove(self, folder: Path, tell: Tell) -> dict[str, Any]:
         asked = self.request
-        return prove(self.plan, folder, with_logits=asked.with_logits, questions=questions_of(asked), tell=tell)
+        parity = prove(self.plan, folder, with_logits=asked.with_logits, questions=questions_of(asked), tell=tell)
+        found = (parity.get("logits") or {}).get("training_base")
+        return {**parity, "notes": [note(found)]} if found else parity
 
 
 @dataclass
@@ -189,7 +192,9 @@ class AdapterFolder:
 
 def questions_of(request: ExportRequest) -> Questions:
     """What a request wants to be asked of its merge."""
-    return Questions(request.evaluation, request.served, chat_template=request.chat_template)
+    on_nf4 = request.merge_into == NF4 or says(request.card, {"qlora", "nf4"})
+    template = request.chat_template
+    return Questions(request.evaluation, request.served, chat_template=template, trained_on_nf4=on_nf4)
 
 
 def companion_bytes(request: ExportRequest) -> int:

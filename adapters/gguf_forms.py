@@ -20,7 +20,7 @@ from adapters.gguf_plan import GgufPlan, plan_base_gguf, plan_gguf
 from adapters.gguf_types import check_type
 from adapters.gguf_verify import verify_gguf
 from adapters.gguf_write import write_gguf
-from adapters.merge_plan import plan_merge
+from adapters.merge_plan import checkpoint_bytes, plan_merge
 from adapters.parity_gguf import GgufFiles, ask_llamacpp
 from adapters.parity_report import Tell, available_memory_bytes, percents
 from adapters.peft_merge import needs_peft, resized_rows
@@ -142,7 +142,8 @@ class GgufAdapter:
 
     @property
     def size_bytes(self) -> int:
-        return self.plan.size_bytes
+        base = checkpoint_bytes(self.request.base, "F32") if self.request.with_logits else 0
+        return self.plan.size_bytes + base  # llama.cpp needs the base beside it to be asked
 
     def as_dict(self) -> dict[str, Any]:
         return self.plan.as_dict()

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from adapters.parity import compare_logits
 from adapters.parity_answers import MAX_NEW_TOKENS, compare_answers, greedy_answers, side_by_side, stop_tokens
+from adapters.parity_nf4 import against_training, put_through_nf4
 from adapters.parity_prompts import KEPT_LOGITS_BYTES, PROBE, Prompts, open_tokenizer, prompt_sets
 from adapters.parity_verdict import largest_gap
 
@@ -61,10 +62,12 @@ def probe(spec: Mapping[str, Any]) -> dict[str, Any]:
     from peft import PeftModel
 
     model = load(spec["base"])
+    if spec.get("through_nf4"):
+        put_through_nf4(model, spec["base"])
     tokenizer = open_tokenizer(spec["base"], spec.get("chat_template"))
     adapted = PeftModel.from_pretrained(model, spec["adapter"]).eval()
     ground, reference = reference_run(adapted, tokenizer, spec)
-    rounded = run(_rounded(adapted.merge_and_unload(), spec["dtype"]), ground, with_served=False)
+    rounded = run(rounded_to(adapted.merge_and_unload(), spec["dtype"]), ground, with_served=False)
     del model, adapted
     return finished(spec, tokenizer, ground, reference, rounded)
 
@@ -102,6 +105,8 @@ def finished(spec: Mapping[str, Any], tokenizer: Any, ground: Ground, reference:
             shown["answers"] = _answers(one, tokenizer, ground.stops, shown, (reference, rounded, merged))
         figures.update(shown if one.name == PROBE else {one.name: shown})
     figures |= {"served_against_peft": reference.served, "served_against_merged": merged.served}
+    if spec.get("trained_on_nf4"):
+        figures["training_base"] = against_training(spec, ground, reference, merged)
     if spec.get("with_answers"):
         figures["material"] = {"peft": reference.answers[PROBE], "merged": merged.answers[PROBE]}
     return figures
@@ -192,7 +197,7 @@ def load(folder: str, dtype: str = "float32") -> Any:
     return model.eval()
 
 
-def _rounded(model: Any, dtype: str) -> Any:
+def rounded_to(model: Any, dtype: str) -> Any:
     """The model with every weight rounded to `dtype` and back."""
     import torch
 

@@ -35,6 +35,7 @@ class Questions:
     served: Sequence[Mapping[str, Any]] = ()
     forms: Sequence[Form] = ()
     chat_template: str | None = None
+    trained_on_nf4: bool = False
 
     @property
     def num_sets(self) -> int:
@@ -125,6 +126,8 @@ def _logits(module: str, plan: MergePlan, folder: Path, asked: Questions) -> dic
         "served": list(asked.served),
         "evaluation": list(asked.evaluation),
         "chat_template": asked.chat_template,
+        "through_nf4": plan.through_nf4,
+        "trained_on_nf4": asked.trained_on_nf4,
         "with_answers": bool(asked.forms),
     }
     return run_child(
@@ -150,6 +153,8 @@ def way_of(plan: MergePlan, asked: Questions, free_bytes: int | None = None) -> 
     whole = weights * LOGITS_MEMORY_FACTOR + asked.kept_bytes
     if whole <= free:
         return "adapters.parity_logits", None
+    if plan.through_nf4:  # the layers are read as they are stored
+        return None, f"the logits need about {whole:,} bytes of memory; {free:,} are free"
     by_layers = memory_bytes(plan, asked.num_sets)
     if by_layers <= free:
         return "adapters.parity_streamed", None

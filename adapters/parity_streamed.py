@@ -69,7 +69,8 @@ def streamed(spec: Mapping[str, Any]) -> dict[str, Any]:
     vocab_size = int(plan.base.config["vocab_size"])
     sets = prompt_sets(tokenizer, spec.get("evaluation") or (), vocab_size)
     ground = Ground(sets, {one.name: one.ids for one in sets}, vocab_size, (), ())
-    merged = {tensor.name: tensor for file in plan.files for tensor in read_header(Path(spec["merged"]) / file.name)}
+    files = sorted(Path(spec["merged"]).glob("*.safetensors"))  # the layout may be another than the base's
+    merged = {tensor.name: tensor for path in files for tensor in read_header(path)}
     with torch.no_grad():
         runs = Streamed(plan, merged, spec["dtype"]).runs(ground)
     figures = _figures(sets, ground, runs)

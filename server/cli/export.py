@@ -266,7 +266,14 @@ def _describe(result: dict[str, Any]) -> None:
                 f"log-probabilities served against merged: largest difference {served['max_abs']:.3g}, "
                 f"mean {served['mean_abs']:.3g} over {served['log_probabilities']:,}"
             )
-    else:
+    elif parity["level"] != "answers":
         typer.echo(f"logits not compared: {parity['reason']}")
+    for form in parity.get("forms", ()):
+        found = form["against_peft"]
+        typer.echo(
+            f"{form['name']}: {found['identical']} of {found['prompts']} answers are PEFT's; log-probabilities differ by "
+            f"{found['mean_abs']:.3g} in the mean, mean KL {found['mean_kl']:.3g}, same top token in "
+            f"{found['top1_agreement']:.1%} of {found['positions']} positions"
+        )
     for note in parity["notes"]:
         typer.echo(f"note: {note}")
