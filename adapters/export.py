@@ -24,7 +24,7 @@ from adapters.errors import BaseMismatch, HotshoeError, InvalidRequest, OutputEx
 from adapters.inspect import inspect_folder
 from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
-from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
+from adapters.merge_plan import MergePlan, check_dtype, check_inputs, checkpoint_bytes
 from adapters.parity_report import Tell, dtype_of, logits_problems, percents, prove
 from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.serving import TEMPLATE_FILE
@@ -59,6 +59,7 @@ class ExportRequest:
     chat_template: str | None = None  # the version's own, in place of the base's
     served: tuple[Mapping[str, Any], ...] = ()  # a server's answers to the probe, see parity_served
     workers: int | None = None
+    work: Path | None = None  # a folder in which finished weight files stay across attempts
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,16 @@ class ExportResult:
             "lacking": list(self.lacking),
             "parity": self.parity,
         }
+
+
+def check_order(format: str, dtype: str | None, shard_bytes: int | None, merge_into: str | None) -> None:
+    """Whether such an export can be; raises InvalidRequest."""
+    if format not in FORMATS:
+        raise InvalidRequest(f"format {format[:40]!r} is not one of {', '.join(FORMATS)}.", param="format")
+    check_dtype(dtype)
+    for name, value in (("shard_bytes", shard_bytes), ("merge_into", merge_into)):
+        if value is not None:
+            raise InvalidRequest(f"{name} is not taken: leave it out.", param=name)
 
 
 def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
@@ -282,7 +293,9 @@ def request_from_spec(spec: Mapping[str, Any]) -> ExportRequest:
     """The request in a SPEC.json: the fields of ExportRequest, with `base` a folder."""
     values = dict(spec)
     values["base"] = load_base(values["base"])
-    values["adapter"], values["out"] = Path(values["adapter"]), Path(values["out"])
+    for name in ("adapter", "out", "work"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
     for name in ("accepted_digests", "served"):
         values[name] = tuple(values.get(name, ()))
     return ExportRequest(**values)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from adapters.bases import BaseModel
-from adapters.export_rows import ExportStatus
+from adapters.export_rows import NewExport
 from adapters.keys import SCOPES
 from server.access import PUBLIC, ROUTES, Kind, Route
 from server.services import ALL_SCOPES
@@ -105,8 +105,8 @@ def other(keyed: Server, acme: Team) -> Team:
 @pytest.fixture(scope="module")
 def export_id(keyed: Server, acme: Team) -> str:
     registry = keyed.services.registry
-    row = registry.add_export("acme", f"{NAME}@1", actor="test")
-    return registry.update_export("acme", row.id, status=ExportStatus.CANCELLED).id
+    row = registry.add_export(NewExport("acme", f"{NAME}@1", "export-" + "1" * 24, actor="test"))
+    return registry.cancel_export("acme", row.id).id
 
 
 # What goes into each route, where {name} is the adapter that is asked for. A new route needs a line here.
