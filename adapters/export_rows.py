@@ -6,7 +6,7 @@
       └── an order
 
 Orders of one tenant with the same `result` are one piece of work: a claim takes all of them, what is told of the work
-is told of all that run, and an order that comes while it runs, or while its result is kept, takes its place beside them.
+is told of all that run, and an order that comes while it runs, or while its result is kept, joins them.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class ExportRows:
         now = time.time()
         with self.database.writing() as connection:
             ensure_tenant(connection, new.tenant, now)
-            twin = _twin(connection, new, now)
+            twin = _twin(connection, new)
             if twin is None or not twin.status.is_final:
                 size_bytes = new.size_bytes if twin is None else 0
                 check_export_quota(connection, new.tenant, size_bytes, now)
@@ -164,6 +164,14 @@ class ExportRows:
             where.append(schema.exports.c.status == status)
         with self.database.reading() as connection:
             return _exports(connection, *where)
+
+    def kept_export(self, tenant: str, result: str) -> ExportRow | None:
+        """An order that has this result, whose time is not over; None where there is none."""
+        with self.database.reading() as connection:
+            exports = schema.exports.c
+            return next(
+                iter(_exports(connection, exports.tenant == tenant, exports.result == result, _is_kept())), None
+            )
 
     # What a user does.
 
@@ -293,11 +301,12 @@ def no_export(export_id: str) -> NotFound:
     return NotFound(f"There is no export {export_id[:80]!r}.", param="id")
 
 
-def _twin(connection: Connection, new: NewExport, now: float) -> ExportRow | None:
+def _twin(connection: Connection, new: NewExport) -> ExportRow | None:
     """An order of the same work that waits, runs, or has its result; the one that is furthest."""
     exports = schema.exports.c
-    is_kept = and_(exports.path.is_not(None), or_(exports.expires_at.is_(None), exports.expires_at > now))
-    found = _exports(connection, exports.tenant == new.tenant, exports.result == new.result, or_(_is_open(), is_kept))
+    found = _exports(
+        connection, exports.tenant == new.tenant, exports.result == new.result, or_(_is_open(), _is_kept())
+    )
     order = (ExportStatus.QUEUED, ExportStatus.RUNNING, ExportStatus.SUCCEEDED)
     return max(found, key=lambda row: order.index(row.status), default=None)
 
@@ -318,6 +327,11 @@ def _end_of(now: float, keep_seconds: float | None) -> float | None:
 
 def _is_open() -> ColumnElement[bool]:
     return schema.exports.c.status.in_(OPEN)
+
+
+def _is_kept() -> ColumnElement[bool]:
+    exports = schema.exports.c
+    return and_(exports.path.is_not(None), or_(exports.expires_at.is_(None), exports.expires_at > time.time()))
 
 
 def _work(row: ExportRow) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -37,7 +37,7 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/uploads/{upload_id}/complete": (507,),
     "/v1/uploads/{upload_id}/cancel": (507,),
     "/v1/exports": (404, 429, 507),
-    "/v1/exports/{export_id}/content": (507,),
+    "/v1/exports/{export_id}/content": (409, 416, 500, 507),
     "/v1/keys": (404, 429),
 }
 TEXT_OR_NULL = {"type": ["string", "null"]}

@@ -163,14 +163,16 @@ def ask(team: Team, route: Route, name: str, export_id: str) -> httpx.Response:
     values = {**VALUES, "name": name, "model": f"{name}@1", "owner": "acme", "export_id": export_id}
     for field in re.findall(r"\{(\w+)\}", path):
         path = path.replace(f"{{{field}}}", values[field])
-    if route.method == "GET" or route.method == "DELETE":
+    if route.method in ("GET", "HEAD", "DELETE"):
         return http.request(route.method, path)
     body = json.dumps(BODIES[route.method, route.path]).replace("{name}", name)
     return http.request(route.method, path, content=body, headers={"content-type": "application/json"})
 
 
 def code_of(answer: httpx.Response) -> str:
-    """OpenAI's code of an error, or on Anthropic's route the type of theirs."""
+    """OpenAI's code of an error, or on Anthropic's route the type of theirs; a HEAD has no body to read it in."""
+    if answer.request.method == "HEAD":
+        return {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 409: "conflict"}[answer.status_code]
     if answer.request.url.path == "/v1/messages":
         return str(answer.json()["error"]["type"])
     return str(error_of(answer)["code"])

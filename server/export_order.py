@@ -1,0 +1,89 @@
+"""What a client asks of an export, and what follows from it: which result it is, and about how large."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapters.bases import stored_dtype, weight_files
+from adapters.errors import BaseInvalid
+
+if TYPE_CHECKING:
+    from adapters.bases import BaseModel
+    from adapters.export_rows import ExportRow
+    from adapters.types import AdapterVersion
+
+CODE_VERSION = 1  # of what an export computes and writes: raised where the same order gives other bytes than before
+OF_THE_ADAPTER_ALONE = ("adapter", "gguf-lora")  # formats without the base's weights
+# Of a weight in a number format, the scales of its block included (gguf-py, GGML_QUANT_SIZES).
+BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
+BITS |= {"Q6_K": 6.5625, "Q5_K": 5.5, "Q5_0": 5.5, "Q5_1": 6.0, "Q4_K": 4.5, "Q4_0": 4.5, "Q4_1": 5.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOrder:
+    """What a client asks for."""
+
+    model: str
+    format: str = "hf"
+    dtype: str | None = None
+    with_parity: bool = True
+    shard_bytes: int | None = None
+    merge_into: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What a row keeps of it beside model and format."""
+        return {
+            "dtype": self.dtype,
+            "parity": self.with_parity,
+            "shard_bytes": self.shard_bytes,
+            "merge_into": self.merge_into,
+        }
+
+
+def order_of(row: ExportRow) -> ExportOrder:
+    """The order that a row is of; one of an older release has fewer options."""
+    options = row.options
+    return ExportOrder(
+        model=row.ref,
+        format=row.format,
+        dtype=options.get("dtype"),
+        with_parity=options.get("parity", True),
+        shard_bytes=options.get("shard_bytes"),
+        merge_into=options.get("merge_into"),
+    )
+
+
+def result_of(order: ExportOrder, version: AdapterVersion, merge_base_digest: str) -> str:
+    """The name of what comes of it: the same for orders of one tenant that give the same files, and for no others.
+
+    The tenant is part of it: whether another one has the same adapter must not show, neither in time nor in bytes.
+    """
+    told = {
+        "code": CODE_VERSION,
+        "tenant": version.tenant,
+        "source": version.ref,  # the manifest has it
+        "adapter": version.digest,
+        "base": version.base_digest,
+        "merge_base": merge_base_digest,
+        "chat_template": version.chat_template,
+        "card": version.card,  # the parity report says what it was trained on
+        "format": order.format,
+        **order.options(),
+    }
+    text = json.dumps(told, sort_keys=True, ensure_ascii=False)
+    return f"export-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def estimated_bytes(order: ExportOrder, version: AdapterVersion, base: BaseModel) -> int:
+    """About how large the result will be: all weights of the base in the number format, or the adapter's files."""
+    if order.format in OF_THE_ADAPTER_ALONE:
+        return version.size_bytes
+    try:
+        stored = sum(path.stat().st_size for path in weight_files(base.folder))
+    except (BaseInvalid, OSError):
+        return 0  # the export will say what is wrong with the base
+    asked, has = BITS.get(order.dtype or ""), BITS.get(stored_dtype(base.config) or "")
+    return round(stored * asked / has) if asked and has else stored
