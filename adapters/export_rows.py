@@ -12,7 +12,7 @@ is told of all that run, and an order that comes while it runs, or while its res
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -269,11 +269,10 @@ class ExportRows:
         with self.database.writing() as connection:
             return connection.execute(update(schema.exports).where(*where).values(path=None)).rowcount
 
-    def forget_result(self, tenant: str, result: str) -> None:
-        """The files of a result are gone or damaged: no order has it any more."""
-        exports = schema.exports.c
+    def forget_results(self, results: Collection[str]) -> None:
+        """The files of these results are gone or damaged: no order has them any more."""
+        where = (schema.exports.c.result.in_(sorted(results)), schema.exports.c.path.is_not(None))
         with self.database.writing() as connection:
-            where = (exports.tenant == tenant, exports.result == result, exports.status == ExportStatus.SUCCEEDED)
             connection.execute(update(schema.exports).where(*where).values(path=None))
 
     def results(self) -> tuple[frozenset[str], frozenset[str]]:

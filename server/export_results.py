@@ -14,7 +14,7 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from adapters.staging import sweep_partial
 RESULT = re.compile(r"export-[0-9a-f]{24}", re.ASCII)
 OURS = re.compile(r"\.(export-[0-9a-f]{24})\.(work|json|log)", re.ASCII)
 GONE = re.compile(r"\.export-[0-9a-f]{24}\.[0-9a-f]{12}\.gone", re.ASCII)
-Needs = Callable[[], tuple[frozenset[str], frozenset[str]]]  # results that are waited for, and that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,29 +88,34 @@ class Results:
                 if not self._readers[inode]:
                     del self._readers[inode]
 
-    def sweep(self, needs: Needs) -> None:
-        """Remove results that no order has, and work that none waits for; what is being read goes in a later sweep."""
-        with self.lock:
-            waited, kept = needs()
-            for path in list(self.root.iterdir()):
-                ours = OURS.fullmatch(path.name)
-                if RESULT.fullmatch(path.name) and path.name not in waited | kept:
-                    self._set_aside(path, path.name)
-                elif ours and ours[1] not in waited:
-                    self._set_aside(path, ours[1])
+    def set_aside(self, waited: Set[str], kept: Set[str]) -> set[str]:
+        """Take results that no order has, and work that none waits for, out of their names; what of `kept` is missing.
+
+        With `lock` held since the two were asked for.
+        """
+        found = {path.name: path for path in self.root.iterdir()}
+        for name, path in found.items():
+            ours = OURS.fullmatch(name)
+            if RESULT.fullmatch(name) and name not in waited | kept:
+                self._set_aside(path, name)
+            elif ours and ours[1] not in waited:
+                self._set_aside(path, ours[1])
+        return set(kept - found.keys())
+
+    def clear(self) -> None:
+        """Remove what was set aside and nobody reads any more."""
         with self._counting:
             gone = [path for path in self.root.iterdir() if GONE.fullmatch(path.name)]
             gone = [path for path in gone if path.stat().st_ino not in self._readers]
         for path in gone:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def open(self, needs: Needs) -> None:
-        """Make the folder ready for a server that starts: what a killed one left goes."""
+    def open(self) -> None:
+        """Make the folder ready for a server that starts: what a killed process left half done goes."""
         self.root.mkdir(parents=True, exist_ok=True)
         sweep_partial(self.root)
         for spec in self.root.glob(".*.spec.json"):  # of an older release
             spec.unlink()
-        self.sweep(needs)
 
     def _set_aside(self, path: Path, name: str) -> None:
         """Its name is free at once, whoever still reads it."""

@@ -29,7 +29,7 @@ FIRST = "merging"  # the stage in which the bytes are written
 LAST_WORDS = ("result", "error")
 
 
-class ProcessKilled(HotshoeError):
+class ProcessKilled(Exception):
     """The process was killed before it said how it ended."""
 
 

@@ -162,18 +162,23 @@ class Exports:
             kept = self.registry.kept_export(new.tenant, new.result)
             if kept is not None and not self.results.is_whole(new.result, (kept.report or {}).get("files", {})):
                 log.warning("the result of an export is damaged and made again", export=kept.id)
-                self.registry.forget_result(new.tenant, new.result)
+                self.registry.forget_results([new.result])
             return self.registry.add_export(new)
 
     def _recover(self) -> None:
         self.registry.free_exports()
         self.registry.expire_exports(time.time())
-        self.results.open(self.registry.results)
+        self.results.open()
+        self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what nobody needs any more; what does not go now goes later."""
+        """Remove what nobody needs any more, and forget what is not there; what does not go now goes later."""
         try:
-            self.results.sweep(self.registry.results)
+            with self.results.lock:
+                missing = self.results.set_aside(*self.registry.results())
+                if missing:  # pruned, or not in the backup that this state is of
+                    self.registry.forget_results(missing)
+            self.results.clear()
         except (HotshoeError, OSError) as error:
             log.warning("results of exports not removed", error=type(error).__name__, reason=str(error)[:500])
 
@@ -290,7 +295,7 @@ class Exports:
 
 def _died(error: ProcessKilled) -> dict[str, Any]:
     message = (
-        f"{error.message} That was the last of {MOST_DEATHS} tries. Most likely the machine's memory ran out: order it "
+        f"{error} That was the last of {MOST_DEATHS} tries. Most likely the machine's memory ran out: order it "
         "without parity, or when less is running."
     )
     return {"code": "worker_lost", "message": message, "param": None}

@@ -116,6 +116,9 @@ def declare(operation: dict[str, Any], route: Route) -> None:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     for status in errors_of(route):
         operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
+    if route.path == "/v1/exports/{export_id}/content":
+        operation["responses"]["206"] = {"description": "The part that Range asks for"}
+        operation["responses"]["304"] = {"description": "It is what If-None-Match names"}
     if route.path == "/v1/adapters" and route.kind is Kind.UPLOAD:
         operation["responses"]["200"] = {"description": "The same files are a version already"}
 
