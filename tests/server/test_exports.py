@@ -42,7 +42,7 @@ def ordered(server: Server, model: str = "router", **body: Any) -> dict[str, Any
     return row
 
 
-def ended(server: Server, export_id: str, seconds: float = 60.0) -> dict[str, Any]:
+def ended(server: Server, export_id: str, seconds: float = 240.0) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while True:
         row: dict[str, Any] = server.http.get(f"/v1/exports/{export_id}").json()
@@ -98,7 +98,7 @@ def test_f14_an_export_that_ends_while_the_registry_is_locked_is_written_down_wh
     eventually(lambda: server.http.get(f"/v1/exports/{export_id}").json()["status"] == "running")
     made = result_of(server, export_id)
     with locked(server.services.settings.home, "IMMEDIATE"):
-        eventually(made.is_dir, 60)
+        eventually(made.is_dir, 240)
         time.sleep(BUSY_SECONDS + 1.5)
         assert server.http.get(f"/v1/exports/{export_id}").json()["status"] == "running"
     assert ended(server, export_id)["status"] == "succeeded"
