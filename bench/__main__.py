@@ -1,6 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, export-interference, planner; of the data check gate_speed, privacy, profanity, doubtful.
+On request: restarts (`--kills N`), interference, export-interference, planner; of the data check gate_speed, privacy,
+profanity, doubtful.
 """
 
 from __future__ import annotations

@@ -60,6 +60,12 @@ def exporting(http: httpx.Client, *, parity: bool) -> Iterator[None]:
     failures: list[str] = []
 
     def work() -> None:
+        try:
+            make_exports()
+        except httpx.HTTPError as error:
+            failures.append(str(error))
+
+    def make_exports() -> None:
         while not is_over.is_set() and not failures:
             row = http.post(EXPORTS, json={"model": NAME, "parity": parity}).raise_for_status().json()
             path = f"{EXPORTS}/{row['id']}"

@@ -92,7 +92,7 @@ def test_the_verbs_say_how_exports_stand_cancel_them_and_remove_them(
     assert refused.returncode == 1 and "is cancelled" in refused.stderr and list(tmp_path.iterdir()) == []
     listed = shell.verb("exports", "ls").stdout
     assert listed.index(waiting) < listed.index(row["id"]) and "hf float16" in listed
-    assert [one["id"] for one in json.loads(shell.verb("exports", "ls", "--json").stdout)][0] == waiting
+    assert json.loads(shell.verb("exports", "ls", "--json").stdout)[0]["id"] == waiting
     assert shell.verb("exports", "rm", waiting).stdout == f"{waiting} is gone\n"
     gone = shell.verb("exports", "show", waiting)
     assert gone.returncode == 1 and "not_found" in gone.stderr
