@@ -1,4 +1,4 @@
-"""What a client asks of an export, and what follows from it: which result it is, and about how large."""
+"""What a client asks of an export, and what follows from it: whether it can be, which result it is, how large."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapters.bases import stored_dtype, weight_files
-from adapters.errors import BaseInvalid
+from adapters.bases import base_digest, stored_dtype, weight_files
+from adapters.errors import BaseInvalid, BaseMismatch, MergeBaseMissing
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -87,3 +87,33 @@ def estimated_bytes(order: ExportOrder, version: AdapterVersion, base: BaseModel
         return 0  # the export will say what is wrong with the base
     asked, has = BITS.get(order.dtype or ""), BITS.get(stored_dtype(base.config) or "")
     return round(stored * asked / has) if asked and has else stored
+
+
+def check_bases(version: AdapterVersion, format: str, merge_base: BaseModel, served_base: BaseModel) -> None:
+    """The version can be merged into the merge base; raises MergeBaseMissing or BaseMismatch."""
+    if merge_base.config.get("quantization_config") and format not in OF_THE_ADAPTER_ALONE:
+        raise MergeBaseMissing(
+            f"The served base {served_base.id} is quantised, and an export needs its 16-bit weights: set "
+            "merge_base (HOTSHOE_MERGE_BASE) to a folder with them.",
+            param="merge_base",
+        )
+    if version.base_digest not in (None, merge_base.digest, served_base.digest):
+        raise BaseMismatch(
+            f"{version.ref} was made for the base {version.base_digest}; this server merges into "
+            f"{merge_base.id} ({merge_base.digest}). Set merge_base to the base it was made for.",
+            param="model",
+        )
+
+
+def check_unchanged(base: BaseModel) -> None:
+    """The base's files are those that the server started with; raises BaseInvalid. Headers and samples are read."""
+    try:
+        found = base_digest(base.folder)
+    except (OSError, ValueError) as error:
+        raise BaseInvalid(f"The files of the base {base.id} cannot be read: {error}.") from error
+    if found != base.digest:
+        raise BaseInvalid(
+            f"The files of the base {base.id} have changed since the server started: they were {base.digest} and are "
+            f"{found}. Put them back, or start the server again.",
+            param="base",
+        )

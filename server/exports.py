@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from adapters.bases import base_digest
-from adapters.errors import BaseInvalid, BaseMismatch, Conflict, HotshoeError, MergeBaseMissing, NotFound
+from adapters.errors import BaseMismatch, Conflict, HotshoeError, NotFound
 from adapters.export import check_order
 from adapters.export_rows import ExportEnd, ExportRow, ExportStatus, NewExport
 from adapters.types import AdapterRef, AdapterVersion
-from server.export_order import OF_THE_ADAPTER_ALONE, ExportOrder, estimated_bytes, order_of, result_of
+from server.export_order import ExportOrder, check_bases, check_unchanged, estimated_bytes, order_of, result_of
 from server.export_results import Results
 from server.export_run import ExportRun, ProcessKilled, failed
 from server.tasks import at_most, end_tasks, insist
@@ -86,7 +85,7 @@ class Exports:
         check_order(order.format, order.dtype, order.shard_bytes, order.merge_into)
         ref = AdapterRef.parse(order.model, tenant)
         version = await asyncio.to_thread(self.registry.resolve, ref)
-        self._check_exportable(version, order.format)
+        self._check(version, order.format)
         new = NewExport(
             tenant=tenant,
             ref=version.ref,
@@ -128,34 +127,11 @@ class Exports:
         if not row.has_result(time.time()):
             raise NotFound(f"The files of {row.id} are no longer there: export {row.ref} again.", param="id")
 
-    def _check_exportable(self, version: AdapterVersion, format: str) -> None:
+    def _check(self, version: AdapterVersion, format: str) -> None:
+        """Raises what is wrong with an export of this version."""
         if version.digest is None or not self.store.has(version.digest):
             raise Conflict(f"{version.ref} is {version.status} and has no files to export.", param="model")
-        if self.merge_base.config.get("quantization_config") and format not in OF_THE_ADAPTER_ALONE:
-            raise MergeBaseMissing(
-                f"The served base {self.served_base.id} is quantised, and an export needs its 16-bit weights: set "
-                "merge_base (HOTSHOE_MERGE_BASE) to a folder with them.",
-                param="merge_base",
-            )
-        if version.base_digest not in (None, self.merge_base.digest, self.served_base.digest):
-            raise BaseMismatch(
-                f"{version.ref} was made for the base {version.base_digest}; this server merges into "
-                f"{self.merge_base.id} ({self.merge_base.digest}). Set merge_base to the base it was made for.",
-                param="model",
-            )
-
-    def _check_base(self) -> None:
-        """The base's files are those that the server knows; raises BaseInvalid. Headers and samples are read."""
-        try:
-            found = base_digest(self.merge_base.folder)
-        except (OSError, ValueError) as error:
-            raise BaseInvalid(f"The files of the base {self.merge_base.id} cannot be read: {error}.") from error
-        if found != self.merge_base.digest:
-            raise BaseInvalid(
-                f"The files of the base {self.merge_base.id} have changed since the server started: they were "
-                f"{self.merge_base.digest} and are {found}. Put them back, or start the server again.",
-                param="base",
-            )
+        check_bases(version, format, self.merge_base, self.served_base)
 
     def _place(self, new: NewExport) -> ExportRow:
         with self.results.lock:
@@ -241,14 +217,14 @@ class Exports:
     async def _export(self, row: ExportRow) -> ExportEnd:
         """One attempt, to its end."""
         version = await insist(lambda: self.registry.resolve(AdapterRef.parse(row.ref, row.tenant)))
-        self._check_exportable(version, row.format)
+        self._check(version, row.format)
         if row.result not in (row.id, result_of(order_of(row), version, self.merge_base.digest)):
             raise BaseMismatch(
                 f"{row.id} was ordered of a server with another merge base, or of another release: order it again.",
                 param="model",
             )
         await asyncio.to_thread(self.store.verify, version.digest or "")
-        await asyncio.to_thread(self._check_base)
+        await asyncio.to_thread(check_unchanged, self.merge_base)
         served = await self.ask(version) if row.options.get("parity", True) else []
         place = self.results.place(row.result)
         # What a run left that ended before its row could be written: the row says that nothing is there.
