@@ -59,7 +59,7 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
     tell = report or (lambda _: None)
     check_request(request)
     form = plan_form(request)
-    tell({"stage": "planned", **form.as_dict()})
+    tell({"stage": "planned", "weight_bytes": form.size_bytes, **form.as_dict()})
     try:
         with _folder_for(request, form) as folder:
             _check_space(request, form, folder)

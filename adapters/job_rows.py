@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -29,6 +29,7 @@ from adapters.file_rows import new_id
 from adapters.job_history import FIRST_PAGE, JobHistory, Page, no_job, say, unknown_after
 from adapters.journal import add_event, ensure_tenant
 from adapters.tenants import check_job_bytes, check_job_quota, check_job_seconds, check_quota, running_jobs_limit
+from adapters.turns import Turn, choose
 
 LEASE_SECONDS = 30.0
 MOST_LOSSES = 5  # of a job's worker, each with its server; then it is most likely the job that ends servers
@@ -218,11 +219,9 @@ class JobRows(JobHistory):
             return connection.execute(_free(time.time()).limit(1)).first() is not None
 
     def claim_job(self, *, lease_seconds: float = LEASE_SECONDS) -> JobRow | None:
-        """The job whose turn it is, leased; None where nothing waits.
+        """The job whose turn it is (`adapters/turns.py`), leased; None where nothing waits.
 
-        Tenants take turns: first come those with the fewest jobs running, of these the one that has waited longest
-        since a job of its was begun; of a tenant's own jobs the oldest. A job whose lease ran out waits like a queued
-        one.
+        A job whose lease ran out waits like a queued one.
         """
         now = time.time()
         with self.database.writing() as connection:
@@ -312,26 +311,6 @@ class JobRows(JobHistory):
         with self.holding_job(job) as connection:
             _leave(connection, job, to, **values)
             say(connection, job.tenant, job.id, level, says)
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What decides whether it is a tenant's turn: jobs that run, how many may, and when its last one was begun."""
-
-    running: int = 0
-    most: int | None = None
-    last_begun: float = 0.0
-
-
-def choose(waiting: Sequence[JobRow], turns: Mapping[str, Turn]) -> JobRow | None:
-    """The job whose turn it is, of those whose tenant may have one more running."""
-    may = [job for job in waiting if (turn := turns[job.tenant]).most is None or turn.running < turn.most]
-
-    def order(job: JobRow) -> tuple[int, float, float, str]:
-        turn = turns[job.tenant]
-        return (turn.running, turn.last_begun, job.created_at, job.id)
-
-    return min(may, key=order, default=None)
 
 
 def check_held(connection: Connection, job: JobRow) -> None:

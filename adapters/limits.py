@@ -27,6 +27,8 @@ class UseLimits:
     running_jobs: int | None = None  # of these at once
     job_seconds: int | None = None  # that one of them may train
     job_bytes: int | None = None  # of checkpoints and working files of all its jobs
+    exports: int | None = None  # that have not ended
+    export_bytes: int | None = None  # of results that are kept, and of those under way as they are estimated
 
     @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> UseLimits:

@@ -66,7 +66,9 @@ class Scope:
 
 @dataclass
 class Needed:
-    """What the registry says: digests of bases that versions need, and of each export when it ended (None: not yet)."""
+    """What the registry says: digests of bases that versions need, and for each folder of an export when the last of
+    the orders that have it ended (None: not yet).
+    """
 
     bases: set[str] = field(default_factory=set)
     exports: dict[str, float | None] = field(default_factory=dict)
@@ -139,9 +141,13 @@ def _needed(home: Path) -> Needed:
             if "bases" in tables:
                 served = connection.execute("SELECT digest FROM bases WHERE is_served")
                 found.bases |= {digest for (digest,) in served}
-            ends = connection.execute("SELECT id, status, COALESCE(finished_at, created_at) FROM exports")
-            for export, status, ended in ends:
-                found.exports[export] = ended if status in FINAL else None
+            columns = {column for _, column, *_ in connection.execute("PRAGMA table_info(exports)")}
+            folder = "COALESCE(NULLIF(result, ''), id)" if "result" in columns else "id"
+            query = f"SELECT {folder}, status, COALESCE(finished_at, created_at) FROM exports"  # noqa: S608 - our words
+            for export, status, ended in connection.execute(query):
+                others = found.exports.get(export, 0.0)
+                is_over = status in FINAL and others is not None
+                found.exports[export] = max(ended, others or 0.0) if is_over else None
     return found
 
 

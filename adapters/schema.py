@@ -154,11 +154,21 @@ exports = Table(
     Column("options", JSON, nullable=False),
     Column("status", String(16), nullable=False),
     Column("progress", Float, nullable=False),
-    Column("path", String(4096)),
+    Column("path", String(4096)),  # of the result, for as long as it is kept
     Column("report", JSON(none_as_null=True)),
     Column("error", JSON(none_as_null=True)),
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float),
+    Column("result", String(40), nullable=False, server_default=""),  # its folder; orders of one are one piece of work
+    Column("stage", String(40)),
+    Column("bytes_done", BigInteger, nullable=False, server_default="0"),
+    Column("bytes_total", BigInteger, nullable=False, server_default="0"),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),  # of the result; estimated until it is there
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("deaths", Integer, nullable=False, server_default="0"),  # of its process, without a word
+    Column("losses", Integer, nullable=False, server_default="0"),  # of its server
+    Column("started_at", Float),
+    Column("expires_at", Float),
     Index(None, "tenant", "created_at"),
 )
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, or_, select, update
 
 from adapters import schema
 from adapters.database import Database
@@ -31,6 +31,7 @@ class Tenant:
     files: int = 0  # open uploads among them
     file_bytes: int = 0  # of files, and what open uploads declare
     upload_parts: int = 0  # of open uploads
+    export_bytes: int = 0  # of results that are kept, and of those under way as they are estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,37 @@ def check_job_bytes(connection: Connection, tenant: str, *, is_new: bool = True)
         )
 
 
+def check_export_quota(connection: Connection, tenant: str, size_bytes: int, now: float) -> None:
+    """Room for one more export, with a result of this size beside the others; raises QuotaExceeded. Call it in the
+    transaction.
+    """
+    limits, exports = _limits(connection, tenant), schema.exports.c
+    is_open = exports.status.in_(("queued", "running"))
+    count = connection.execute(select(func.count()).where(exports.tenant == tenant, is_open)).scalar() or 0
+    if limits.exports is not None and count >= limits.exports:
+        raise QuotaExceeded(
+            f"{tenant} has {count} exports that have not ended of at most {limits.exports}: cancel one, wait for one, "
+            "or ask the operator for more.",
+            param="exports",
+        )
+    stored = _export_bytes(connection, tenant, now)
+    if limits.export_bytes is not None and size_bytes and stored + size_bytes > limits.export_bytes:
+        raise QuotaExceeded(
+            f"Exports of {tenant} have {stored} bytes of at most {limits.export_bytes}, and this one would have about "
+            f"{size_bytes}: delete results that are no longer needed, or ask the operator for more.",
+            param="export_bytes",
+        )
+
+
+def _export_bytes(connection: Connection, tenant: str, now: float) -> int:
+    """Bytes of the tenant's results, each once however many orders have it, and of those under way."""
+    exports = schema.exports.c
+    is_kept = and_(exports.path.is_not(None), or_(exports.expires_at.is_(None), exports.expires_at > now))
+    counted = and_(exports.tenant == tenant, or_(exports.status.in_(("queued", "running")), is_kept))
+    sizes = select(func.max(exports.size_bytes).label("size")).where(counted).group_by(exports.result).subquery()
+    return int(connection.execute(select(func.sum(sizes.c.size))).scalar() or 0)
+
+
 def running_jobs_limit(connection: Connection, tenant: str) -> int | None:
     """How many fine-tuning jobs of the tenant may run at once; None for any number."""
     return _limits(connection, tenant).running_jobs
@@ -244,6 +276,7 @@ def _tenant(connection: Connection, tenant: str) -> Tenant:
         files=files + uploads,
         file_bytes=file_bytes + declared,
         upload_parts=parts,
+        export_bytes=_export_bytes(connection, tenant, time.time()),
     )
 
 

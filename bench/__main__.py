@@ -1,6 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, planner; of the data check gate_speed, privacy, profanity, doubtful.
+On request: restarts (`--kills N`), interference, export-interference, planner; of the data check gate_speed, privacy,
+profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from bench import (
     doubtful,
+    export_interference,
     gate_speed,
     gateway,
     interference,
@@ -33,6 +35,7 @@ ON_REQUEST = {
     "doubtful": doubtful.run,
     "planner": planner.run,
     "interference": interference.run,
+    "export-interference": export_interference.run,
 }
 
 

@@ -20,7 +20,8 @@ from adapters.parity_report import available_memory_bytes
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion
-from server.exports import AskServed, end_group
+from server.child import end_group
+from server.exports import AskServed
 from server.restoring import key_of
 from server.tasks import end_tasks, insist
 

@@ -150,7 +150,14 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     )
     prover = Prover(engaged)
     residents.vet = prover.vet
-    jobs = Exports(ExportPlace(registry, store, settings.home), base, merge_base, served)
+    kept = ExportPlace(
+        registry=registry,
+        store=store,
+        home=settings.home,
+        keep_seconds=settings.export_days * 86_400 or None,
+        on_end=lambda outcome: metrics.export_runs.labels(outcome).inc(),
+    )
+    jobs = Exports(kept, base, merge_base, served)
     place = JobPlace(
         registry=registry,
         files=files,

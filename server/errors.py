@@ -10,6 +10,7 @@ HotshoeError (the tree in adapters/errors.py), and of the service alone:
 ├── JsonInvalid         json_invalid          the body is not one JSON document
 ├── Unprocessable       unprocessable         the body is JSON, and not what the route takes
 ├── PayloadTimeout      payload_timeout       the body stopped coming
+├── RangeNotSatisfiable range_not_satisfiable the part that is asked for begins behind the end
 ├── GateNotPassed       gate_not_passed       a version scores less than its adapter's gate wants of a promote
 ├── RateLimited         rate_limit_exceeded   the key or its tenant has used its minute, or its concurrent requests
 └── EngineRefused       (the engine's code)   the engine's own answer, normalised
@@ -63,6 +64,16 @@ class PayloadTimeout(HotshoeError):
     code = "payload_timeout"
 
 
+class RangeNotSatisfiable(HotshoeError):
+    """A range of something that has `size_bytes`."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, *, size_bytes: int = 0, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.size_bytes = size_bytes
+
+
 class GateNotPassed(errors.Conflict):
     code = "gate_not_passed"
 
@@ -110,6 +121,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.GenerationMismatch: (412, CONFLICT),
     errors.PayloadTooLarge: (413, INVALID),
     EncodingNotAllowed: (415, INVALID),
+    RangeNotSatisfiable: (416, INVALID),
     HeadersTooLarge: (431, INVALID),
     errors.QuotaExceeded: (429, LIMIT),
     RateLimited: (429, LIMIT),
@@ -175,6 +187,8 @@ def to_wire(error: HotshoeError) -> WireError:
         headers["x-should-retry"] = "false"
     if isinstance(error, PayloadTimeout):
         headers["connection"] = "close"  # the rest of the body may still come, and is no request
+    if isinstance(error, RangeNotSatisfiable):
+        headers["content-range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return WireError(status, {"error": body}, headers)

@@ -1,39 +1,30 @@
-"""Export jobs: rows in the registry, worked off one at a time by a niced child process that dies with the server.
+"""Export jobs: orders in the registry, worked off one at a time by a niced child process that dies with the server.
 
-A job that ran when the server ended is queued again at the next start: a child leaves nothing that is not whole.
+Orders of one tenant that would give the same files are one piece of work (`adapters/export_rows.py`). What ran when the
+server ended is queued again at the next start, and goes on with the weight files that were finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from adapters.errors import (
-    BaseMismatch,
-    Conflict,
-    HotshoeError,
-    InvalidRequest,
-    MergeBaseMissing,
-    RegistryBusy,
-)
-from adapters.export import FORMATS
-from adapters.export_rows import ExportRow, ExportStatus
-from adapters.merge_plan import check_dtype
-from adapters.staging import sweep_partial
+from adapters.errors import BaseMismatch, Conflict, HotshoeError, NotFound
+from adapters.export import check_order
+from adapters.export_rows import ExportEnd, ExportRow, ExportStatus, NewExport
 from adapters.types import AdapterRef, AdapterVersion
-from server.tasks import end_tasks, insist
+from server.export_order import ExportOrder, check_bases, check_unchanged, estimated_bytes, order_of, result_of
+from server.export_results import Results
+from server.export_run import ExportRun, ProcessKilled, failed
+from server.tasks import at_most, end_tasks, insist
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -43,165 +34,208 @@ if TYPE_CHECKING:
 log = structlog.get_logger("hotshoe.exports")
 AskServed = Callable[[AdapterVersion], Awaitable[list[dict[str, Any]]]]  # the engine's answers to the parity probe
 NICE = 10
-CANCEL_GRACE_SECONDS = 5.0
-TELL_SECONDS = 0.5  # between two writes of progress to the registry
-MAX_LINE_BYTES = 64 << 20  # the report of a large model is one line
-# How far an export is when a stage begins, and the part of the whole that the stage is.
-STAGES = {"merging": (0.0, 0.5), "checking": (0.5, 0.3), "comparing logits": (0.8, 0.2)}
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOrder:
-    """What a client asks for."""
-
-    model: str
-    format: str = "hf"
-    dtype: str | None = None
-    with_parity: bool = True
+MOST_DEATHS = 3  # of one export's process, killed without a word; then it has failed
+PUT_OFF_SECONDS = 5.0  # after something that may go better later: a full disk, say
+SWEEP_SECONDS = 60.0  # between two looks at what is over
+STOP_SECONDS = 5.0  # for the registry to take an export back when the server stops
 
 
 @dataclass(frozen=True, slots=True)
 class ExportPlace:
-    """Where exports are kept: their rows, the adapters' files, and the state folder for what they make."""
+    """Where exports are kept: their rows, the adapters' files, and the state folder for what they make.
+
+    `keep_seconds` is how long results stay, None for as long as nobody deletes them; `on_end` hears how work ended.
+    """
 
     registry: Registry
     store: BlobStore
     home: Path
-
-
-@dataclass
-class _Running:
-    row: ExportRow
-    process: asyncio.subprocess.Process
+    keep_seconds: float | None = None
+    on_end: Callable[[str], None] = lambda _: None
 
 
 class Exports:
-    """The queue and its worker. Results lie in `home`/exports/ID until they are removed by hand."""
+    """The queue and its worker. Results lie in `home`/exports until their time is over or their orders are deleted."""
 
     def __init__(self, where: ExportPlace, base: BaseModel, merge_base: BaseModel | None, ask: AskServed) -> None:
+        self.where = where
         self.registry = where.registry
         self.store = where.store
-        self.root = where.home / "exports"
+        self.results = Results(where.home / "exports")
         self.served_base = base
         self.merge_base = merge_base or base
         self.ask = ask
-        self._wake = asyncio.Event()
-        self._running: _Running | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._poked = asyncio.Event()
+        self._running: ExportRun | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Sweep what killed exports left, queue again what was running, and begin to work."""
+        """Queue again what was running, remove what nobody needs any more, and begin to work."""
         await asyncio.to_thread(self._recover)
-        self._wake.set()
-        self._worker = asyncio.create_task(self._work())
+        self._poked.set()
+        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._expire())]
 
     async def stop(self) -> None:
-        """End the running child; its job stays queued for the next start."""
-        await end_tasks(self._worker)
-        self._worker = None
+        """End the running child; its orders are queued for the next start."""
+        await end_tasks(*self._tasks)
+        self._tasks = []
 
     async def submit(self, tenant: str, order: ExportOrder, actor: str) -> ExportRow:
-        """Queue an export; raises what is wrong with the order before any work is done."""
-        check_dtype(order.dtype)
-        if order.format not in FORMATS:
-            raise InvalidRequest(f"format {order.format!r} is not one of {', '.join(FORMATS)}.", param="format")
+        """Queue an order, or join it to the same work; raises what is wrong with it before any work is done."""
+        check_order(order.format, order.dtype, order.shard_bytes, order.merge_into)
         ref = AdapterRef.parse(order.model, tenant)
         version = await asyncio.to_thread(self.registry.resolve, ref)
-        self._check_exportable(version)
-        options = {"dtype": order.dtype, "parity": order.with_parity}
-        row = await asyncio.to_thread(
-            lambda: self.registry.add_export(tenant, version.ref, format=order.format, options=options, actor=actor)
+        self._check(version, order.format)
+        new = NewExport(
+            tenant=tenant,
+            ref=version.ref,
+            result=result_of(order, version, self.merge_base.digest),
+            actor=actor,
+            format=order.format,
+            options=order.options(),
+            size_bytes=await asyncio.to_thread(estimated_bytes, order, version, self.merge_base),
+            keep_seconds=self.where.keep_seconds,
         )
-        self._wake.set()
+        row = await asyncio.to_thread(self._place, new)
+        self._poked.set()
         return row
 
     async def cancel(self, tenant: str, export_id: str) -> ExportRow:
-        """End an export that is queued or running; one that ended already stays as it is."""
-        row = await asyncio.to_thread(
-            lambda: self.registry.update_export(tenant, export_id, status=ExportStatus.CANCELLED)
-        )
-        if self._running is not None and self._running.row.id == export_id:
-            await end_group(self._running.process)
+        """End an order that is queued or running; one that ended already stays as it is.
+
+        The work ends with its last order.
+        """
+        row = await asyncio.to_thread(self.registry.cancel_export, tenant, export_id)
+        running = self._running
+        if running is not None and running.is_of(row):
+            if not await asyncio.to_thread(self.registry.is_wanted, running.row):
+                await running.stop()
+        else:
+            await asyncio.to_thread(self._sweep)
         return row
 
-    def folder(self, row: ExportRow) -> Path:
-        """Where the finished export lies; raises Conflict before it is finished."""
+    async def delete(self, tenant: str, export_id: str, actor: str) -> ExportRow:
+        """Forget an order that has ended, and its result with the last one that has it; raises NotFound or Conflict."""
+        row = await asyncio.to_thread(lambda: self.registry.delete_export(tenant, export_id, actor=actor))
+        await asyncio.to_thread(self._sweep)
+        return row
+
+    def check_content(self, row: ExportRow) -> None:
+        """Raises Conflict before the result is finished, NotFound when its time is over."""
         if row.status is not ExportStatus.SUCCEEDED:
             raise Conflict(f"{row.id} is {row.status}: its content is there once it has succeeded.", param="id")
-        return self.root / row.id
+        if not row.has_result(time.time()):
+            raise NotFound(f"The files of {row.id} are no longer there: export {row.ref} again.", param="id")
 
-    def _check_exportable(self, version: AdapterVersion) -> None:
+    def _check(self, version: AdapterVersion, format: str) -> None:
+        """Raises what is wrong with an export of this version."""
         if version.digest is None or not self.store.has(version.digest):
             raise Conflict(f"{version.ref} is {version.status} and has no files to export.", param="model")
-        if self.merge_base.config.get("quantization_config"):
-            raise MergeBaseMissing(
-                f"The served base {self.served_base.id} is quantised, and an export needs its 16-bit weights: set "
-                "merge_base (HOTSHOE_MERGE_BASE) to a folder with them.",
-                param="merge_base",
-            )
-        if version.base_digest not in (None, self.merge_base.digest, self.served_base.digest):
-            raise BaseMismatch(
-                f"{version.ref} was made for the base {version.base_digest}; this server merges into "
-                f"{self.merge_base.id} ({self.merge_base.digest}). Set merge_base to the base it was made for.",
-                param="model",
-            )
+        check_bases(version, format, self.merge_base, self.served_base)
+
+    def _place(self, new: NewExport) -> ExportRow:
+        with self.results.lock:
+            kept = self.registry.kept_export(new.tenant, new.result)
+            if kept is not None and not self.results.is_whole(new.result, (kept.report or {}).get("files", {})):
+                log.warning("the result of an export is damaged and made again", export=kept.id)
+                self.registry.forget_results([new.result])
+            return self.registry.add_export(new)
 
     def _recover(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        sweep_partial(self.root)
-        for spec in self.root.glob(".*.spec.json"):
-            spec.unlink()
-        for row in self.registry.exports(status=ExportStatus.RUNNING):
-            self.registry.update_export(row.tenant, row.id, status=ExportStatus.QUEUED, progress=0.0)
+        self.registry.free_exports()
+        self.registry.expire_exports(time.time())
+        self.results.open()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what nobody needs any more, and forget what is not there; what does not go now goes later."""
+        try:
+            with self.results.lock:
+                missing = self.results.set_aside(*self.registry.results())
+                if missing:  # pruned, or not in the backup that this state is of
+                    self.registry.forget_results(missing)
+            self.results.clear()
+        except (HotshoeError, OSError) as error:
+            log.warning("results of exports not removed", error=type(error).__name__, reason=str(error)[:500])
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            with contextlib.suppress(HotshoeError):  # the next look may find the registry well again
+                gone = await asyncio.to_thread(self.registry.expire_exports, time.time())
+                if gone:
+                    log.info("exports expired", count=gone)
+                await asyncio.to_thread(self._sweep)
 
     async def _work(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while rows := await insist(lambda: self.registry.exports(status=ExportStatus.QUEUED)):
-                await self._run(rows[0])
+            await self._poked.wait()
+            self._poked.clear()
+            try:
+                while await insist(self.registry.has_queued_export):
+                    row = await insist(self.registry.claim_export)
+                    if row is not None:
+                        await self._run(row)
+            except Exception as error:  # noqa: BLE001 - a full disk, say: later orders must find a worker all the same
+                log.error("the queue of exports waits", error=type(error).__name__, reason=str(error)[:500])
+                await asyncio.sleep(PUT_OFF_SECONDS)
+                self._poked.set()
 
     async def _run(self, row: ExportRow) -> None:
+        """Carry out one piece of work; whatever is wrong with it, the next one gets its turn."""
         try:
-            changes = await self._export(row)
+            end = await self._export(row)
         except asyncio.CancelledError:
-            self.registry.update_export(row.tenant, row.id, status=ExportStatus.QUEUED, progress=0.0)
+            with contextlib.suppress(HotshoeError):
+                await at_most(STOP_SECONDS, insist(lambda: self.registry.requeue_export(row)))
             raise
+        except ProcessKilled as error:
+            if row.deaths + 1 < MOST_DEATHS:
+                log.warning(
+                    "the export's process was killed and is started again", export=row.id, deaths=row.deaths + 1
+                )
+                await insist(lambda: self.registry.requeue_export(row, has_died=True))
+                return
+            end = ExportEnd(ExportStatus.FAILED, error=_died(error))
         except HotshoeError as error:
-            changes = failed(error)
-        except Exception as error:  # noqa: BLE001 - one broken job must not end the queue
-            log.error("export failed", export=row.id, error=type(error).__name__, reason=str(error)[:500])
-            changes = failed(HotshoeError(f"The export failed: {type(error).__name__}."))
-        else:
-            await self._note_agreement(row, changes.get("report") or {})
-        ended = await insist(lambda: self.registry.update_export(row.tenant, row.id, **changes))
-        log.info("export ended", export=row.id, model=row.ref, status=str(ended.status))
-        if ended.status is ExportStatus.CANCELLED:
-            await asyncio.to_thread(lambda: shutil.rmtree(self.root / row.id, ignore_errors=True))
+            end = failed(error)
+        except Exception as error:
+            log.exception("export failed", export=row.id)
+            end = failed(HotshoeError(f"The export failed: {type(error).__name__}. The server's log says more."))
+        await self._ended(row, end)
 
-    async def _export(self, row: ExportRow) -> dict[str, Any]:
-        """Run one child to its end; what to write into the row."""
+    async def _ended(self, row: ExportRow, end: ExportEnd) -> None:
+        if end.status is ExportStatus.SUCCEEDED:
+            await self._note_agreement(row, end.report)
+        end = replace(end, keep_seconds=self.where.keep_seconds)
+        orders = await insist(lambda: self.registry.end_export(row, end))
+        outcome = str(end.status if orders else ExportStatus.CANCELLED)
+        log.info("export ended", export=row.id, model=row.ref, status=outcome, orders=orders)
+        self.where.on_end(outcome)
+        await asyncio.to_thread(self._sweep)
+
+    async def _export(self, row: ExportRow) -> ExportEnd:
+        """One attempt, to its end."""
         version = await insist(lambda: self.registry.resolve(AdapterRef.parse(row.ref, row.tenant)))
-        self._check_exportable(version)
+        self._check(version, row.format)
+        if row.result not in (row.id, result_of(order_of(row), version, self.merge_base.digest)):
+            raise BaseMismatch(
+                f"{row.id} was ordered of a server with another merge base, or of another release: order it again.",
+                param="model",
+            )
         await asyncio.to_thread(self.store.verify, version.digest or "")
-        started = await insist(lambda: self.registry.update_export(row.tenant, row.id, status=ExportStatus.RUNNING))
-        if started.status is not ExportStatus.RUNNING:  # cancelled meanwhile
-            return {}
-        # What a run left that ended before its row could be written: the row says that nothing is there.
-        await asyncio.to_thread(shutil.rmtree, self.root / row.id, ignore_errors=True)
+        await asyncio.to_thread(check_unchanged, self.merge_base)
         served = await self.ask(version) if row.options.get("parity", True) else []
-        spec = self.root / f".{row.id}.spec.json"
-        await asyncio.to_thread(spec.write_text, json.dumps({**self._spec(row, version), "served": served}))
-        process = await start_child(spec)
-        self._running = _Running(row, process)
+        place = self.results.place(row.result)
+        # What a run left that ended before its row could be written: the row says that nothing is there.
+        await asyncio.to_thread(shutil.rmtree, place.out, ignore_errors=True)
+        self._running = ExportRun(self.registry, row, place)
         try:
-            return await self._follow(row, process)
+            return await self._running.run({**self._spec(row, version), "served": served})
         finally:
             self._running = None
-            await end_group(process)
-            spec.unlink(missing_ok=True)
 
-    async def _note_agreement(self, row: ExportRow, report: dict[str, Any]) -> None:
+    async def _note_agreement(self, row: ExportRow, report: Any) -> None:
         """Keep with the version's proof what the report says of its engine's answers beside PEFT's."""
         found = ((report.get("parity") or {}).get("logits") or {}).get("served_against_peft")
         if not found:
@@ -214,86 +248,30 @@ class Exports:
             log.warning("agreement not noted", export=row.id, code=error.code, reason=error.message)
 
     def _spec(self, row: ExportRow, version: AdapterVersion) -> dict[str, Any]:
-        return {
+        """What the process is told: the fields of an ExportRequest."""
+        place, order = self.results.place(row.result), order_of(row)
+        spec = {
             "adapter": str(self.store.folder(version.digest or "")),
             "base": str(self.merge_base.folder),
-            "out": str(self.root / row.id),
+            "out": str(place.out),
+            "work": str(place.work),
             "source": row.ref,
             "format": row.format,
-            "dtype": row.options.get("dtype"),
-            "with_logits": row.options.get("parity", True),
+            "dtype": order.dtype,
+            "with_logits": order.with_parity,
             "base_digest": version.base_digest,
             "accepted_digests": [self.merge_base.digest, self.served_base.digest],
             "card": version.card,
             "chat_template": version.chat_template,
             "nice": NICE,
         }
-
-    async def _follow(self, row: ExportRow, process: asyncio.subprocess.Process) -> dict[str, Any]:
-        output, complaints = streams_of(process)
-        ended: dict[str, Any] = {}
-        parity: dict[str, Any] | None = None
-        told_at = 0.0
-        async for line in output:
-            message = json.loads(line)
-            if message["stage"] in ("result", "error"):
-                ended = message
-            elif message["stage"] == "failed":
-                parity = message["parity"]
-            elif message["stage"] in STAGES and time.monotonic() - told_at > TELL_SECONDS:
-                told_at = time.monotonic()
-                await self._tell(row, message)
-        code = await process.wait()
-        tail = (await complaints).decode(errors="replace")[-2000:]
-        if "result" in ended:
-            path = str(self.root / row.id)
-            return {"status": ExportStatus.SUCCEEDED, "progress": 1.0, "path": path, "report": ended["result"]}
-        if "error" in ended:
-            return {"status": ExportStatus.FAILED, "error": ended["error"], "report": parity and {"parity": parity}}
-        log.error("the export's process ended without a word", export=row.id, exit_code=code, stderr=tail)
-        return failed(
-            HotshoeError(f"The export's process ended with status {code}; the server's log has its last words.")
-        )
-
-    async def _tell(self, row: ExportRow, message: dict[str, Any]) -> None:
-        begin, part = STAGES[message["stage"]]
-        progress = round(begin + part * message.get("percent", 0) / 100, 3)
-        with contextlib.suppress(RegistryBusy):
-            await asyncio.to_thread(lambda: self.registry.update_export(row.tenant, row.id, progress=progress))
+        further = {"shard_bytes": order.shard_bytes, "merge_into": order.merge_into}
+        return {**spec, **{name: value for name, value in further.items() if value is not None}}
 
 
-def failed(error: HotshoeError) -> dict[str, Any]:
-    return {"status": ExportStatus.FAILED, "error": error.as_dict()}
-
-
-async def start_child(spec: Path) -> asyncio.subprocess.Process:
-    """`python -m adapters.export SPEC` in a process group of its own; it ends when our end of its stdin closes."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "adapters.export",
-        str(spec),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        limit=MAX_LINE_BYTES,
+def _died(error: ProcessKilled) -> dict[str, Any]:
+    message = (
+        f"{error} That was the last of {MOST_DEATHS} tries. Most likely the machine's memory ran out: order it "
+        "without parity, or when less is running."
     )
-
-
-def streams_of(process: asyncio.subprocess.Process) -> tuple[asyncio.StreamReader, asyncio.Task[bytes]]:
-    """The child's lines, and its complaints, which are read along so that it never waits for us."""
-    if process.stdout is None or process.stderr is None:
-        raise RuntimeError("the child was started without pipes")
-    return process.stdout, asyncio.create_task(process.stderr.read())
-
-
-async def end_group(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM to the child and its own children, SIGKILL when they do not go; returns when the child is gone."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), CANCEL_GRACE_SECONDS)
+    return {"code": "worker_lost", "message": message, "param": None}

@@ -13,7 +13,7 @@ import structlog
 
 from adapters.errors import HotshoeError, LeaseLost, PayloadTooLarge, QuotaExceeded
 from adapters.job_rows import LEASE_SECONDS, JobRow, JobStatus
-from server.job_child import JobChild
+from server.child import Child, Program
 from server.job_folders import folder_bytes
 from server.job_memory import MemoryLimit
 from server.job_told import Telling
@@ -56,10 +56,13 @@ class Training:
     async def run(self, order: Order, names: Mapping[str, str], variables: Mapping[str, str]) -> None:
         """To its end; raises RunFailed, or LeaseLost where the job was paused, cancelled or queued again.
 
-        `names` and `variables` as `JobChild.start` has them.
+        The order's folder gets the order and the log of what the process complains. `names` and `variables` are a
+        Program's.
         """
-        child = await JobChild.start(order, names, variables)
         telling, folder = Telling(self.registry, self.job), Path(order.folder)
+        spec, complaints = folder / "spec.json", folder / "worker.log"
+        await asyncio.to_thread(spec.write_text, order.text(), "utf-8")
+        child = await Child.start(Program("training.jobs", spec, complaints, "kind", names, variables))
         self._counted_at = time.monotonic()
         watching: asyncio.Task[None] | None = None
         try:
@@ -84,14 +87,14 @@ class Training:
             await self._out_of_memory(telling.error["message"])
         raise RunFailed(**telling.error)
 
-    async def _follow(self, child: JobChild, telling: Telling) -> None:
+    async def _follow(self, child: Child, telling: Telling) -> None:
         try:
             async for message in child.messages():
                 await telling.take(message)
         except TimeoutError:
             log.error("job process hangs", job=self.job.id)
 
-    async def _watch(self, child: JobChild, folder: Path) -> None:
+    async def _watch(self, child: Child, folder: Path) -> None:
         """Keep the lease for as long as the job is ours and within its limits; then end the process.
 
         However this ends, the process ends: nobody would look after it any more.
@@ -131,7 +134,7 @@ class Training:
         ran, self._counted_at = now - self._counted_at, now
         self.registry.count_use(self.job, ran, folder_bytes(folder))
 
-    async def _let_save(self, child: JobChild) -> None:
+    async def _let_save(self, child: Child) -> None:
         """A process whose job is not ours any more may save its step, unless the job was cancelled."""
         if await self._status() is JobStatus.CANCELLED:
             return
@@ -147,7 +150,7 @@ class Training:
         """As it is now."""
         return await insist(lambda: self.registry.get_job(self.job.tenant, self.job.id))
 
-    async def _ended_without_a_word(self, child: JobChild) -> NoReturn:
+    async def _ended_without_a_word(self, child: Child) -> NoReturn:
         """Once more, or the end of the job."""
         code, job = child.process.returncode, self.job
         if code == EXIT_INTERRUPTED:

@@ -39,7 +39,7 @@ from adapters.publish import PublishContext, publish
 from adapters.staging import sha256
 from adapters.store import disk_errors
 from adapters.types import AdapterVersion, VersionStatus
-from server.job_child import renamed
+from server.child import renamed
 from server.job_folders import JobFolders
 from server.job_memory import default_limit_bytes, limit_memory, sweep_groups
 from server.job_order import asked_of, parent_of, settings_of, wandb_of

@@ -87,6 +87,9 @@ class Metrics:
         self.file_bytes = self._gauge("file_bytes", "Bytes of those files.", "purpose")
         self.open_uploads = self._gauge("open_uploads", "Uploads that wait for parts, by purpose.", "purpose")
         self.upload_bytes = self._gauge("open_upload_bytes", "Bytes of their parts that are here.", "purpose")
+        self.exports = self._gauge("exports", "Exports that have not ended, by status.", "status")
+        self.export_bytes = self._gauge("export_bytes", "Bytes of results of exports that are kept.")
+        self.export_runs = self._counter("export_runs", "Exports that were worked off, by outcome.", "outcome")
         self.memory = self._gauge("memory_bytes", "What the engine's memory is for, computed.", "place", "part")
         self.process_memory = self._gauge("process_memory_bytes", "What server and engine take, measured.", "place")
         self.unaccounted = self._gauge(

@@ -37,7 +37,7 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/uploads/{upload_id}/complete": (507,),
     "/v1/uploads/{upload_id}/cancel": (507,),
     "/v1/exports": (404, 429, 507),
-    "/v1/exports/{export_id}/content": (507,),
+    "/v1/exports/{export_id}/content": (409, 416, 500, 507),
     "/v1/keys": (404, 429),
 }
 TEXT_OR_NULL = {"type": ["string", "null"]}
@@ -116,6 +116,9 @@ def declare(operation: dict[str, Any], route: Route) -> None:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     for status in errors_of(route):
         operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
+    if route.path == "/v1/exports/{export_id}/content":
+        operation["responses"]["206"] = {"description": "The part that Range asks for"}
+        operation["responses"]["304"] = {"description": "It is what If-None-Match names"}
     if route.path == "/v1/adapters" and route.kind is Kind.UPLOAD:
         operation["responses"]["200"] = {"description": "The same files are a version already"}
 

@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     job_checkpoint_days: float = Field(
         7.0, ge=0, description="How long checkpoints of a fine-tuning job that has ended can be published, in days."
     )
+    export_days: float = Field(
+        7.0, ge=0, description="How long results of exports are kept, in days; 0: until they are deleted."
+    )
     wandb_api_key: SecretStr | None = Field(
         None, description="Key of Weights & Biases for fine-tuning jobs that ask to report there; unset, none may."
     )

@@ -271,8 +271,8 @@ def _describe(result: dict[str, Any]) -> None:
     for form in parity.get("forms", ()):
         found = form["against_peft"]
         typer.echo(
-            f"{form['name']}: {found['identical']} of {found['prompts']} answers are PEFT's; log-probabilities differ by "
-            f"{found['mean_abs']:.3g} in the mean, mean KL {found['mean_kl']:.3g}, same top token in "
+            f"{form['name']}: {found['identical']} of {found['prompts']} answers are PEFT's; log-probabilities differ "
+            f"by {found['mean_abs']:.3g} in the mean, mean KL {found['mean_kl']:.3g}, same top token in "
             f"{found['top1_agreement']:.1%} of {found['positions']} positions"
         )
     for note in parity["notes"]:

@@ -32,6 +32,7 @@ VERB_MODULES = {
     "server.cli.jobs": ("jobs",),
     "server.cli.tenants": ("keys", "tenants"),
     "server.cli.export": ("export",),
+    "server.cli.exports": ("exports",),
 }
 
 

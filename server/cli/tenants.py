@@ -124,7 +124,8 @@ def list_tenants(home: Home = None, as_json: AsJson = False) -> None:
     for row in rows:
         typer.echo(
             f"{row['id']}  {row['adapters']} adapters  {row['versions']} versions  {row['stored_bytes']:,} bytes  "
-            f"{row['files']} files of {row['file_bytes']:,} bytes  {shown_limits(row['limits'])}"
+            f"{row['files']} files of {row['file_bytes']:,} bytes  {row['export_bytes']:,} bytes of exports  "
+            f"{shown_limits(row['limits'])}"
         )
 
 
@@ -144,6 +145,8 @@ def set_tenant(
     running_jobs: Annotated[int | None, typer.Option(help="Fine-tuning jobs that run at once.")] = None,
     job_seconds: Annotated[int | None, typer.Option(help="Seconds that one fine-tuning job may train.")] = None,
     job_bytes: Annotated[int | None, typer.Option(help="Bytes on the disk of all its fine-tuning jobs.")] = None,
+    exports: Annotated[int | None, typer.Option(help="Exports that have not ended.")] = None,
+    export_bytes: Annotated[int | None, typer.Option(help="Bytes of its exports' results, kept and under way.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -163,6 +166,8 @@ def set_tenant(
         running_jobs=running_jobs,
         job_seconds=job_seconds,
         job_bytes=job_bytes,
+        exports=exports,
+        export_bytes=export_bytes,
     )
     with open_admin(home) as admin:
         row = admin.set_tenant(tenant, limits)

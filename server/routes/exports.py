@@ -1,24 +1,24 @@
-"""Exports: merge on demand. Order one, watch it, fetch it, cancel it."""
+"""Exports: merge on demand. Order one, watch it, fetch it, cancel it, delete it."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.errors import NotFound
-from adapters.export import MANIFEST
 from adapters.export_rows import ExportRow, no_export
-from adapters.staging import sha256
-from server.exports import ExportOrder
+from server.export_content import content_response
+from server.export_order import ExportOrder, order_of
 from server.idempotency import idempotent
 from server.resolve import own_name
 from server.services import Caller, Services, caller_of
-from server.tar import TarResponse
 from server.wire import listing
+
+MAX_SHARD_BYTES = 1 << 50
 
 
 class ExportBody(BaseModel):
@@ -29,6 +29,11 @@ class ExportBody(BaseModel):
     format: str = "hf"
     dtype: str | None = None
     parity: bool = True
+    shard_bytes: int | None = Field(None, ge=1, le=MAX_SHARD_BYTES)
+    merge_into: str | None = None
+
+    def order(self) -> ExportOrder:
+        return ExportOrder(self.model, self.format, self.dtype, self.parity, self.shard_bytes, self.merge_into)
 
 
 def router(services: Services) -> APIRouter:
@@ -41,8 +46,7 @@ def router(services: Services) -> APIRouter:
 
         async def act() -> tuple[int, dict[str, Any]]:
             own_name(caller, body.model.partition("@")[0])
-            wanted = ExportOrder(body.model, body.format, body.dtype, body.parity)
-            row = await exports.submit(caller.tenant, wanted, caller.actor)
+            row = await exports.submit(caller.tenant, body.order(), caller.actor)
             return 202, export_row(row, await services.keyring.is_open())
 
         status, answer = await idempotent(services, request, body.model_dump_json(), act)
@@ -60,22 +64,22 @@ def router(services: Services) -> APIRouter:
         row = await own_export(services, caller_of(request), export_id)
         return export_row(row, await services.keyring.is_open())
 
-    @routes.get("/{export_id}/content", summary="The folder as a tar stream, or one file of it with ?file=NAME")
+    @routes.delete("/{export_id}", summary="Forget one that has ended, and its result")
+    async def delete(request: Request, export_id: str) -> dict[str, Any]:
+        caller = caller_of(request)
+        row = await own_export(services, caller, export_id)
+        await exports.delete(row.tenant, row.id, caller.actor)
+        return {"id": row.id, "object": "export", "deleted": True}
+
+    @routes.get("/{export_id}/content", summary="The folder as a tar, or one file of it with ?file=NAME; takes Range")
     async def content(request: Request, export_id: str, file: str | None = Query(None)) -> Response:
         row = await own_export(services, caller_of(request), export_id)
-        folder = exports.folder(row)
-        if not folder.is_dir():
-            raise NotFound(f"The files of {row.id} are no longer there: export {row.ref} again.", param="id")
-        names = sorted(path.name for path in folder.iterdir())
-        if file is not None:
-            if file not in names:
-                raise NotFound(f"{row.id} has no such file; it has {', '.join(names)}.", param="file")
-            return FileResponse(folder / file, filename=file, media_type="application/octet-stream")
-        headers = {
-            "content-disposition": f'attachment; filename="{row.ref.replace("@", "-")}.tar"',
-            "etag": f'"{await asyncio.to_thread(sha256, folder / MANIFEST)}"',
-        }
-        return TarResponse(folder, headers)
+        exports.check_content(row)
+        return content_response(exports.results, row, file)
+
+    @routes.head("/{export_id}/content", summary="Length and ETag of the folder as a tar, or of one file of it")
+    async def content_head(request: Request, export_id: str, file: str | None = Query(None)) -> Response:
+        return await content(request, export_id, file)
 
     @routes.post("/{export_id}/cancel", summary="End it; one that ended already stays as it is")
     async def cancel(request: Request, export_id: str) -> dict[str, Any]:
@@ -99,17 +103,25 @@ def name_of(row: ExportRow) -> str:
 
 def export_row(row: ExportRow, is_open: bool) -> dict[str, Any]:
     """One export on the wire. Its folder is told only without keys: every caller is on this machine then."""
-    report = dict(row.report or {})
+    report, asked = dict(row.report or {}), order_of(row)
     return {
         "id": row.id,
         "object": "export",
         "model": row.ref,
         "format": row.format,
-        "dtype": row.options.get("dtype"),
+        "dtype": asked.dtype,
+        "shard_bytes": asked.shard_bytes,
+        "merge_into": asked.merge_into,
         "status": str(row.status),
         "progress": row.progress,
+        "stage": row.stage,
+        "bytes_done": row.bytes_done,
+        "bytes_total": row.bytes_total,
+        "attempts": row.attempts,
         "created_at": int(row.created_at),
         "finished_at": int(row.finished_at) if row.finished_at else None,
+        "expires_at": int(row.expires_at) if row.expires_at else None,
+        "has_content": row.has_result(time.time()),
         "path": row.path if is_open else None,
         "size_bytes": report.get("size_bytes"),
         "files": report.get("files"),

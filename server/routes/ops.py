@@ -179,7 +179,9 @@ async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]
 async def count_stored(services: Services) -> None:
     """Set the gauges of what the registry holds, and let the labels of retired versions go."""
     metrics, registry = services.metrics, services.registry
-    versions, stored = await asyncio.to_thread(lambda: (registry.all_versions(), registry.stored_files()))
+    versions, stored, exports = await asyncio.to_thread(
+        lambda: (registry.all_versions(), registry.stored_files(), registry.stored_exports())
+    )
     for status in VersionStatus:
         sizes = [version.size_bytes for version in versions if version.status is status]
         metrics.versions.labels(status).set(len(sizes))
@@ -189,5 +191,8 @@ async def count_stored(services: Services) -> None:
         metrics.file_bytes.labels(row.purpose).set(row.file_bytes)
         metrics.open_uploads.labels(row.purpose).set(row.open_uploads)
         metrics.upload_bytes.labels(row.purpose).set(row.upload_bytes)
+    metrics.exports.labels("queued").set(exports.queued)
+    metrics.exports.labels("running").set(exports.running)
+    metrics.export_bytes.set(exports.result_bytes)
     gone = {Target(version.ref, version).label for version in versions if version.status is VersionStatus.RETIRED}
     metrics.retired(gone, time.monotonic())

@@ -76,6 +76,7 @@ def tenant_row(tenant: Tenant) -> dict[str, Any]:
         "files": tenant.files,
         "file_bytes": tenant.file_bytes,
         "upload_parts": tenant.upload_parts,
+        "export_bytes": tenant.export_bytes,
     }
 
 

@@ -110,5 +110,5 @@ def test_what_is_more_than_low_rank_updates_is_refused(base: BaseModel, tmp_path
     with pytest.raises(MergeFailed) as raised:
         plan_gguf_lora(adapter, base)
     assert [problem.path for problem in raised.value.problems] == ["config.use_dora"]
-    with pytest.raises(InvalidRequest, match="'q8_0' is not one of float32, float16"):
+    with pytest.raises(InvalidRequest, match="'q8_0' is not one of f32, f16"):
         plan_gguf_lora(adapter, base, dtype="q8_0")

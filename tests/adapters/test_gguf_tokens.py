@@ -17,7 +17,7 @@ from adapters.gguf_plan import plan_base_gguf
 from adapters.gguf_vocabulary import CONTROL, NORMAL, SPLITTING, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
 from adapters.gguf_write import write_gguf
 from adapters.llamacpp import missing, run
-from adapters.parity_llamacpp import HARD_TEXTS
+from adapters.parity_gguf import HARD_TEXTS
 from adapters.parity_served import PROBES
 from tests.fixtures.bases import tiny_qwen2, tiny_qwen3
 

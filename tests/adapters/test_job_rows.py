@@ -21,9 +21,10 @@ from adapters.errors import (
     QuotaExceeded,
 )
 from adapters.job_history import Page, event_id
-from adapters.job_rows import MOST_LOSSES, NEXT, JobChange, JobRow, JobStatus, Phase, Turn, choose
+from adapters.job_rows import MOST_LOSSES, NEXT, JobChange, JobRow, JobStatus, Phase
 from adapters.limits import UseLimits
 from adapters.registry import NewVersion, Registry
+from adapters.turns import Turn, choose
 from adapters.types import VersionStatus
 
 ERROR = {"code": "training_stopped", "message": "The loss exploded.", "param": None}

@@ -16,8 +16,9 @@ from adapters.gguf_plan import plan_base_gguf, plan_gguf
 from adapters.gguf_write import write_gguf
 from adapters.llamacpp import missing, run
 from adapters.merge_plan import plan_merge
-from adapters.parity_llamacpp import HARD_TEXTS, ask_llamacpp, compared
+from adapters.parity_gguf import HARD_TEXTS, GgufFiles, ask_llamacpp
 from adapters.parity_served import PROBES
+from tests.adapters.exporting import compared
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2, tiny_qwen3
 
@@ -89,9 +90,12 @@ def test_the_report_of_a_file_compares_the_tokenizer_too(tmp_path: Path) -> None
     base = load_base(tiny_qwen2(tmp_path / "base"))
     adapter = write_adapter(tmp_path / "adapter", base, **UNEVEN)
     write_gguf(plan_gguf(plan_merge(adapter, base), quantisation="f32", name="x"), tmp_path / "f.gguf")
-    found = ask_llamacpp(base.folder, adapter, tmp_path / "f.gguf")
-    assert found["same_continuations"] == found["prompts"] == len(PROBES) and found["max_abs"] < 1e-3
-    assert found["tokenizer"] == {"texts": len(PROBES) + len(HARD_TEXTS), "different": []}
+    rows = [{"messages": [{"role": "user", "content": "turn on the lamp"}, {"role": "assistant", "content": "ok"}]}]
+    found = ask_llamacpp(GgufFiles(tmp_path / "f.gguf", "F32"), base.folder, adapter, evaluation=rows)
+    probe, evaluation = (form["against_peft"] for form in found["forms"])
+    assert probe["identical"] == probe["prompts"] == len(PROBES) and probe["max_abs"] < 1e-3
+    assert evaluation["identical"] == evaluation["prompts"] == 1
+    assert found["tokenizer"] == {"texts": len(HARD_TEXTS), "different": []} and found["problems"] == []
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +137,7 @@ def test_the_adapter_alone_answers_on_its_base_as_in_peft(
     embedded_base: BaseModel, adapter: Path, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
     write_gguf(plan_base_gguf(embedded_base, quantisation="f32", name="base"), tmp_path / "base.gguf")
-    plan = plan_gguf_lora(adapter, embedded_base, dtype="float16")
+    plan = plan_gguf_lora(adapter, embedded_base, dtype="f16")
     write_gguf_lora(plan, tmp_path / "lora.gguf")
     found = ask(tmp_path / "base.gguf", tmp_path / "lora.gguf")
     assert len(plan.folded) > 30 and found["same_continuations"] == 4 and found["max_abs"] < 2e-2, found

@@ -24,14 +24,12 @@ from adapters.errors import (
     IdempotencyReused,
     ModelNotFound,
     NameInvalid,
-    NotFound,
     NotServable,
     Problem,
     RegistryBusy,
     StateNewer,
     StorageDamaged,
 )
-from adapters.export_rows import ExportStatus
 from adapters.registry import NewVersion, Registry
 from adapters.types import DEFAULT_TENANT, STABLE, AdapterRef, AdapterVersion, VersionStatus
 
@@ -330,20 +328,6 @@ def test_an_idempotency_key_gives_the_first_answer_and_refuses_another_request(r
     with registry.database.writing() as connection:
         connection.execute(text("UPDATE idempotency_keys SET created_at = created_at - 90000"))
     assert registry.recall(DEFAULT_TENANT, "key", "other") is None
-
-
-def test_exports_keep_their_course_and_a_final_status_stays(registry: Registry) -> None:
-    row = registry.add_export(DEFAULT_TENANT, "router@1", options={"dtype": "bfloat16"}, actor="x")
-    assert (row.status, row.progress) == (ExportStatus.QUEUED, 0)
-    assert registry.update_export(DEFAULT_TENANT, row.id, status="running", progress=0.5).progress == 0.5
-    assert registry.exports(status=ExportStatus.RUNNING) == [registry.get_export(DEFAULT_TENANT, row.id)]
-    done = registry.update_export(DEFAULT_TENANT, row.id, status="succeeded", path="/x", report={"max": 0})
-    assert done.finished_at is not None
-    assert registry.update_export(DEFAULT_TENANT, row.id, status="cancelled") == done
-    with pytest.raises(NotFound):
-        registry.get_export("acme", row.id)
-    with pytest.raises(TypeError):
-        registry.update_export(DEFAULT_TENANT, row.id, tenant="acme")
 
 
 def test_the_database_is_opened_with_the_settings_that_make_it_durable(registry: Registry) -> None:

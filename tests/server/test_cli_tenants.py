@@ -49,14 +49,14 @@ def test_tenants_get_limits_and_share_on_the_state_folder(home: Path) -> None:
     done = shell.verb("tenants", "set", "acme", "--versions", "20", "--requests-per-minute", "600", *flags)
     assert done.stdout == "acme  requests_per_minute=600 versions=20\n"
     kept = ("--file-bytes", "5", "--files", "2", "--upload-parts", "3", "--jobs", "4", "--running-jobs", "1")
-    kept += ("--job-seconds", "60", "--job-bytes", "9")
+    kept += ("--job-seconds", "60", "--job-bytes", "9", "--exports", "8", "--export-bytes", "7")
     assert (
-        "file_bytes=5 files=2 upload_parts=3 jobs=4 running_jobs=1 job_seconds=60 job_bytes=9"
+        "file_bytes=5 files=2 upload_parts=3 jobs=4 running_jobs=1 job_seconds=60 job_bytes=9 exports=8 export_bytes=7"
         in shell.verb("tenants", "set", "acme", *kept, *flags).stdout
     )
     assert shell.verb("tenants", "set", "acme", "--versions", "3", *flags).stdout == "acme  versions=3\n"
     listed = shell.verb("tenants", "ls", *flags).stdout
-    assert "acme  0 adapters  0 versions  0 bytes  0 files of 0 bytes  versions=3" in listed
+    assert "acme  0 adapters  0 versions  0 bytes  0 files of 0 bytes  0 bytes of exports  versions=3" in listed
     refused = shell.verb("tenants", "share", "acme/router", "--with", "other", *flags)
     assert refused.returncode == 1 and "model_not_found" in refused.stderr
     assert "OWNER/NAME" in shell.verb("tenants", "share", "router", "--with", "other", *flags).stderr

@@ -49,7 +49,9 @@ def check_without_key(keyed: Server, bare: httpx.Client) -> None:
                 assert answer.status_code == 200
             else:
                 assert answer.status_code == 401, (route, headers)
-                if route.path == "/v1/messages":
+                if route.method == "HEAD":
+                    assert answer.content == b"" and answer.headers["www-authenticate"] == "Bearer"
+                elif route.path == "/v1/messages":
                     assert answer.json()["error"]["type"] == "authentication_error"
                 else:
                     assert error_of(answer)["code"] == "invalid_api_key"

@@ -56,9 +56,13 @@ def large_export(server: Server) -> str:
     row = server.http.post("/v1/exports", json={"model": "first", "parity": False}).json()
     url = f"/v1/exports/{row['id']}"
     eventually(lambda: server.http.get(url).json()["status"] == "succeeded", 120)
-    folder = Path(server.services.exports.folder(server.services.registry.get_export("default", row["id"])))
+    exports = server.services.exports
+    folder = exports.results.place(server.services.registry.get_export("default", row["id"]).result).out
     with (folder / "large.bin").open("wb") as file:
         file.truncate(LARGE_BYTES)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"]["large.bin"] = {"size_bytes": LARGE_BYTES, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return url
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from adapters.bases import BaseModel
-from adapters.export_rows import ExportStatus
+from adapters.export_rows import NewExport
 from adapters.keys import SCOPES
 from server.access import PUBLIC, ROUTES, Kind, Route
 from server.services import ALL_SCOPES
@@ -105,8 +105,8 @@ def other(keyed: Server, acme: Team) -> Team:
 @pytest.fixture(scope="module")
 def export_id(keyed: Server, acme: Team) -> str:
     registry = keyed.services.registry
-    row = registry.add_export("acme", f"{NAME}@1", actor="test")
-    return registry.update_export("acme", row.id, status=ExportStatus.CANCELLED).id
+    row = registry.add_export(NewExport("acme", f"{NAME}@1", "export-" + "1" * 24, actor="test"))
+    return registry.cancel_export("acme", row.id).id
 
 
 # What goes into each route, where {name} is the adapter that is asked for. A new route needs a line here.
@@ -163,14 +163,16 @@ def ask(team: Team, route: Route, name: str, export_id: str) -> httpx.Response:
     values = {**VALUES, "name": name, "model": f"{name}@1", "owner": "acme", "export_id": export_id}
     for field in re.findall(r"\{(\w+)\}", path):
         path = path.replace(f"{{{field}}}", values[field])
-    if route.method == "GET" or route.method == "DELETE":
+    if route.method in ("GET", "HEAD", "DELETE"):
         return http.request(route.method, path)
     body = json.dumps(BODIES[route.method, route.path]).replace("{name}", name)
     return http.request(route.method, path, content=body, headers={"content-type": "application/json"})
 
 
 def code_of(answer: httpx.Response) -> str:
-    """OpenAI's code of an error, or on Anthropic's route the type of theirs."""
+    """OpenAI's code of an error, or on Anthropic's route the type of theirs; a HEAD has no body to read it in."""
+    if answer.request.method == "HEAD":
+        return {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 409: "conflict"}[answer.status_code]
     if answer.request.url.path == "/v1/messages":
         return str(answer.json()["error"]["type"])
     return str(error_of(answer)["code"])

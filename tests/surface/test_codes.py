@@ -81,7 +81,7 @@ CLASSES: dict[int, type[openai.APIStatusError]] = {
     422: openai.UnprocessableEntityError,
     429: openai.RateLimitError,
 }
-PLAIN = {405, 408, 412, 413, 415, 431}  # statuses for which the library has no class of its own
+PLAIN = {405, 408, 412, 413, 415, 416, 431}  # statuses for which the library has no class of its own
 
 
 @pytest.mark.parametrize("kind", STATUS, ids=lambda kind: kind.__name__)
