@@ -71,6 +71,7 @@ class ExportRun:
         self.row = row
         self.place = place
         self._child: Child | None = None
+        self._is_stopped = False
         self._standing = Standing(row)
         self._told_at = float("-inf")
         self._parity: dict[str, Any] | None = None
@@ -80,7 +81,8 @@ class ExportRun:
         return (row.tenant, row.result) == (self.row.tenant, self.row.result)
 
     async def stop(self) -> None:
-        """End the process, where there is one."""
+        """End the process, where there is one: nobody waits for it any more."""
+        self._is_stopped = True
         if self._child is not None:
             await self._child.leave()
 
@@ -91,8 +93,9 @@ class ExportRun:
         self._child = child
         try:
             if not await insist(lambda: self.registry.is_wanted(self.row)):
-                await child.leave()
+                await self.stop()
             last = await self._follow(child)
+            await self._note()
             await child.process.wait()
             return await self._end(child, last)
         finally:
@@ -120,8 +123,11 @@ class ExportRun:
         self._standing.take(message)
         if is_new or time.monotonic() - self._told_at > TELL_SECONDS:
             self._told_at = time.monotonic()
-            with contextlib.suppress(RegistryBusy):
-                await asyncio.to_thread(lambda: self.registry.note_export(self.row, **self._standing.as_dict()))
+            await self._note()
+
+    async def _note(self) -> None:
+        with contextlib.suppress(RegistryBusy):
+            await asyncio.to_thread(lambda: self.registry.note_export(self.row, **self._standing.as_dict()))
 
     async def _end(self, child: Child, last: Mapping[str, Any]) -> ExportEnd:
         if "result" in last:
@@ -131,6 +137,8 @@ class ExportRun:
         if "error" in last:
             report = {"parity": self._parity} if self._parity else None
             return ExportEnd(ExportStatus.FAILED, error=last["error"], report=report)
+        if self._is_stopped:
+            return ExportEnd(ExportStatus.CANCELLED)
         code, words = child.process.returncode, await asyncio.to_thread(child.last_words)
         log.error("the export's process ended without a word", export=self.row.id, exit_code=code, stderr=words)
         if code is not None and (code < 0 or code in KILLED):

@@ -19,7 +19,7 @@ from tests.server.test_exports import ended, ordered, result_of
 
 
 class Shell(Served):
-    """The verbs, spoken to a server that runs in this process."""
+    """The verbs, spoken to a server of this process, whose log is not in what they say."""
 
     def __init__(self, server: Server) -> None:
         self.home, self.url = server.services.settings.home, server.url
@@ -51,12 +51,12 @@ def test_a_fetched_folder_is_the_result_to_the_byte(
     shell: Shell, server: Server, row: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
-    done = shell.verb("exports", "fetch", row["id"], "--out", str(out), "--json")
+    done = shell.run("exports", "fetch", row["id"], "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"] == row["files"]
     assert contents(out) == contents(result_of(server, row["id"]))
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
-    again = shell.verb("exports", "fetch", row["id"], "--out", str(out))
+    again = shell.run("exports", "fetch", row["id"], "--out", str(out))
     assert again.returncode == 1 and "output_exists" in again.stderr
 
 
@@ -70,29 +70,29 @@ def test_a_fetch_goes_on_with_what_has_come_and_refuses_what_is_not_the_manifest
     (staged / "config.json").write_bytes((result / "config.json").read_bytes() + b"too long")
     (staged / "of_an_earlier_result").write_bytes(b"")
     before = server.metric("hotshoe_http_responses_total", route="/v1/exports/{export_id}/content", status="206")
-    assert shell.verb("exports", "fetch", row["id"], "--out", str(tmp_path / "merged")).returncode == 0
+    assert shell.run("exports", "fetch", row["id"], "--out", str(tmp_path / "merged")).returncode == 0
     after = server.metric("hotshoe_http_responses_total", route="/v1/exports/{export_id}/content", status="206")
     assert contents(tmp_path / "merged") == contents(result) and after > before
     shutil.rmtree(tmp_path / "merged")
     staged.mkdir()
     (staged / "model.safetensors").write_bytes(b"x" * 1000)  # of a disk that lied, or of somebody else
-    done = shell.verb("exports", "fetch", row["id"], "--out", str(tmp_path / "merged"))
+    done = shell.run("exports", "fetch", row["id"], "--out", str(tmp_path / "merged"))
     assert done.returncode == 3 and "the manifest says" in done.stderr and not (tmp_path / "merged").exists()
-    assert shell.verb("exports", "fetch", row["id"], "--out", str(tmp_path / "merged")).returncode == 0
+    assert shell.run("exports", "fetch", row["id"], "--out", str(tmp_path / "merged")).returncode == 0
 
 
 def test_the_verbs_say_how_exports_stand_cancel_them_and_remove_them(
     shell: Shell, server: Server, row: dict[str, Any], tmp_path: Path
 ) -> None:
-    shown = shell.verb("exports", "show", row["id"]).stdout
+    shown = shell.run("exports", "show", row["id"]).stdout
     assert f"{row['id']}: router@1 as hf, succeeded" in shown and "model.safetensors" in shown and "kept until" in shown
     waiting = ordered(server, dtype="float16", parity=True)["id"]
-    assert shell.verb("exports", "cancel", waiting).stdout == f"{waiting} is cancelled\n"
-    refused = shell.verb("exports", "fetch", waiting, "--out", str(tmp_path / "x"))
+    assert shell.run("exports", "cancel", waiting).stdout == f"{waiting} is cancelled\n"
+    refused = shell.run("exports", "fetch", waiting, "--out", str(tmp_path / "x"))
     assert refused.returncode == 1 and "is cancelled" in refused.stderr and list(tmp_path.iterdir()) == []
-    listed = shell.verb("exports", "ls").stdout
+    listed = shell.run("exports", "ls").stdout
     assert listed.index(waiting) < listed.index(row["id"]) and "hf float16" in listed
-    assert json.loads(shell.verb("exports", "ls", "--json").stdout)[0]["id"] == waiting
-    assert shell.verb("exports", "rm", waiting).stdout == f"{waiting} is gone\n"
-    gone = shell.verb("exports", "show", waiting)
+    assert json.loads(shell.run("exports", "ls", "--json").stdout)[0]["id"] == waiting
+    assert shell.run("exports", "rm", waiting).stdout == f"{waiting} is gone\n"
+    gone = shell.run("exports", "show", waiting)
     assert gone.returncode == 1 and "not_found" in gone.stderr

@@ -115,6 +115,10 @@ def test_a_changed_file_is_said_and_not_sent(server: Server) -> None:
     again = ended(server, ordered(server, dtype="float16")["id"])
     assert again["status"] == "succeeded" and again["attempts"] == 1, "a damaged result is made again"
     assert server.http.get(f"/v1/exports/{again['id']}/content").status_code == 200
+    shutil.rmtree(result_of(server, again["id"]))
+    assert server.http.get(f"/v1/exports/{again['id']}/content").status_code == 404
+    server.services.exports._sweep()
+    assert not server.http.get(f"/v1/exports/{again['id']}").json()["has_content"], "what is pruned is forgotten"
 
 
 def test_a_result_goes_when_it_is_deleted_and_who_reads_it_gets_it_whole(server: Server) -> None:

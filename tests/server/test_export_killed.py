@@ -24,7 +24,11 @@ from tests.server.test_exports import ended as ended_of
 from tests.server.test_exports import hidden, ordered, result_of
 
 SECONDS = 180.0
-LARGER = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6}  # 37 MB: a merge that takes a while
+LARGER: dict[str, Any] = {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+}  # 37 MB: a merge that takes a while
 
 
 @pytest.fixture(scope="module")
