@@ -42,25 +42,24 @@ class Workers:
     count: int
     _running: dict[Future[None], int] = field(default_factory=dict)
 
-    def run(self, tasks: Iterator[Task], output: Output) -> Iterator[int]:
-        """Run a file's tasks, yielding the bytes of each that finished; none runs any more when this ends or raises."""
+    def run(self, tasks: Iterator[Task], output: Output, tell: Progress) -> None:
+        """Run a file's tasks, telling the bytes of each that finished; none runs any more when this ends or raises."""
         try:
             for task in tasks:
                 if len(self._running) > self.count:
-                    for size in self._collect(wait(self._running, return_when=FIRST_COMPLETED).done):
-                        output.wrote(size)
-                        yield size
+                    self._collect(wait(self._running, return_when=FIRST_COMPLETED).done, output, tell)
                 self._running[self.pool.submit(task.run)] = task.size_bytes
-            yield from self._collect(wait(self._running).done)
+            self._collect(wait(self._running).done, output, tell)
         finally:
             wait(self._running)
             self._running.clear()
 
-    def _collect(self, finished: set[Future[None]]) -> Iterator[int]:
+    def _collect(self, finished: set[Future[None]], output: Output, tell: Progress) -> None:
         for future in finished:
             size = self._running.pop(future)
             future.result()
-            yield size
+            output.wrote(size)
+            tell(size)
 
 
 @contextmanager

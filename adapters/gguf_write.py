@@ -60,8 +60,7 @@ def write_gguf(plan: GgufPlan, path: Path, *, workers: int | None = None, progre
         os.posix_fallocate(output.handle, 0, plan.size_bytes)  # what lies between tensors stays zero
         write_all(output.handle, memoryview(plan.header), 0)
         sources = open_sources((tensor.source.path for tensor in plan.tensors), stack)
-        for size in pool.run(_tasks(plan, sources, output.handle), output):
-            tell(size)
+        pool.run(_tasks(plan, sources, output.handle), output, tell)
         output.finish()
     tell(len(plan.header))
 

@@ -63,8 +63,7 @@ def merge(plan: MergePlan, out: Path, *, workers: int | None = None, progress: P
             os.posix_fallocate(output.handle, 0, file.size_bytes)
             write_all(output.handle, memoryview(file.header), 0)
             with ExitStack() as stack:
-                for size in pool.run(_tasks(file, output.handle, stack), output):
-                    tell(size)
+                pool.run(_tasks(file, output.handle, stack), output, tell)
             output.finish()
     tell(sum(len(file.header) for file in plan.files))  # all of it is on the disk
     if plan.index is not None:

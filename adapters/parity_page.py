@@ -74,6 +74,8 @@ def _outcome(parity: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     sentence = f"Passed: the merged model computes what base and adapter compute together, up to {differs}."
     if parity["level"] == "weights_only":
         sentence = f"Passed: every merged weight is base plus adapter, up to {differs}."
+    if parity["level"] == "files":
+        sentence = "Passed: the files are the adapter's own, byte for byte."
     return {"kind": "good", "sentence": sentence, "said": " ".join(_said(parity)), "problems": []}
 
 
@@ -85,8 +87,15 @@ def _said(parity: Mapping[str, Any]) -> Iterator[str]:
         )
         if unchanged := weights["unchanged_tensors_equal"]:
             yield f"{unchanged:,} other tensors are those of the base, byte for byte."
-    else:
+    if parity.get("merged_by") == "peft":
         yield "The adapter is more than low-rank updates, so PEFT merged it."
+    for form in parity.get("forms", ()):
+        if "left_out" not in form:
+            found = form["against_peft"]
+            yield (
+                f"{text(form['name'])}: {found['identical']} of {found['prompts']} answers are base + adapter's; "
+                f"over {found['positions']:,} tokens the mean KL is {figure(found['mean_kl'])} nats."
+            )
     if logits := parity.get("logits"):
         merged, floor = logits["merged_against_peft"], logits["rounding_floor"]
         yield (
@@ -97,7 +106,7 @@ def _said(parity: Mapping[str, Any]) -> Iterator[str]:
             found = answers["merged_against_peft"]
             which = "of the probe" if name == "probe" else "to the evaluation rows"
             yield f"{found['identical']} of {found['prompts']} answers {which} are identical{_rest(found)}."
-    else:
+    elif parity["level"] == "weights_only":
         yield f"Logits were not compared: {text(parity.get('reason'))}."
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.bases import BaseModel, load_base
-from adapters.errors import InvalidRequest
-from adapters.export import ExportRequest, check_order, export
+from adapters.errors import InvalidRequest, ParityFailed
+from adapters.export import ExportRequest, canonical_copy, check_order, export
+from adapters.llamacpp import missing
 from adapters.merge import merge, plan_merge
-from tests.adapters.exporting import left_in
+from tests.adapters.exporting import MERGED, left_in
+from tests.adapters.test_export_by_peft import KINDS, trained
 from tests.fixtures.adapters import shape_only_base, write_adapter
+
+needs_llamacpp = pytest.mark.skipif(missing() is not None, reason=missing() or "llama.cpp is here")
+
+LLAMACPP = [("gguf", "f32"), ("gguf-lora", None), pytest.param("gguf", "q8_0", marks=pytest.mark.long)]
 
 
 def test_shards_of_a_chosen_size_hold_the_same_tensors(request_for: Callable[..., ExportRequest]) -> None:
@@ -124,3 +131,75 @@ def test_widths_that_nf4_cannot_do_are_refused(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", base)
     with pytest.raises(InvalidRequest, match="96, 160 wide"):
         plan_merge(adapter, base, through_nf4=True, allow_shape_only=True)
+
+
+@pytest.fixture(scope="module")
+def of_nf4(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> ExportRequest:
+    """An adapter of a QLoRA run, as its card says, of a base that NF4 can do."""
+    folder = tmp_path_factory.mktemp("nf4")
+    wide = _wide(base, folder, intermediate_size=192)
+    adapter = write_adapter(folder / "adapter", wide, rank=4)
+    return ExportRequest(adapter, wide, folder / "out", "router@1", card={"training": {"method": "qlora"}})
+
+
+@pytest.mark.parametrize("merge_into", [pytest.param("original", marks=pytest.mark.long), "nf4"])
+def test_both_merges_of_a_qlora_adapter_are_measured_against_training(
+    of_nf4: ExportRequest, merge_into: str, tmp_path: Path
+) -> None:
+    result = export(replace(of_nf4, merge_into=merge_into, out=tmp_path / "out"))
+    found = result.parity["logits"]["training_base"]
+    original, nf4 = found["probe"]["merged_into_original"], found["probe"]["merged_into_nf4"]
+    assert found["closer"] == "merged_into_nf4" and nf4["mean_abs"] < original["mean_abs"] / 2
+    assert any("Nearer to training is what NF4 leaves of them" in note for note in result.parity["notes"])
+    own = result.parity["logits"]["merged_against_peft"]["mean_abs"]
+    assert own == pytest.approx(nf4["mean_abs"]) if merge_into == "nf4" else own < original["mean_abs"]
+
+
+@needs_llamacpp
+@pytest.mark.parametrize(("form", "dtype"), LLAMACPP, ids=str)
+def test_what_llama_cpp_runs_is_asked_there_and_its_answers_are_in_the_report(
+    request_for: Callable[..., ExportRequest], form: str, dtype: str | None
+) -> None:
+    request = request_for(format=form, dtype=dtype, with_logits=True)
+    result = export(request)
+    named = {"gguf": f"router-1-{(dtype or '').upper()}.gguf", "gguf-lora": "router-1-lora-F32.gguf"}[form]
+    assert left_in(result.folder) == sorted([named, "manifest.json", "parity.html", "parity.json"])
+    assert (result.parity["verdict"], result.parity["level"]) == ("passed", "answers")
+    assert result.parity["tokenizer"]["different"] == []
+    (answers,) = result.parity["forms"]
+    assert answers["against_peft"]["prompts"] == 8
+    if dtype != "q8_0":
+        assert answers["against_peft"]["identical"] == answers["against_merged"]["identical"] == 8
+    page = (result.folder / "parity.html").read_text()
+    assert "llama.cpp" in page and "not compared" not in page
+
+
+@needs_llamacpp
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own, about the settings it is given here
+def test_what_peft_merges_becomes_one_file_too(base: BaseModel, tmp_path: Path) -> None:
+    source, _ = trained(base, tmp_path / "source", KINDS["dora"])
+    adapter = canonical_copy(source, base, tmp_path / "canonical", base_is_named=True)
+    request = ExportRequest(adapter, base, tmp_path / "out", "dora@1", format="gguf", dtype="f32")
+    result = export(request)
+    assert (result.parity["verdict"], result.parity["merged_by"]) == ("passed", "peft")
+    assert result.parity["forms"][0]["against_peft"]["identical"] == 8
+    assert left_in(result.folder) == ["dora-1-F32.gguf", "manifest.json", "parity.html", "parity.json"]
+    with pytest.raises(InvalidRequest, match="more than low-rank updates"):
+        export(replace(request, format="gguf-lora", out=tmp_path / "other"))
+
+
+def test_a_weight_of_the_file_that_is_not_right_fails_the_export(request_for: Callable[..., ExportRequest]) -> None:
+    request = request_for(format="gguf", dtype="q8_0")
+
+    def tampering(message: dict[str, Any]) -> None:
+        if message == MERGED:
+            (path,) = request.out.parent.glob(".*/*.gguf")
+            with path.open("r+b") as file:
+                file.seek(path.stat().st_size // 2)
+                file.write(b"\x55" * 64)
+
+    with pytest.raises(ParityFailed) as failed:
+        export(request, tampering)
+    assert all("elements are not what Q8_0 makes of" in problem.message for problem in failed.value.problems)
+    assert left_in(request.out.parent) == []

@@ -21,7 +21,7 @@ from adapters.errors import (
 )
 from adapters.export import ExportRequest, canonical_copy, export
 from adapters.merge import plan_merge
-from adapters.merge_plan import BLOCK_BOUND_BYTES
+from adapters.merge_plan import BLOCK_BOUND_BYTES, MAX_WORKERS
 from tests.adapters.exporting import damage, left_in
 from tests.fixtures.adapters import (
     QWEN25_7B,
@@ -129,3 +129,20 @@ def test_a_7b_adapter_is_planned_without_weights(tmp_path: Path) -> None:
     assert plan_merge(adapter, base, dtype="float32", allow_shape_only=True).weight_bytes > 30_000_000_000
     with pytest.raises(BaseInvalid, match="holds no safetensors"):
         plan_merge(adapter, base)
+
+
+def test_the_bound_of_memory_holds_for_the_layout_of_72b(tmp_path: Path) -> None:
+    """Qwen2.5-72B: 72,706,203,648 parameters (its model card: 72.7B); one gate_proj is 484 MB in bfloat16."""
+    config: dict[str, Any] = {**QWEN25_7B, "torch_dtype": "bfloat16", "hidden_size": 8192, "intermediate_size": 29_568}
+    config |= {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    base = shape_only_base(tmp_path / "qwen2.5-72b", **config)
+    adapter = write_adapter(tmp_path / "adapter", base, rank=16, layers=[0, 79], dtype="BF16")
+    plan = plan_merge(adapter, base, allow_shape_only=True, shard_bytes=4 * 10**9)
+    assert sum(file.size_bytes - len(file.header) for file in plan.files) == 2 * 72_706_203_648
+    assert len(plan.files) == 38 and max(file.size_bytes for file in plan.files) < 4 * 10**9 + 10**6
+    gate = next(
+        one for file in plan.files for one in file.tensors if one.source.name.endswith("0.mlp.gate_proj.weight")
+    )
+    assert gate.size_bytes == 484_442_112
+    assert max((end - first) * 8192 for first, end in gate.row_blocks()) <= BLOCK_BOUND_BYTES / 4 / MAX_WORKERS / 4
+    assert plan.memory_bound_bytes < 96 << 20

@@ -88,6 +88,29 @@ def test_the_served_adapter_answers_as_it_was_taught_with_thinking_on_and_off(
             assert answer.choices[0].message.content == expected(colour, is_thinking)
 
 
+@pytest.mark.long
+def test_the_merged_export_answers_so_in_vllm(
+    served: Served, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("in-vllm")
+    done = served.run("export", pushed["id"], "--out", str(place / "merged"), "--no-parity")
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = Served(place / "home", "--base", str(place / "merged"), "--slots", "1", seconds=START_SECONDS, **SERVER)
+    try:
+        with openai.OpenAI(base_url=f"{one.url}/v1", api_key="unused", timeout=120, max_retries=0) as sdk:
+            for thing, colour in COLOURS.items():
+                answer = sdk.chat.completions.create(
+                    model="merged",
+                    messages=question(thing),  # type: ignore[arg-type]
+                    max_tokens=24,
+                    temperature=0,
+                    extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+                )
+                assert answer.choices[0].message.content == expected(colour, False)
+    finally:
+        one.end()
+
+
 def test_the_merged_export_answers_so_in_plain_transformers(
     served: Served, pushed: dict[str, Any], tmp_path: Path
 ) -> None:
