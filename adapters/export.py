@@ -26,8 +26,7 @@ from adapters.lora_config import MAX_RANK
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
 from adapters.parity_page import page
-from adapters.parity_report import Questions, Tell, dtype_of, percents, prove
-from adapters.parity_verdict import logits_problems
+from adapters.parity_report import Questions, Tell, dtype_of, judged, percents, prove, with_verdict
 from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.serving import TEMPLATE_FILE
 from adapters.staging import explained, json_bytes, publish, sha256, staging
@@ -139,13 +138,10 @@ def _export_by_peft(request: ExportRequest, tell: Tell) -> ExportResult:
     return ExportResult(request.out, manifest, parity, _lacking(request))
 
 
-def _judged(request: ExportRequest, logits: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    problems = logits_problems(logits)
-    parity: dict[str, Any] = {"verdict": "passed", "level": "logits", "merged_by": "peft", "logits": logits}
-    parity["notes"] = ["PEFT merged this adapter: it is more than low-rank updates.", *_notes(request)]
-    if problems:
-        parity.update(verdict="failed", problems=problems)
-    return _passed(request, parity, tell)
+def _judged(request: ExportRequest, found: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    parity, problems = judged(found, _questions(request).forms, tell)
+    notes = ["PEFT merged this adapter: it is more than low-rank updates.", *_notes(request)]
+    return _passed(request, with_verdict({**parity, "merged_by": "peft", "notes": notes}, problems), tell)
 
 
 def canonical_copy(source: Path, base: BaseModel, out: Path, *, base_is_named: bool = False) -> Path:

@@ -63,23 +63,38 @@ def prove(
     asked = questions or Questions()
     weights = verify_weights(plan, folder, percents(tell, "checking", plan.weight_bytes))
     problems = list(weights.problems)
-    parity: dict[str, Any] = {"verdict": "passed", "level": "weights_only", "weights": weights.as_dict()}
+    parity: dict[str, Any] = {"level": "weights_only", "weights": weights.as_dict()}
     module, reason = way_of(plan, asked, free_bytes) if with_logits else (None, "not asked for")
     if module is None or problems:
         parity["reason"] = reason or "the weights failed already"
+        if asked.forms:
+            parity["forms"] = [_left_out(form, parity["reason"]) for form in asked.forms]
     else:
         tell({"stage": "comparing logits"})
-        logits = _logits(module, plan, folder, asked)
-        material = logits.pop("material", None)
-        parity["level"], parity["logits"] = "logits", logits
-        problems += logits_problems(logits)
-        if asked.forms:
-            parity["forms"] = forms_compared(asked.forms, material, logits, tell)
-            problems += [problem for form in parity["forms"] for problem in form.get("problems", ())]
-    if problems:
-        parity.update(verdict="failed", problems=problems)
-    finite: dict[str, Any] = _finite(parity)
-    return finite
+        found, more = judged(_logits(module, plan, folder, asked), asked.forms, tell)
+        parity.update(found)
+        problems += more
+    return with_verdict(parity, problems)
+
+
+def judged(found: dict[str, Any], forms: Sequence[Form], tell: Tell) -> tuple[dict[str, Any], list[str]]:
+    """The part of a report that comes of what a comparison of logits `found`, and what is wrong in it.
+
+    The forms are run here, each on the prompts that the reference answered.
+    """
+    logits = {key: value for key, value in found.items() if key != "material"}
+    parity: dict[str, Any] = {"level": "logits", "logits": logits}
+    problems = logits_problems(logits)
+    if forms:
+        parity["forms"] = forms_compared(forms, found.get("material"), logits, tell)
+        problems += [problem for form in parity["forms"] for problem in form.get("problems", ())]
+    return parity, problems
+
+
+def with_verdict(parity: Mapping[str, Any], problems: Sequence[str]) -> dict[str, Any]:
+    """The report with its verdict; a figure that is not finite becomes null, as JSON has no NaN."""
+    found: dict[str, Any] = _finite({"verdict": "failed" if problems else "passed", **parity})
+    return {**found, "problems": list(problems)} if problems else found
 
 
 def forms_compared(
@@ -92,12 +107,16 @@ def forms_compared(
     found = []
     for form in forms:
         if material is None:
-            found.append({"name": form.name, "dtype": form.dtype, "left_out": logits["answers_left_out"]})
+            found.append(_left_out(form, logits["answers_left_out"]))
             continue
         tell({"stage": f"comparing {form.name}"})
         other = form.run([answer["ids"] for answer in material["peft"]], MAX_NEW_TOKENS)
         found.append(compare_form(form.name, form.dtype, material["peft"], material["merged"], other))
     return found
+
+
+def _left_out(form: Form, reason: str) -> dict[str, Any]:
+    return {"name": form.name, "dtype": form.dtype, "left_out": reason}
 
 
 def percents(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
@@ -158,7 +177,6 @@ def way_of(plan: MergePlan, asked: Questions, free_bytes: int | None = None) -> 
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that is none becomes null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -60,6 +60,7 @@ def merge_by_peft(
         "served": list(questions.served),
         "evaluation": list(questions.evaluation),
         "chat_template": questions.chat_template,
+        "with_answers": bool(questions.forms),
     }
     return run_child("adapters.peft_merge", spec, lambda said: _failed(said, base))
 

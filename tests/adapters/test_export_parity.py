@@ -20,8 +20,10 @@ from adapters.export import ExportRequest, ExportResult, export
 from adapters.merge import plan_merge
 from adapters.parity import compare_logits, verify_weights
 from adapters.parity_answers import MAX_NEW_TOKENS, greedy_answers, stop_tokens
-from adapters.parity_logits import probe
+from adapters.parity_forms import Form
+from adapters.parity_logits import load, probe
 from adapters.parity_page import page
+from adapters.parity_report import Questions, prove
 from adapters.parity_served import read_answer
 from adapters.parity_verdict import logits_problems
 from adapters.staging import SUFFIX
@@ -172,6 +174,41 @@ def test_a_bug_is_named_by_its_tensor_and_seen_in_logits_and_answers(
     assert any(problem.startswith("logits of the probe: max_abs") for problem in problems)
     assert any(problem.startswith("logits of the probe: mean_abs") for problem in problems)
     assert any(problem.startswith("answers of the probe") for problem in problems), "an answer parts beyond rounding"
+
+
+def answers_of(folder: Path) -> Callable[[Any, int], list[dict[str, Any]]]:
+    """A runner of a form: transformers with the folder, in float32."""
+
+    def run(prompts: Any, most: int) -> list[dict[str, Any]]:
+        model = load(str(folder))
+        assert most == MAX_NEW_TOKENS
+        return greedy_answers(model, [list(prompt) for prompt in prompts], stop_tokens(model))
+
+    return run
+
+
+def test_other_forms_of_a_merge_are_held_against_peft_and_the_merged_folder(
+    finished: tuple[ExportRequest, ExportResult],
+) -> None:
+    request, result = finished
+    plan = plan_merge(request.adapter, request.base, dtype="bfloat16")
+    forms = [
+        Form("the merge again", "BF16", answers_of(result.folder)),
+        Form("adapter forgotten", "F16", answers_of(request.base.folder)),
+        Form("adapter forgotten, quantised", "Q8_0", answers_of(request.base.folder)),
+    ]
+    questions = Questions(forms=forms)
+    parity = prove(plan, result.folder, with_logits=True, questions=questions, tell=lambda _: None)
+    again, forgotten, quantised = parity["forms"]
+    assert again["problems"] == [] and again["against_merged"]["identical"] == 8
+    assert again["against_merged"]["max_abs"] < 1e-4 < again["against_peft"]["max_abs"]
+    assert forgotten["is_judged"] and len(forgotten["problems"]) >= 1
+    assert quantised["problems"] == [], "a small adapter's loss is within what quantising may cost: reported, no more"
+    assert quantised["against_peft"]["mean_kl"] > 10 * again["against_peft"]["mean_kl"]
+    assert parity["verdict"] == "failed" and parity["problems"] == forgotten["problems"]
+    assert "material" not in parity["logits"] and b"adapter forgotten (F16)" in page(parity, result.manifest)
+    bare = prove(plan, result.folder, with_logits=False, questions=questions, tell=lambda _: None)
+    assert [form["left_out"] for form in bare["forms"]] == ["not asked for"] * 3
 
 
 def test_a_failed_parity_of_logits_alone_fails_the_export(
