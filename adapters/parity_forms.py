@@ -13,8 +13,7 @@ than quantising must be wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adapters.parity_answers import Answer, compare_answers, first_difference
@@ -29,18 +28,6 @@ FLOAT_LIMITS = {"F32": (0.02, 0.2), "F16": (0.05, 0.5), "BF16": (0.25, 2.0)}
 QUANTISED_LIMITS = (("Q8", 0.1), ("Q6", 0.5), ("Q5", 0.5), ("Q4", 0.5), ("IQ4", 0.5))
 COARSEST_LIMIT = 1.5
 LEAST = 1e-12  # of a probability that is left over: never log 0
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form to be compared. `dtype` is F32, F16, BF16 or a quantisation (`Q8_0`, `Q4_K_M`); `run` answers prompts.
-
-    `run` takes the prompts as token ids and the most new tokens, and gives an Answer for each, in order.
-    """
-
-    name: str
-    dtype: str
-    run: Callable[[Sequence[Sequence[int]], int], Sequence[Answer]]
 
 
 def compare_form(

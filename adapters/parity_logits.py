@@ -3,7 +3,7 @@
 Everything in float32 over the same prompts, but for one run: base + adapter in PEFT (the reference), PEFT's own merge
 rounded to the output dtype (the rounding floor), the merged folder as a plain transformers model, and the base computed
 in float32 and in the output dtype (the dtype floor). SPEC.json holds the folders `base`, `adapter` and `merged`,
-`dtype`, and perhaps `served` (what a server said), `evaluation` (a user's rows), `chat_template` and `with_answers`;
+`dtype`, and perhaps `served` (what a server said), `evaluation` (a user's rows) and `chat_template`;
 the answer is one JSON document on stdout.
 """
 
@@ -107,8 +107,6 @@ def finished(spec: Mapping[str, Any], tokenizer: Any, ground: Ground, reference:
     figures |= {"served_against_peft": reference.served, "served_against_merged": merged.served}
     if spec.get("trained_on_nf4"):
         figures["training_base"] = against_training(spec, ground, reference, merged)
-    if spec.get("with_answers"):
-        figures["material"] = {"peft": reference.answers[PROBE], "merged": merged.answers[PROBE]}
     return figures
 
 

@@ -90,12 +90,11 @@ def _said(parity: Mapping[str, Any]) -> Iterator[str]:
     if parity.get("merged_by") == "peft":
         yield "The adapter is more than low-rank updates, so PEFT merged it."
     for form in parity.get("forms", ()):
-        if "left_out" not in form:
-            found = form["against_peft"]
-            yield (
-                f"{text(form['name'])}: {found['identical']} of {found['prompts']} answers are base + adapter's; "
-                f"over {found['positions']:,} tokens the mean KL is {figure(found['mean_kl'])} nats."
-            )
+        found = form["against_peft"]
+        yield (
+            f"{text(form['name'])}: {found['identical']} of {found['prompts']} answers are base + adapter's; "
+            f"over {found['positions']:,} tokens the mean KL is {figure(found['mean_kl'])} nats."
+        )
     if logits := parity.get("logits"):
         merged, floor = logits["merged_against_peft"], logits["rounding_floor"]
         yield (
@@ -185,14 +184,11 @@ def _share(value: float | None) -> str:
 
 
 def _form(form: Mapping[str, Any]) -> dict[str, Any]:
-    name = f"{text(form['name'])} ({text(form['dtype'])})"
-    if "left_out" in form:
-        return {"name": name, "values": ["", "", "", "", f"not compared: {text(form['left_out'])}"]}
     found = form["against_peft"]
     kind = "failed" if form["problems"] else "passed" if form["is_judged"] else "reported"
     answers = f"{found['identical']} of {found['prompts']}"
     return {
-        "name": name,
+        "name": text(form["name"]),
         "values": [answers, _share(found["top1_agreement"]), figure(found["mean_kl"]), figure(found["mean_abs"]), kind],
     }
 

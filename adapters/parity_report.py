@@ -13,8 +13,6 @@ from adapters.checkpoint import FLOATS
 from adapters.child import run_child
 from adapters.errors import ParityFailed
 from adapters.merge_plan import MergePlan
-from adapters.parity_answers import MAX_NEW_TOKENS
-from adapters.parity_forms import Form, compare_form
 from adapters.parity_prompts import KEPT_LOGITS_BYTES
 from adapters.parity_streamed import memory_bytes
 from adapters.parity_verdict import logits_problems
@@ -28,12 +26,11 @@ Tell = Callable[[dict[str, Any]], None]
 @dataclass(frozen=True)
 class Questions:
     """What a merge is asked beyond the probe. `evaluation` are rows as parity_prompts takes them, `served` a server's
-    answers to the probe (parity_served.read_answer), `forms` other forms of the same merge.
+    answers to the probe (parity_served.read_answer).
     """
 
     evaluation: Sequence[Any] = ()
     served: Sequence[Mapping[str, Any]] = ()
-    forms: Sequence[Form] = ()
     chat_template: str | None = None
     trained_on_nf4: bool = False
 
@@ -64,41 +61,21 @@ def prove(
     asked = questions or Questions()
     weights = verify_weights(plan, folder, percents(tell, "checking", plan.weight_bytes))
     problems = list(weights.problems)
-    parity: dict[str, Any] = {"verdict": "passed", "level": "weights_only", "weights": weights.as_dict()}
+    parity: dict[str, Any] = {"level": "weights_only", "weights": weights.as_dict()}
     module, reason = way_of(plan, asked, free_bytes) if with_logits else (None, "not asked for")
     if module is None or problems:
         parity["reason"] = reason or "the weights failed already"
     else:
         tell({"stage": "comparing logits"})
-        logits = _logits(module, plan, folder, asked)
-        material = logits.pop("material", None)
-        parity["level"], parity["logits"] = "logits", logits
-        problems += logits_problems(logits)
-        if asked.forms:
-            parity["forms"] = forms_compared(asked.forms, material, logits, tell)
-            problems += [problem for form in parity["forms"] for problem in form.get("problems", ())]
-    if problems:
-        parity.update(verdict="failed", problems=problems)
-    finite: dict[str, Any] = _finite(parity)
-    return finite
+        parity["level"], parity["logits"] = "logits", _logits(module, plan, folder, asked)
+        problems += logits_problems(parity["logits"])
+    return with_verdict(parity, problems)
 
 
-def forms_compared(
-    forms: Sequence[Form], material: Mapping[str, Any] | None, logits: Mapping[str, Any], tell: Tell
-) -> list[dict[str, Any]]:
-    """Each form's answers to the probe against the `material`, the answers of PEFT and of the merged folder.
-
-    Without material a form is not run, and its entry says why.
-    """
-    found = []
-    for form in forms:
-        if material is None:
-            found.append({"name": form.name, "dtype": form.dtype, "left_out": logits["answers_left_out"]})
-            continue
-        tell({"stage": f"comparing {form.name}"})
-        other = form.run([answer["ids"] for answer in material["peft"]], MAX_NEW_TOKENS)
-        found.append(compare_form(form.name, form.dtype, material["peft"], material["merged"], other))
-    return found
+def with_verdict(parity: Mapping[str, Any], problems: Sequence[str]) -> dict[str, Any]:
+    """The report with its verdict; a figure that is not finite becomes null, as JSON has no NaN."""
+    found: dict[str, Any] = _finite({"verdict": "failed" if problems else "passed", **parity})
+    return {**found, "problems": list(problems)} if problems else found
 
 
 def percents(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
@@ -128,7 +105,6 @@ def _logits(module: str, plan: MergePlan, folder: Path, asked: Questions) -> dic
         "chat_template": asked.chat_template,
         "through_nf4": plan.through_nf4,
         "trained_on_nf4": asked.trained_on_nf4,
-        "with_answers": bool(asked.forms),
     }
     return run_child(
         module,
@@ -163,7 +139,6 @@ def way_of(plan: MergePlan, asked: Questions, free_bytes: int | None = None) -> 
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that is none becomes null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

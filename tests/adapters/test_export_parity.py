@@ -20,7 +20,8 @@ from adapters.export import ExportRequest, ExportResult, export
 from adapters.merge import plan_merge
 from adapters.parity import compare_logits
 from adapters.parity_answers import MAX_NEW_TOKENS, greedy_answers, stop_tokens
-from adapters.parity_logits import probe
+from adapters.parity_forms import compare_form
+from adapters.parity_logits import load, probe
 from adapters.parity_page import page
 from adapters.parity_served import read_answer
 from adapters.parity_verdict import logits_problems
@@ -173,6 +174,32 @@ def test_a_bug_is_named_by_its_tensor_and_seen_in_logits_and_answers(
     assert any(problem.startswith("logits of the probe: max_abs") for problem in problems)
     assert any(problem.startswith("logits of the probe: mean_abs") for problem in problems)
     assert any(problem.startswith("answers of the probe") for problem in problems), "an answer parts beyond rounding"
+
+
+def answers_of(model: Any, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    return greedy_answers(model, prompts, stop_tokens(model))
+
+
+def test_other_forms_of_a_merge_are_held_against_peft_and_the_merged_folder(
+    finished: tuple[ExportRequest, ExportResult],
+) -> None:
+    from peft import PeftModel
+
+    request, result = finished
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 256, 12).tolist() for _ in range(8)]
+    merged, forgotten = (answers_of(load(str(folder)), prompts) for folder in (result.folder, request.base.folder))
+    peft = answers_of(PeftModel.from_pretrained(load(str(request.base.folder)), request.adapter).eval(), prompts)
+    again = compare_form("the merge again", "BF16", peft, merged, merged)
+    assert again["problems"] == [] and again["against_merged"]["identical"] == 8
+    assert again["against_merged"]["max_abs"] < 1e-4 < again["against_peft"]["max_abs"]
+    lost = compare_form("adapter forgotten", "F16", peft, merged, forgotten)
+    assert lost["is_judged"] and len(lost["problems"]) >= 1
+    quantised = compare_form("adapter forgotten, quantised", "Q8_0", peft, merged, forgotten)
+    assert quantised["problems"] == [], "a small adapter's loss is within what quantising may cost: reported, no more"
+    assert quantised["against_peft"]["mean_kl"] > 10 * again["against_peft"]["mean_kl"]
+    shown = page({**result.parity, "forms": [again, lost]}, result.manifest)
+    assert b"the merge again" in shown and b"adapter forgotten" in shown
 
 
 def test_a_failed_parity_of_logits_alone_fails_the_export(

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from adapters.parity_answers import compare_answers, first_difference, gap_at, side_by_side
-from adapters.parity_forms import Form, compare_form, quantised_limit
+from adapters.parity_forms import compare_form, quantised_limit
 from adapters.parity_prompts import MAX_ROWS, prompt_sets
-from adapters.parity_report import forms_compared
 from adapters.parity_verdict import largest_gap, logits_problems
 from tests.fixtures.bases import qwen_tokenizer
 
@@ -97,8 +96,7 @@ def test_rows_that_cannot_be_used_are_counted_under_their_reason() -> None:
     shown = tokenizer.decode(evaluation.ids[0])
     assert shown.endswith("<|im_start|>assistant\n") and "secret" not in shown
     _, many = prompt_sets(tokenizer, [str(i) for i in range(2 * MAX_ROWS)], 320)
-    assert many.texts[:3] == ["0", "2", "4"]
-    assert many.left_out[f"beyond {MAX_ROWS} rows, evenly thinned out"] == MAX_ROWS
+    assert many.texts[:3] == ["0", "2", "4"] and many.left_out["beyond 64 rows, evenly thinned out"] == MAX_ROWS
     _, none = prompt_sets(None, rows, 320)
     assert none.ids == [] and none.left_out == {"the base has no tokenizer": 6}
 
@@ -154,19 +152,3 @@ def test_a_quantised_form_is_reported_and_fails_only_where_quantising_cannot_be_
     published |= {"Q2_K": 0.445, "IQ2_XXS": 0.81}
     for dtype, mean_kl in published.items():
         assert quantised_limit(dtype) > 1.5 * mean_kl, dtype
-
-
-def test_forms_are_run_on_the_prompts_of_the_probe_and_left_out_where_nothing_was_answered() -> None:
-    asked: list[Any] = []
-
-    def run(prompts: Any, most: int) -> list[dict[str, Any]]:
-        asked.append((prompts, most))
-        return PEFT
-
-    told: list[dict[str, Any]] = []
-    form = Form("model-f16.gguf", "F16", run)
-    (found,) = forms_compared([form], {"peft": PEFT, "merged": PEFT}, {}, told.append)
-    assert asked == [([[1, 2], [1, 2]], 24)] and told == [{"stage": "comparing model-f16.gguf"}]
-    assert found["against_merged"]["identical"] == 2
-    (left,) = forms_compared([form], None, {"answers_left_out": "no memory"}, told.append)
-    assert left == {"name": "model-f16.gguf", "dtype": "F16", "left_out": "no memory"} and len(asked) == 1
