@@ -86,7 +86,8 @@ def test_names_prompts_and_answers_are_text_and_nothing_in_them_hides(result: Ex
     )
     parity["logits"]["probe"]["left_out"] = {HOSTILE: 1}
     parity["weights"]["tensors"][0].update(name=HOSTILE, outside=1)
-    parity["forms"] = [{"name": HOSTILE, "dtype": HOSTILE, "left_out": HOSTILE}]
+    found = {"identical": 1, "prompts": 2, "positions": 9, "top1_agreement": 0.5, "mean_kl": 0.1, "mean_abs": 0.1}
+    parity["forms"] = [{"name": HOSTILE, "dtype": HOSTILE, "against_peft": found, "problems": [], "is_judged": True}]
     content = page(parity, facts)
     outline = Outline(content)
     assert "script" not in outline.tags and "b onclick" not in re.sub(r"&lt;b onclick", "", content.decode())
