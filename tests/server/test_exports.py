@@ -112,10 +112,34 @@ def test_the_parity_report_has_the_logits_where_they_are_asked_for(server: Serve
     assert logits["merged_against_peft"]["max_abs"] > logits["merged_against_rounded_peft"]["max_abs"]
 
 
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ({"format": "gguf", "dtype": "q8_0"}, {"router-1-Q8_0.gguf"}),
+        ({"format": "gguf-lora"}, {"router-1-lora-F32.gguf"}),
+        ({"format": "adapter"}, {"adapter_config.json", "adapter_model.safetensors"}),
+        ({"format": "hf", "shard_bytes": 1 << 20}, {"model.safetensors", "config.json"}),
+    ],
+    ids=lambda value: value.get("format") if isinstance(value, dict) else "",
+)
+def test_every_form_can_be_ordered(server: Server, order: dict[str, Any], names: set[str]) -> None:
+    row = ended(server, ordered(server, **order)["id"])
+    assert (row["status"], row["error"]) == ("succeeded", None)
+    assert names | {"manifest.json", "parity.json", "parity.html"} <= {*row["files"], "manifest.json"}
+    assert row["parity"]["verdict"] == "passed" and row["bytes_done"] == row["bytes_total"] > 0
+    (largest,) = sorted(row["files"], key=lambda name: row["files"][name]["size_bytes"])[-1:]
+    content = server.http.get(f"/v1/exports/{row['id']}/content", params={"file": largest})
+    assert content.headers["etag"] == f'"{row["files"][largest]["sha256"]}"' and largest in names
+
+
 def test_orders_that_cannot_work_are_refused_at_once(server: Server) -> None:
     for body, status, code in (
         ({"model": "router", "format": "zip"}, 400, "invalid_request"),
         ({"model": "router", "dtype": "int8"}, 400, "invalid_request"),
+        ({"model": "router", "format": "gguf", "dtype": "q3_k"}, 400, "invalid_request"),
+        ({"model": "router", "format": "gguf", "shard_bytes": 1 << 30}, 400, "invalid_request"),
+        ({"model": "router", "shard_bytes": 1000}, 400, "invalid_request"),
+        ({"model": "router", "merge_into": "int8"}, 400, "invalid_request"),
         ({"model": "nobody"}, 404, "model_not_found"),
         ({"model": "router@9"}, 404, "model_not_found"),
         ({"model": "../x"}, 400, "name_invalid"),
