@@ -11,19 +11,24 @@ from typing import Any
 import pytest
 import torch
 
+from server.vllm_plugin.kernel_build import find_compiler
+from server.vllm_plugin.linear import KernelUpdate, TorchUpdate
+
 pytestmark = [
     pytest.mark.model,  # importing vLLM takes seconds
     pytest.mark.filterwarnings("ignore"),
 ]
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler on this machine")
 SLOTS, MAX_RANK, IN_FEATURES, SIZES = 4, 8, 16, (12, 4, 4)
 IDS: list[int | None] = [11, 12, 13, 14]
 
 
-@pytest.fixture(scope="module")
-def wrappers() -> Any:
-    """The grouped class and stock's, by name."""
+@pytest.fixture(params=["torch", pytest.param("c", marks=needs_compiler)])
+def wrappers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The grouped class, on torch's products and on the kernel, and stock's, by name."""
     import warnings
 
+    monkeypatch.setenv("HOTSHOE_LORA_KERNEL", request.param)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from server.vllm_plugin.cpu_lora import GroupedLoraWrapper, PunicaWrapperCPU
@@ -114,7 +119,9 @@ def test_a_slot_that_is_set_again_gives_the_new_adapters_update(wrappers: Any) -
     wrapper.forget_slot(lora_a, 1)
     wrapper.add_lora_linear(second, x, lora_a, lora_b, 1.0, SIZES)
     torch.testing.assert_close(second, 2 * first, atol=1e-4, rtol=1e-5)
-    assert wrapper.packed_bytes == sum(4 * MAX_RANK * (IN_FEATURES + size) for size in SIZES)
+    widths = [-(-size // 8) * 8 if isinstance(wrapper.linear, KernelUpdate) else size for size in SIZES]
+    used = 1 if isinstance(wrapper.linear, TorchUpdate) else SLOTS  # torch's form packs what a batch needs
+    assert wrapper.packed_bytes == used * sum(4 * MAX_RANK * (IN_FEATURES + width) for width in widths)
 
 
 def test_installing_twice_routes_vllms_own_layers_through_the_grouped_path_once(wrappers: Any) -> None:

@@ -1,8 +1,8 @@
 """The compiled LoRA kernel against a slow reference in float64: any shape, rank, dtype, batch and number of threads.
 
-The tolerance is the bound of the arithmetic, not a guess. A sum of n products in float32, in any order, is off by at most
-n * 2^-24 times the sum of their magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); here
-n is the inputs and then the rank. Rounding the result to y's dtype adds half a unit of its last place.
+The tolerance is the bound of the arithmetic, not a guess. A sum of n products in float32, in any order, is off by at
+most n * 2^-24 times the sum of their magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
+3.1); here n is the inputs and then the rank. Rounding the result to y's dtype adds half a unit of its last place.
 """
 
 from __future__ import annotations
@@ -145,6 +145,29 @@ def test_a_rows_result_is_the_same_bits_beside_any_other_rows_and_on_any_number_
     changed = {"slots": tuple(case.slots[row] for row in kept), "threads": data.draw(st.integers(1, 4))}
     fewer = computed(kernel, Case(**{**vars_of(case), **changed}), x[kept], y[kept])
     assert torch.equal(fewer, together[kept])
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_a_long_prompts_rows_are_all_updated_whatever_the_number_of_threads(kernel: Kernel, threads: int) -> None:
+    case = Case(320, (200, 64), ((16, 16), (24, 3)), (torch.float32,) * 2, (0,) * 700 + (-1,) * 5 + (1,) * 90)
+    x, y = case.rows()
+    alone = computed(kernel, case, x, y)
+    expected, bound = reference(case, x, y)
+    assert ((alone.double() - expected).abs() <= bound).all()
+    assert torch.equal(computed(kernel, Case(**{**vars_of(case), "threads": threads}), x, y), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_result_is_rounded_once_to_the_nearest_and_to_even_between_two(
+    kernel: Kernel, dtype: torch.dtype
+) -> None:
+    """x @ A @ B adds half of the last place of 1: as torch rounds the exact sum."""
+    half = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    layer = KernelLayer((torch.ones(1, 1, 1, 1),), (torch.full((1, 1, 24, 1), half),), (24,))
+    starts = torch.tensor([1.0, 1.0 + 2 * half, -1.0, -1.0 - 2 * half, 0.0, 1024.0, 2 * half], dtype=dtype)
+    y = starts[:, None].repeat(1, 24)
+    apply(kernel, layer, KernelBatch(np.zeros(len(starts))), y, torch.ones(len(starts), 1, dtype=dtype), 1, 1.0)
+    assert torch.equal(y, (starts.double() + half).to(dtype)[:, None].repeat(1, 24))
 
 
 def vars_of(case: Case) -> dict[str, object]:
