@@ -1,7 +1,8 @@
 """Compiling the LoRA kernel for the instructions that this machine has, into the cache, without a network.
 
-`python -m server.vllm_plugin.kernel_build` is what `make setup` runs, so that the first start does not wait for it. A
-library is named after the source, the flags and the compiler; one that is there is used also where the compiler is not.
+`python -m server.vllm_plugin.kernel_build` is what `make setup` runs, so that the first start does not wait for it. With
+`--all` it makes every level, for an image that runs elsewhere. A library is named after the source, the flags and the
+compiler; one that is there is used also where the compiler is not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,17 +113,17 @@ def _digest(*parts: str | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def main() -> int:
-    """Build for this processor and print where it lies; 0 also where that fails, since serving works without."""
-    level = best_level(processor_flags())
+def main(arguments: Sequence[str]) -> int:
+    """Build for this processor, or with `--all` for every one, and print where it lies; 1 where that fails."""
+    levels = LEVELS if "--all" in arguments else (best_level(processor_flags()),)
     try:
-        print(f"LoRA kernel ({level.name}): {built_kernel(level)}")
+        for level in levels:
+            print(f"LoRA kernel ({level.name}): {built_kernel(level)}")
     except KernelUnavailable as error:
-        print(
-            f"no LoRA kernel, so adapters on a CPU run on torch's products, at 0.7 to 0.9 of the base's speed: {error}"
-        )
+        print(f"no LoRA kernel, so adapters on a CPU run on torch's products, which are slower: {error}")
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
