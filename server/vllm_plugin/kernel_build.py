@@ -1,7 +1,7 @@
 """Compiling the LoRA kernel for the instructions that this machine has, into the cache, without a network.
 
-`python -m server.vllm_plugin.kernel_build` is what `make setup` runs, so that the first start does not wait for it. With
-`--all` it makes every level, for an image that runs elsewhere. A library is named after the source, the flags and the
+`python -m server.vllm_plugin.kernel_build` is what `make setup` runs, so that the first start does not wait for it;
+with `--all` every level is made, for an image that runs elsewhere. A library is named after source, flags and
 compiler; one that is there is used also where the compiler is not.
 """
 

@@ -154,3 +154,64 @@ def test_installing_twice_routes_vllms_own_layers_through_the_grouped_path_once(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.stdout.strip().endswith("as it must be"), done.stderr[-2000:]
+
+
+def test_the_operator_of_a_compiled_model_follows_the_batch_without_being_traced_again() -> None:
+    """In a process of its own: an operator's name is the process's. aot_eager traces as inductor does, without C++."""
+    program = """
+        import torch
+        from types import SimpleNamespace
+        from server.vllm_plugin.compiled import LinearOperator
+        from server.vllm_plugin.cpu_lora import GroupedLoraWrapper
+        wrapper = GroupedLoraWrapper(64, max_batches=64, device="cpu")
+        layers = [
+            SimpleNamespace(punica_wrapper=wrapper, output_slices=(12, 4), lora_a_stacked=tuple(
+                torch.randn(3, 1, 8, 16) for _ in range(2)), lora_b_stacked=(
+                torch.randn(3, 1, 12, 8), torch.randn(3, 1, 4, 8)))
+            for _ in range(2)
+        ]
+        operator = LinearOperator()
+        numbers = [operator.number_of(layer) for layer in layers]
+        assert numbers == [0, 1] and operator.number_of(layers[1]) == 1
+        weight, traces = torch.randn(16, 16), []
+
+        def model(x):
+            for number in numbers:
+                y = x @ weight
+                operator.call(y, x, number)
+                x = torch.relu(y)
+            return x
+
+        def backend(graph, inputs):
+            traces.append(graph)
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+        for ids in ([11] * 3, [0, 12, 0, 13, 12, 12, 0, 12], [0] * 5, [13, 12]):
+            mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=True)
+            wrapper.update_metadata(mapping, [11, 12, 13], 4, 100)
+            x = torch.randn(len(ids), 16)
+            torch.testing.assert_close(compiled(x), model(x), atol=1e-4, rtol=1e-5)
+            plain = torch.relu(torch.relu(x @ weight) @ weight)
+            base = [row for row, number in enumerate(ids) if number == 0]
+            others = [row for row, number in enumerate(ids) if number]
+            torch.testing.assert_close(compiled(x)[base], plain[base], atol=1e-4, rtol=1e-5)
+            assert not others or not torch.allclose(compiled(x)[others], plain[others])
+        assert len(traces) == 1, len(traces)
+        print("as it must be")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.stdout.strip().endswith("as it must be"), done.stderr[-2000:]
+
+
+def test_compilation_is_kept_with_lora_only_where_the_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.vllm_plugin import compiled
+
+    for word, expected in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv("HOTSHOE_LORA_COMPILE", word)
+        assert compiled.is_wanted() is expected
+    monkeypatch.setenv("HOTSHOE_LORA_COMPILE", "yes")
+    with pytest.raises(ValueError, match="takes 0 or 1"):
+        compiled.is_wanted()
