@@ -33,7 +33,6 @@ FORMS: dict[str, dict[str, str]] = {
     "bare": {"VLLM_PLUGINS": ""},  # without LoRA, compiled
 }
 CONCURRENCY, PROMPT_TOKENS = (1, 4, 16), (128, 512, 1400)
-ADAPTERS, RANK = 4, 16
 
 
 @dataclass(frozen=True)

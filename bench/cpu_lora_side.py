@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapters.bases import load_base
+from adapters.bases import PROJECTIONS, load_base
 
+ADAPTERS, RANK = 4, 16
 MAX_MODEL_TOKENS, PROMPT_TOKENS, VOCABULARY = 2048, 32, 40_000
 KV_CACHE_BYTES = 1 << 30
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -26,7 +27,8 @@ class Engine:
 
         self._clock, self._steps = CLOCKS[asked["clock"]], asked["decode_steps"]
         self._random = random.Random(0)
-        lora = {"enable_lora": True, "max_loras": 5, "max_lora_rank": 16, "max_cpu_loras": 10} if asked["lora"] else {}
+        slots = {"max_loras": ADAPTERS + 1, "max_lora_rank": RANK, "max_cpu_loras": 2 * (ADAPTERS + 1)}
+        lora = {"enable_lora": True, "lora_target_modules": list(PROJECTIONS), **slots} if asked["lora"] else {}
         self._engine = LLM(
             asked["base"],
             dtype=asked["dtype"],
@@ -49,10 +51,10 @@ class Engine:
         made: dict[str, list[Any]] = {}
         for dtype in ("F32", "BF16"):
             made[dtype] = []
-            for seed in range(4):
+            for seed in range(ADAPTERS):
                 folder = Path(asked["folder"]) / f"{dtype}-{seed}"
                 if not folder.exists():
-                    write_adapter(folder, base, rank=16, alpha=32, seed=seed, dtype=dtype)
+                    write_adapter(folder, base, rank=RANK, alpha=2 * RANK, seed=seed, dtype=dtype)
                 number = len(made) * 10 + seed
                 made[dtype].append(LoRARequest(f"{dtype}-{seed}", number, str(folder)))
         return made

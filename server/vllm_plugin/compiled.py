@@ -8,12 +8,17 @@ batch to batch may be read while it is traced.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
 
+from adapters.bases import PROJECTIONS
+
 SWITCH = "HOTSHOE_LORA_COMPILE"  # 1: compile; unset or 0: run eagerly, as vLLM does
+
+log = logging.getLogger("vllm.hotshoe")
 
 
 def is_wanted() -> bool:
@@ -72,6 +77,12 @@ def install(platform: Any, linear_layer: Any) -> None:
     linear_layer._apply_lora_to_output = apply_lora_to_output
 
 
+def may_compile(lora_config: Any) -> bool:
+    """Whether the operator is all of LoRA that a traced model holds: other layers look at the batch while traced."""
+    targets = set(lora_config.target_modules or ("every layer",))
+    return not lora_config.fully_sharded_loras and targets <= set(PROJECTIONS)
+
+
 def _keep_compilation(platform: Any) -> None:
     """The mode that vLLM would choose without LoRA; the settings that go with it are made either way."""
     from vllm.config import CompilationMode
@@ -81,11 +92,20 @@ def _keep_compilation(platform: Any) -> None:
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
         asked = vllm_config.compilation_config.mode
         checked(vllm_config)
-        if vllm_config.lora_config is not None and asked in (
+        if vllm_config.lora_config is None or asked not in (
             CompilationMode.VLLM_COMPILE,
             CompilationMode.DYNAMO_TRACE_ONCE,
         ):
+            return
+        if may_compile(vllm_config.lora_config):
             vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        else:
+            log.warning(
+                "%s=1, but the engine runs eagerly: that needs --lora-target-modules with some of %s, and LoRAs that "
+                "are not fully sharded.",
+                SWITCH,
+                ", ".join(PROJECTIONS),
+            )
 
     platform.check_and_update_config = classmethod(check_and_update_config)
 

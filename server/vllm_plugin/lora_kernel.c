@@ -3,14 +3,15 @@
  *   y[row] += scale * (x[row] @ A_s) @ B_s      for each row of each slot s in the batch, slice by slice of y
  *
  * x and y are float32, bfloat16 or float16; A and B keep the dtype that the adapter has; all sums are float32. A row's
- * result depends on nothing but that row and its adapter: not on the rows beside it, their order or the number of threads.
+ * result depends on nothing but that row and its adapter: not on the rows beside it, nor on the number of threads.
  *
- * C with the vector extensions of GCC and Clang, compiled once for each level of instructions (kernel_build.py). Threads are those of the process's OpenMP runtime, handed in by hotshoe_lora_threads: a second
- * runtime in the process would fight with torch's for the cores.
+ * C with the vector extensions of GCC and Clang, compiled once for each level of instructions (kernel_build.py). Its
+ * threads are those of the process's OpenMP runtime, handed in by hotshoe_lora_threads: a second runtime in the process
+ * would fight with torch's for the cores.
  *
  * Layout of the weights. Both sides are cut into tiles of TILE columns, and a tile is contiguous: A is
- * [columns / TILE][in][TILE], all slices' ranks side by side, the last tile as wide as a multiple of 8; B of each slice is
- * [size / TILE][rank][TILE], likewise. So decode, which is bound by memory, reads each adapter as one stream.
+ * [columns / TILE][in][TILE], all slices' ranks side by side, the last tile as wide as a multiple of 8; B of each slice
+ * is [size / TILE][rank][TILE], likewise. So decode, which is bound by memory, reads each adapter as one stream.
  */
 
 #include <stdint.h>
@@ -23,7 +24,7 @@
 
 #define ABI 1
 #define TILE 32           /* columns; as kernel.py cuts them */
-#define PANEL 48          /* rows that are shrunk and expanded before the next ones: their x, y and s stay in the cache */
+#define PANEL 48          /* rows that are shrunk and expanded before the next ones, so that they stay in the cache */
 #define CHUNK 256         /* inputs whose products are summed before that sum is added to the others' */
 #define AHEAD 2048        /* bytes of the weights' stream that are fetched before they are used */
 #define BOUNDARY 64       /* bytes of a cache line, between two threads' scratch */
@@ -252,15 +253,15 @@ INLINE void product_of(const struct product *p, long width, const int rows, cons
         product8(p, column, rows, 1, w_dtype);
 }
 
-#define DEFINE_ROWS(N)                                                                                                  \
-    static void product_rows##N(const struct product *p, long width)                                                    \
-    {                                                                                                                   \
-        if (p->w_dtype == FLOAT32)                                                                                      \
-            product_of(p, width, N, FLOAT32);                                                                        \
-        else if (p->w_dtype == BFLOAT16)                                                                                \
-            product_of(p, width, N, BFLOAT16);                                                                       \
-        else                                                                                                            \
-            product_of(p, width, N, FLOAT16);                                                                        \
+#define DEFINE_ROWS(N)                                                         \
+    static void product_rows##N(const struct product *p, long width)           \
+    {                                                                          \
+        if (p->w_dtype == FLOAT32)                                             \
+            product_of(p, width, N, FLOAT32);                                  \
+        else if (p->w_dtype == BFLOAT16)                                       \
+            product_of(p, width, N, BFLOAT16);                                 \
+        else                                                                   \
+            product_of(p, width, N, FLOAT16);                                  \
     }
 #if ROWS >= 12
 DEFINE_ROWS(12)
@@ -343,7 +344,9 @@ static void shrink_tile(const struct call *c, const struct panel *panel, const f
 {
     const struct slot *slot = panel->slot;
     long width = least(TILE, slot->columns - tile * TILE), size = bytes_of(slot->a_dtype);
-    struct product p = {.k = k, .stride = width, .scale = 1, .w_dtype = slot->a_dtype, .out_dtype = FLOAT32, .adds = adds};
+    struct product p = {
+        .k = k, .stride = width, .scale = 1, .w_dtype = slot->a_dtype, .out_dtype = FLOAT32, .adds = adds,
+    };
     p.w = (const char *)slot->a + (tile * TILE * c->layer->in + first * width) * size;
     for (int i = 0; i < panel->count;) {
         for (int j = 0; j < ROWS && i + j < panel->count; j++) {
@@ -367,12 +370,15 @@ static void shrink(const struct call *c, const struct panel *panel, float *room,
     }
 }
 
-/* y's rows += scale * s @ B for tiles [tile, end) of one part; a last tile that is no multiple of 8 goes through a copy. */
+/* y's rows += scale * s @ B for tiles [tile, end) of one part; a last tile that is no multiple of 8 goes through a
+ * copy. */
 static void expand(const struct call *c, const struct panel *panel, const struct part *part, const float *s, long tile,
                    long end)
 {
     long size = bytes_of(part->b_dtype), y_size = bytes_of(c->y_dtype);
-    struct product p = {.k = part->rank, .scale = c->scale, .w_dtype = part->b_dtype, .out_dtype = c->y_dtype, .adds = 1};
+    struct product p = {
+        .k = part->rank, .scale = c->scale, .w_dtype = part->b_dtype, .out_dtype = c->y_dtype, .adds = 1,
+    };
     char copies[ROWS][TILE * 4];
     for (int i = 0; i < panel->count;) {
         int taken = 0, most = least(ROWS, panel->count - i);
@@ -597,8 +603,8 @@ static int whole_rows(struct call *c, long panels, int widest, long room)
     return 0;
 }
 
-/* How many inputs are summed before the sum is added to the others': from the layer's size alone, so that a row's result
- * does not depend on how the work is split. */
+/* How many inputs are summed before that sum is added to the others': from the layer's size alone, so that a row's
+ * result does not depend on how the work is split. */
 static long chunk_of(long in)
 {
     long chunks = (in + CHUNK - 1) / CHUNK;
@@ -619,7 +625,8 @@ EXPORT void hotshoe_lora_threads(void *parallel, void *number, void *count)
     thread_count = (int (*)(void))count;
 }
 
-/* 0, or -1: the batch has rows that x and y (num_rows rows each) have not; -2: no memory; -3: a slot that the layer has not. */
+/* 0, or -1: the batch has rows that x and y, of num_rows rows each, have not; -2: there is no memory; -3: the batch has
+ * a slot that the layer has not. */
 EXPORT int hotshoe_lora_apply(const struct layer *layer, const struct batch *batch, void *y, const void *x, long y_step,
                               long x_step, long num_rows, int dtype, int threads, float scale)
 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.bases import BaseModel
 from server.vllm_plugin.kernel_build import find_compiler
 from server.vllm_plugin.linear import KernelUpdate, TorchUpdate
 
@@ -215,3 +217,37 @@ def test_compilation_is_kept_with_lora_only_where_the_switch_says_so(monkeypatch
     monkeypatch.setenv("HOTSHOE_LORA_COMPILE", "yes")
     with pytest.raises(ValueError, match="takes 0 or 1"):
         compiled.is_wanted()
+
+
+def test_compilation_is_kept_for_the_projections_and_for_nothing_that_looks_at_the_batch(
+    embedded_base: BaseModel,
+) -> None:
+    """vLLM's own configuration, as its engine would start with it."""
+    program = f"""
+        from server.vllm_plugin import cpu_lora
+        from adapters.bases import PROJECTIONS
+        cpu_lora.register(); cpu_lora.register()
+        from vllm.engine.arg_utils import EngineArgs
+        def mode(**flags):
+            made = EngineArgs(model={str(embedded_base.folder)!r}, enable_lora=True, dtype="float32", **flags)
+            return made.create_engine_config().compilation_config.mode.name
+        print(
+            mode(lora_target_modules=list(PROJECTIONS)),
+            mode(lora_target_modules=list(PROJECTIONS), enforce_eager=True),
+            mode(),
+            mode(lora_target_modules=list(PROJECTIONS), fully_sharded_loras=True),
+        )
+    """
+    found = {}
+    for word in ("1", "0"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            env={**os.environ, "HOTSHOE_LORA_COMPILE": word, "VLLM_PLUGINS": "hotshoe_cpu_lora"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[word] = done.stdout.splitlines()[-1]
+    assert found == {"1": "DYNAMO_TRACE_ONCE NONE NONE NONE", "0": "NONE NONE NONE NONE"}
