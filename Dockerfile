@@ -24,6 +24,17 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=600s \
 ENTRYPOINT ["hotshoe"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]
 
+# The compiled LoRA kernel, for every kind of processor; the image itself has no compiler.
+FROM python:3.11-slim-bookworm AS kernel
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/hotshoe
+COPY adapters adapters
+COPY server server
+RUN HOTSHOE_CACHE=/made python -m server.vllm_plugin.kernel_build --all
+
 FROM python:3.11-slim-bookworm AS cpu
 # vLLM's compiled part wants libnuma. Debian keeps one version of it in a release: a pinned one would be gone with the next
 # security fix.
@@ -39,6 +50,7 @@ RUN PIP_NO_CACHE_DIR=1 python3.11 requirements/install.py --packages
 # The embedded base, 540 MB, is made again only when adapters/ changes.
 COPY adapters adapters
 RUN PIP_NO_CACHE_DIR=1 python -c "from adapters.embedded import default_base; default_base()"
+COPY --from=kernel /made/kernels /opt/hotshoe-cache/kernels
 COPY . .
 RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && useradd --uid 10001 --home-dir /state --no-create-home --shell /usr/sbin/nologin hotshoe \

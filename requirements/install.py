@@ -107,6 +107,15 @@ def install_packages(root: Path, environment: Path) -> Pip:
     return pip
 
 
+def build_kernel(python: Path) -> None:
+    """Compile the LoRA kernel into the cache; where that fails, adapters on a CPU are slower, and nothing else."""
+    done = subprocess.run(
+        [str(python), "-m", "server.vllm_plugin.kernel_build"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if done.returncode != 0:
+        say((done.stdout or done.stderr).strip()[-500:])
+
+
 def install_lock(pip: Pip, lock: Path) -> None:
     must(pip(["install", "--no-deps", "--require-hashes", "-r", str(lock)]), f"Installing {lock}")
 
@@ -133,6 +142,7 @@ def main(arguments: Sequence[str]) -> int:
         if not stamp.is_file() or stamp.read_text() != wanted:
             make_environment(ROOT, environment)
             stamp.write_text(wanted)
+        build_kernel(environment / "bin" / "python")
         return subprocess.run(
             [str(environment / "bin" / "hotshoe"), "base", "prepare", "--quiet"], check=False
         ).returncode

@@ -63,9 +63,12 @@ class EngineUsage:
     slot_bytes: int  # of all adapter slots together
     running: int  # requests in the batch
     waiting: int  # requests not yet in it
-    packed_bytes: int = 0  # copies of what is in slots, without the unused rank; on a CPU
+    packed_bytes: int = (
+        0  # copies of what is in slots, without the unused rank and in the adapter's own dtype; on a CPU
+    )
     stage_bytes: int = 0  # of loaded adapters in main memory, those in slots among them
     weights_bytes: int = 0
+    lora_kernel: str | None = None  # what computes adapters on a CPU: "c (avx512)", or "torch (why)"; None on a GPU
 
 
 @dataclass(frozen=True, slots=True)

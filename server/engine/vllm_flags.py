@@ -165,13 +165,14 @@ def resolve_dtype(
     if asked != "auto" or not is_cpu:
         return asked
     stored = stored_dtype(config) or "bfloat16"
-    flags = _cpu_flags() if cpu_flags is None else cpu_flags
+    flags = processor_flags() if cpu_flags is None else cpu_flags
     has_bf16_units = bool(flags & {"avx512_bf16", "amx_bf16"})
     return "bfloat16" if stored != "float32" and has_bf16_units else "float32"
 
 
 @cache
-def _cpu_flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in the kernel's words; none where that is not told."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -93,6 +93,7 @@ async def engine_row(services: Services) -> dict[str, Any]:
     }
     try:
         capacity = await services.engine.capacity()
+        usage = await services.engine.usage()
     except EngineUnavailable:
         return row
     return row | {
@@ -102,6 +103,7 @@ async def engine_row(services: Services) -> dict[str, Any]:
         "dtype": capacity.dtype,
         "context_length_tokens": capacity.context_length_tokens,
         "engine_version": capacity.engine_version,
+        "lora_kernel": usage.lora_kernel,
     }
 
 

@@ -2,7 +2,7 @@
 
 vLLM's own CPU operators (punica_cpu.py of 0.32) gather one copy of the LoRA weights per token and index them with -1
 for rows of the base, which is the last slot: the base gets that adapter's update. Here rows are grouped once per
-batch mapping by slot, base rows are in no group, and a group costs one small GEMM for all A of a layer and one per B.
+batch mapping by slot, and base rows are in no group: linear.py, which runs kernel.py's compiled form or grouped.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.lifeline import die_with_parent
-from server.vllm_plugin.grouped import Group, Packed, group_rows, matrix, pack
+from server.vllm_plugin import compiled
+from server.vllm_plugin.grouped import Group, group_rows, matrix
+from server.vllm_plugin.linear import choose_update
 
 
 def register() -> None:
@@ -35,6 +37,8 @@ def install() -> None:
     if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
+    if compiled.is_wanted():
+        compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
 
 
 def _reset_lora(layer: Any, index: int) -> None:
@@ -52,25 +56,24 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
         self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
-        self.groups: tuple[Group, ...] = ()
-        self._packed: dict[int, dict[int, tuple[torch.dtype, Packed | None]]] = {}
+        self.linear = choose_update()
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
     ) -> None:
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
-        self.groups = group_rows(self.token_lora_indices.numpy())
+        slots = self.token_lora_indices.numpy()
+        self.linear.begin(slots)
         self.is_prefill = mapping.is_prefill
-        self.no_lora = not self.groups
+        self.no_lora = not (slots >= 0).any()
 
     def forget_slot(self, lora_a_stacked: tuple[torch.Tensor, ...], slot: int) -> None:
         """The layer with these weights has other contents in `slot` now."""
-        self._packed.get(lora_a_stacked[0].data_ptr(), {}).pop(slot, None)
+        self.linear.forget(lora_a_stacked, slot)
 
     @property
     def packed_bytes(self) -> int:
-        entries = (entry for layer in self._packed.values() for _, entry in layer.values())
-        return sum(entry.nbytes for entry in entries if entry is not None)
+        return self.linear.packed_bytes
 
     def add_lora_linear(
         self,
@@ -83,14 +86,7 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
         **kwargs: Any,
     ) -> None:
         """y[rows of slot s] += scale * (x @ A_s^T) @ B_s^T, slice by slice; rows of the base stay as they are."""
-        for group in self.groups:
-            packed = self._pack(lora_a_stacked, lora_b_stacked, group.slot, output_slices, x.dtype)
-            if packed is None:
-                continue
-            if group.rows is not None:
-                packed.apply_to_rows(y, x, group.rows, scale)
-            for run in group.runs:
-                packed.apply(y[run], x[run], scale)
+        self.linear.add(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
 
     def add_shrink(
         self,
@@ -103,7 +99,7 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
         """y[i][rows of slot s] = scale * x @ A_s[i]^T (fully sharded layers gather between shrink and expand)."""
         x = x.view(-1, x.shape[-1])
         for buffer, stacked in zip(y, lora_a_stacked, strict=True):
-            for group, run in self._runs(self.groups):
+            for group, run in self._runs(self._token_groups()):
                 a = matrix(stacked, group.slot).to(buffer.dtype)
                 buffer[run] = scale * (x[run].to(buffer.dtype) @ a.t())
 
@@ -121,7 +117,7 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
         y = y.view(-1, y.shape[-1])
         offset = offset_start
         for buffer, stacked, size in zip(x, lora_b_stacked, output_slices, strict=True):
-            for group, run in self._runs(self.groups):
+            for group, run in self._runs(self._token_groups()):
                 b = matrix(stacked, group.slot)[:size].to(y.dtype)
                 update = buffer[run].to(y.dtype) @ b.t()
                 columns = slice(offset, offset + size)
@@ -151,19 +147,8 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
             columns = min(update.shape[1], y.shape[1])
             y[run, :columns] = y[run, :columns] + update[:, :columns]
 
-    def _pack(
-        self,
-        lora_a: tuple[torch.Tensor, ...],
-        lora_b: tuple[torch.Tensor, ...],
-        slot: int,
-        output_slices: tuple[int, ...],
-        dtype: torch.dtype,
-    ) -> Packed | None:
-        layer = self._packed.setdefault(lora_a[0].data_ptr(), {})
-        entry = layer.get(slot)
-        if entry is None or entry[0] != dtype:
-            entry = layer[slot] = (dtype, pack(lora_a, lora_b, slot, output_slices, dtype))
-        return entry[1]
+    def _token_groups(self) -> tuple[Group, ...]:
+        return group_rows(self.token_lora_indices.numpy())
 
     @staticmethod
     def _runs(groups: tuple[Group, ...]) -> list[tuple[Group, Any]]:

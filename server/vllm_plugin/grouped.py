@@ -80,8 +80,7 @@ def pack(
     pieces, parts, column, offset = [], [], 0, 0
     for stacked_a, stacked_b, size in zip(lora_a, lora_b, output_slices, strict=True):
         a, b = matrix(stacked_a, slot), matrix(stacked_b, slot)
-        used = torch.nonzero((a != 0).any(dim=1))
-        rank = int(used[-1]) + 1 if len(used) else 0
+        rank = used_rank(a)
         if rank:
             pieces.append(a[:rank])
             expand = b[:size, :rank].t().to(dtype).contiguous()
@@ -91,6 +90,12 @@ def pack(
     if not pieces:
         return None
     return Packed(torch.cat(pieces).t().to(dtype).contiguous(), tuple(parts))
+
+
+def used_rank(a: torch.Tensor) -> int:
+    """Where the rows of A (max_rank, in_features) end that are not zero: `set_lora` zeroes a slot first."""
+    used = torch.nonzero((a != 0).any(dim=1))
+    return int(used[-1]) + 1 if len(used) else 0
 
 
 def matrix(stacked: torch.Tensor, slot: int) -> torch.Tensor:

@@ -95,6 +95,7 @@ class VllmWorker:
             kv_cache_used_fraction=used,
             running=running,
             waiting=waiting,
+            lora_kernel=answers[0]["lora_kernel"],
             **{part: sum(answer[part] for answer in answers) for part in PARTS},
         )
 

@@ -19,6 +19,9 @@ class HotshoeWorker:
             "slots": [number for number in manager.lora_index_to_id if number is not None],
             "weights_bytes": weights_bytes(self.model_runner.get_model()),
             "slot_bytes": sum(tensor.nbytes for tensor in slot_tensors(manager)),
+            "lora_kernel": next(
+                (wrapper.linear.description for wrapper in wrappers if hasattr(wrapper, "linear")), None
+            ),
             "packed_bytes": sum(getattr(wrapper, "packed_bytes", 0) for wrapper in wrappers),
             "stage_bytes": sum(tensor.nbytes for tensor in staged_tensors(manager)),
             "kv_cache_bytes": sum(cache.nbytes for cache in getattr(self.model_runner, "kv_caches", ())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,19 +12,25 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.bases import BaseModel
+from server.vllm_plugin.kernel_build import find_compiler
+from server.vllm_plugin.linear import KernelUpdate, TorchUpdate
+
 pytestmark = [
     pytest.mark.model,  # importing vLLM takes seconds
     pytest.mark.filterwarnings("ignore"),
 ]
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler on this machine")
 SLOTS, MAX_RANK, IN_FEATURES, SIZES = 4, 8, 16, (12, 4, 4)
 IDS: list[int | None] = [11, 12, 13, 14]
 
 
-@pytest.fixture(scope="module")
-def wrappers() -> Any:
-    """The grouped class and stock's, by name."""
+@pytest.fixture(params=["torch", pytest.param("c", marks=needs_compiler)])
+def wrappers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The grouped class, on torch's products and on the kernel, and stock's, by name."""
     import warnings
 
+    monkeypatch.setenv("HOTSHOE_LORA_KERNEL", request.param)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from server.vllm_plugin.cpu_lora import GroupedLoraWrapper, PunicaWrapperCPU
@@ -114,7 +121,9 @@ def test_a_slot_that_is_set_again_gives_the_new_adapters_update(wrappers: Any) -
     wrapper.forget_slot(lora_a, 1)
     wrapper.add_lora_linear(second, x, lora_a, lora_b, 1.0, SIZES)
     torch.testing.assert_close(second, 2 * first, atol=1e-4, rtol=1e-5)
-    assert wrapper.packed_bytes == sum(4 * MAX_RANK * (IN_FEATURES + size) for size in SIZES)
+    widths = [-(-size // 8) * 8 if isinstance(wrapper.linear, KernelUpdate) else size for size in SIZES]
+    used = 1 if isinstance(wrapper.linear, TorchUpdate) else SLOTS  # torch's form packs what a batch needs
+    assert wrapper.packed_bytes == used * sum(4 * MAX_RANK * (IN_FEATURES + width) for width in widths)
 
 
 def test_installing_twice_routes_vllms_own_layers_through_the_grouped_path_once(wrappers: Any) -> None:
@@ -147,3 +156,98 @@ def test_installing_twice_routes_vllms_own_layers_through_the_grouped_path_once(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.stdout.strip().endswith("as it must be"), done.stderr[-2000:]
+
+
+def test_the_operator_of_a_compiled_model_follows_the_batch_without_being_traced_again() -> None:
+    """In a process of its own: an operator's name is the process's. aot_eager traces as inductor does, without C++."""
+    program = """
+        import torch
+        from types import SimpleNamespace
+        from server.vllm_plugin.compiled import LinearOperator
+        from server.vllm_plugin.cpu_lora import GroupedLoraWrapper
+        wrapper = GroupedLoraWrapper(64, max_batches=64, device="cpu")
+        layers = [
+            SimpleNamespace(punica_wrapper=wrapper, output_slices=(12, 4), lora_a_stacked=tuple(
+                torch.randn(3, 1, 8, 16) for _ in range(2)), lora_b_stacked=(
+                torch.randn(3, 1, 12, 8), torch.randn(3, 1, 4, 8)))
+            for _ in range(2)
+        ]
+        operator = LinearOperator()
+        numbers = [operator.number_of(layer) for layer in layers]
+        assert numbers == [0, 1] and operator.number_of(layers[1]) == 1
+        weight, traces = torch.randn(16, 16), []
+
+        def model(x):
+            for number in numbers:
+                y = x @ weight
+                operator.call(y, x, number)
+                x = torch.relu(y)
+            return x
+
+        def backend(graph, inputs):
+            traces.append(graph)
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+        for ids in ([11] * 3, [0, 12, 0, 13, 12, 12, 0, 12], [0] * 5, [13, 12]):
+            mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=True)
+            wrapper.update_metadata(mapping, [11, 12, 13], 4, 100)
+            x = torch.randn(len(ids), 16)
+            torch.testing.assert_close(compiled(x), model(x), atol=1e-4, rtol=1e-5)
+            plain = torch.relu(torch.relu(x @ weight) @ weight)
+            base = [row for row, number in enumerate(ids) if number == 0]
+            others = [row for row, number in enumerate(ids) if number]
+            torch.testing.assert_close(compiled(x)[base], plain[base], atol=1e-4, rtol=1e-5)
+            assert not others or not torch.allclose(compiled(x)[others], plain[others])
+        assert len(traces) == 1, len(traces)
+        print("as it must be")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.stdout.strip().endswith("as it must be"), done.stderr[-2000:]
+
+
+def test_compilation_is_kept_with_lora_only_where_the_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.vllm_plugin import compiled
+
+    for word, expected in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv("HOTSHOE_LORA_COMPILE", word)
+        assert compiled.is_wanted() is expected
+    monkeypatch.setenv("HOTSHOE_LORA_COMPILE", "yes")
+    with pytest.raises(ValueError, match="takes 0 or 1"):
+        compiled.is_wanted()
+
+
+def test_compilation_is_kept_for_the_projections_and_for_nothing_that_looks_at_the_batch(
+    embedded_base: BaseModel,
+) -> None:
+    """vLLM's own configuration, as its engine would start with it."""
+    program = f"""
+        from server.vllm_plugin import cpu_lora
+        from adapters.bases import PROJECTIONS
+        cpu_lora.register(); cpu_lora.register()
+        from vllm.engine.arg_utils import EngineArgs
+        def mode(**flags):
+            made = EngineArgs(model={str(embedded_base.folder)!r}, enable_lora=True, dtype="float32", **flags)
+            return made.create_engine_config().compilation_config.mode.name
+        print(
+            mode(lora_target_modules=list(PROJECTIONS)),
+            mode(lora_target_modules=list(PROJECTIONS), enforce_eager=True),
+            mode(),
+            mode(lora_target_modules=list(PROJECTIONS), fully_sharded_loras=True),
+        )
+    """
+    found = {}
+    for word in ("1", "0"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            env={**os.environ, "HOTSHOE_LORA_COMPILE": word, "VLLM_PLUGINS": "hotshoe_cpu_lora"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[word] = done.stdout.splitlines()[-1]
+    assert found == {"1": "DYNAMO_TRACE_ONCE NONE NONE NONE", "0": "NONE NONE NONE NONE"}

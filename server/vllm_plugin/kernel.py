@@ -1,0 +1,222 @@
+"""The compiled LoRA kernel as Python calls it: slots packed in its layout, a batch's groups, one call for each layer.
+
+What it computes and how the weights lie is said at the top of lora_kernel.c; the structures here are that file's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_long, c_void_p, cast
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from server.vllm_plugin.grouped import matrix, used_rank
+
+ABI = 1
+TILE, STEP = 32, 8  # columns of a tile; the last one of A, and of a B, is as wide as a multiple of STEP
+LINE = 64  # bytes of a cache line, at which each matrix begins
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ERRORS = {
+    -1: "the batch has more rows than the layer's input",
+    -2: "there is no memory for the sums between A and B",
+    -3: "the batch names a slot that the layer does not have",
+}
+
+
+class _Part(Structure):
+    _fields_ = (
+        ("b", c_void_p),
+        *((name, c_int32) for name in ("b_dtype", "rank", "s_first", "first", "size", "reserved")),
+    )
+
+
+class _Slot(Structure):
+    _fields_ = (
+        ("a", c_void_p),
+        *((name, c_int32) for name in ("a_dtype", "columns", "num_parts", "reserved")),
+        ("parts", POINTER(_Part)),
+    )
+
+
+class _Layer(Structure):
+    _fields_ = (("in", c_int32), ("num_slots", c_int32), ("slots", POINTER(_Slot)))
+
+
+class _Batch(Structure):
+    _fields_ = (
+        ("num_groups", c_int32),
+        ("num_rows", c_int32),
+        *((name, c_void_p) for name in ("slots", "starts", "rows")),
+    )
+
+
+class KernelError(RuntimeError):
+    """The kernel refused a call: a bug of ours, never a request's fault."""
+
+
+class Kernel:
+    """The library at `path`, on the threads of this process's OpenMP runtime; OSError for what cannot be loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        library = ctypes.CDLL(str(path))
+        if library.hotshoe_lora_abi() != ABI:
+            raise OSError(f"{path} is a kernel of version {library.hotshoe_lora_abi()}, not {ABI}.")
+        self.apply = library.hotshoe_lora_apply
+        self.apply.argtypes = (
+            *(c_void_p, c_void_p, c_void_p, c_void_p),
+            *(c_long, c_long, c_long, ctypes.c_int, ctypes.c_int, c_float),
+        )
+        self.is_threaded = _share_threads(library)
+
+
+def _share_threads(library: ctypes.CDLL) -> bool:
+    """Give the library torch's own OpenMP runtime; False where torch has another one, and the kernel one thread."""
+    torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    try:
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        functions = [cast(getattr(torch_library, name), c_void_p) for name in names]
+    except AttributeError:
+        return False
+    library.hotshoe_lora_threads(*functions)
+    return True
+
+
+class KernelBatch:
+    """The rows of one batch by slot. `slots` is (num_rows,), -1 for a row of the base, which is in no group."""
+
+    def __init__(self, slots: np.ndarray) -> None:
+        order = np.argsort(slots, kind="stable")
+        ordered = slots[order]
+        first = int(np.searchsorted(ordered, 0))
+        present, starts = np.unique(ordered[first:], return_index=True)
+        self._arrays = (
+            present.astype(np.int32),
+            np.append(starts, len(ordered) - first).astype(np.int32),
+            order[first:].astype(np.int32),
+        )
+        self.is_empty = not len(present)
+        self._struct = _Batch(len(present), len(slots), *(array.ctypes.data for array in self._arrays))
+        self.address = ctypes.addressof(self._struct)
+
+
+class KernelSlot:
+    """One slot of one layer in the kernel's layout, each matrix in its own dtype: one stream of A and then every B."""
+
+    def __init__(self, a: torch.Tensor, parts: Sequence[tuple[int, int, int, int, torch.Tensor]]) -> None:
+        """`a` is (in_features, sum of ranks); a part is (first column of y, columns, first of x @ a, rank, b)."""
+        tiles = [tiled(narrowest(matrix)) for matrix in (a, *(part[4] for part in parts))]
+        places = np.cumsum([0, *(-(-tile.nbytes // LINE) * LINE for tile in tiles)]).tolist()
+        self._stream = torch.zeros(places[-1], dtype=torch.uint8)
+        for tile, place in zip(tiles, places[:-1], strict=True):
+            self._stream[place : place + tile.nbytes] = tile.view(torch.uint8)
+        start = self._stream.data_ptr()
+        self._parts = (_Part * len(parts))(
+            *(
+                _Part(start + place, DTYPES[b.dtype], rank, shrunk, first, size, 0)
+                for (first, size, shrunk, rank, _), b, place in zip(parts, tiles[1:], places[1:-1], strict=True)
+            )
+        )
+        columns = -(-a.shape[1] // STEP) * STEP
+        self.struct = _Slot(start, DTYPES[tiles[0].dtype], columns, len(parts), 0, self._parts)
+
+    @property
+    def nbytes(self) -> int:
+        return self._stream.nbytes
+
+
+class KernelLayer:
+    """The slots of one layer. `stale` are those that hold something else than was packed last."""
+
+    def __init__(
+        self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...], output_slices: tuple[int, ...]
+    ) -> None:
+        """lora_a[i] is (slots, 1, max_rank, in_features), lora_b[i] (slots, 1, output_slices[i], max_rank)."""
+        self._weights, self._output_slices = (lora_a, lora_b), output_slices
+        count = lora_a[0].shape[0]
+        self.stale = set(range(count))
+        self._packed: dict[int, KernelSlot] = {}
+        self._slots = (_Slot * count)()
+        self._struct = _Layer(lora_a[0].shape[-1], count, self._slots)
+        self.address = ctypes.addressof(self._struct)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.nbytes for slot in self._packed.values())
+
+    def refresh(self) -> None:
+        """Pack again what is stale."""
+        while self.stale:
+            slot = self.stale.pop()
+            self._packed.pop(slot, None)
+            self._slots[slot] = _Slot()
+            packed = pack_slot(*self._weights, slot, self._output_slices)
+            if packed is not None:
+                self._packed[slot] = packed
+                self._slots[slot] = packed.struct
+
+
+def pack_slot(
+    lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...], slot: int, output_slices: tuple[int, ...]
+) -> KernelSlot | None:
+    """Copy what slot `slot` of a layer holds, without the unused rank; None when no slice of it is adapted."""
+    pieces, parts, shrunk, offset = [], [], 0, 0
+    for stacked_a, stacked_b, size in zip(lora_a, lora_b, output_slices, strict=True):
+        a, b = matrix(stacked_a, slot), matrix(stacked_b, slot)
+        rank = used_rank(a)
+        if rank:
+            pieces.append(a[:rank])
+            parts.append((offset, size, shrunk, rank, b[:size, :rank].t()))
+        shrunk += rank
+        offset += size
+    return KernelSlot(torch.cat(pieces).t(), parts) if pieces else None
+
+
+def narrowest(values: torch.Tensor) -> torch.Tensor:
+    """The same numbers in 16 bits where they all fit exactly, as those of a 16-bit adapter do; else as they are."""
+    if values.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            short = values.to(dtype)
+            if torch.equal(short.float(), values):
+                return short
+    return values
+
+
+def tiled(values: torch.Tensor) -> torch.Tensor:
+    """(k, columns) as [columns / TILE][k][TILE], flat; zeros widen the last tile to the next multiple of STEP."""
+    k, columns = values.shape
+    whole = columns // TILE * TILE
+    tiles = values[:, :whole].reshape(k, -1, TILE).transpose(0, 1).reshape(-1)
+    if whole == columns:
+        return tiles.contiguous()
+    last = torch.zeros(k, -(-(columns - whole) // STEP) * STEP, dtype=values.dtype)
+    last[:, : columns - whole] = values[:, whole:]
+    return torch.cat((tiles, last.reshape(-1)))
+
+
+def apply(
+    kernel: Kernel, layer: KernelLayer, batch: KernelBatch, y: torch.Tensor, x: torch.Tensor, threads: int, scale: float
+) -> None:
+    """y[rows of slot s] += scale * (x @ A_s) @ B_s, in place; y (num_rows, out_features), x (num_rows, in_features)."""
+    if layer.stale:
+        layer.refresh()
+    (y_step, y_next), (x_step, x_next) = y.stride(), x.stride()
+    if y_next != 1 or x_next != 1 or y.dtype != x.dtype:
+        raise KernelError(f"x and y must be rows of one dtype: {x.dtype} {x.stride()}, {y.dtype} {y.stride()}.")
+    status = kernel.apply(
+        layer.address,
+        batch.address,
+        y.data_ptr(),
+        x.data_ptr(),
+        y_step,
+        x_step,
+        x.shape[0],
+        DTYPES[x.dtype],
+        threads,
+        scale,
+    )
+    if status:
+        raise KernelError(f"LoRA kernel: {ERRORS[status]}.")
