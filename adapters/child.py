@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotshoeError
@@ -22,17 +20,20 @@ SECRETS = (  # variables that no process of ours inherits; one that needs one of
 
 
 def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], HotshoeError]) -> dict[str, Any]:
-    """`python -m module SPEC.json`, offline; the JSON object in the last line of its stdout.
+    """`python -m module` with the spec on its stdin, offline; the JSON object in the last line of its stdout.
 
     Raises what `failed` makes of the last line of its stderr where it ends with an error.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "spec.json"
-        path.write_text(json.dumps(spec))
-        inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        environment = {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        command = [sys.executable, "-m", module, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment = {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "/dev/stdin"],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     if done.returncode != 0:
         raise failed((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

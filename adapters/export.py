@@ -11,6 +11,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -47,6 +49,7 @@ __all__ = [
     "request_from_spec",
 ]
 SPACE_MARGIN_BYTES = 16 << 20
+HEARD_SECONDS, MOST_HOURS_ALONE = 600, 24
 
 
 def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
@@ -119,6 +122,7 @@ def main(spec_path: str) -> int:
     spec = json.loads(Path(spec_path).read_text())
     os.nice(spec.pop("nice", 0))
     end_with_stdin()
+    threading.Thread(target=_stay_heard, daemon=True).start()
     try:
         result = export(request_from_spec(spec), _say)
     except HotshoeError as error:
@@ -128,9 +132,26 @@ def main(spec_path: str) -> int:
     return 0
 
 
+class _Voice:
+    """What was said last; the lock is held while something is said."""
+
+    lock = threading.Lock()
+    said: Mapping[str, Any] | None = None
+
+
 def _say(message: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    with _Voice.lock:
+        _Voice.said = message
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+
+def _stay_heard() -> None:
+    """Say the last word again now and then: a comparison layer by layer may have nothing new to say for hours."""
+    for _ in range(MOST_HOURS_ALONE * 3600 // HEARD_SECONDS):
+        time.sleep(HEARD_SECONDS)
+        if _Voice.said is not None and _Voice.said["stage"] not in ("failed", "error", "result"):
+            _say(_Voice.said)
 
 
 if __name__ == "__main__":

@@ -193,8 +193,13 @@ class AdapterFolder:
 def questions_of(request: ExportRequest) -> Questions:
     """What a request wants to be asked of its merge."""
     on_nf4 = request.merge_into == NF4 or says(request.card, {"qlora", "nf4"})
-    template = request.chat_template
-    return Questions(request.evaluation, request.served, chat_template=template, trained_on_nf4=on_nf4)
+    return Questions(
+        request.evaluation,
+        request.served,
+        chat_template=request.chat_template,
+        trained_on_nf4=on_nf4,
+        tokenizer=request.tokenizer,
+    )
 
 
 def companion_bytes(request: ExportRequest) -> int:

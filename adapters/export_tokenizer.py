@@ -11,6 +11,7 @@ from adapters.checkpoint import StoredTensor, read_header
 from adapters.errors import MergeFailed
 
 TOKENIZER_FILE = "tokenizer.json"
+SECTIONS = ("normalizer", "pre_tokenizer", "merges")
 
 
 def own_tokenizer(source: Path, adapter: Path, base: BaseModel) -> Path | None:
@@ -28,6 +29,12 @@ def own_tokenizer(source: Path, adapter: Path, base: BaseModel) -> Path | None:
             f"{source / TOKENIZER_FILE} is no extension of the base's tokenizer: {len(moved):,} of its tokens are "
             f"missing there or have another id, {moved[0][:40]!r} among them. Remove it to export with the base's."
         )
+    differ = [part for part in SECTIONS if _section(base.folder, part) != _section(source, part)]
+    if differ:
+        raise MergeFailed(
+            f"{source / TOKENIZER_FILE} cuts text otherwise than the base's tokenizer: its {', '.join(differ)} differ. "
+            "Remove it to export with the base's."
+        )
     added = theirs.keys() - ours.keys()
     rows = embedding_rows(adapter / "adapter_model.safetensors") or int(base.config["vocab_size"])
     beyond = sorted(number for number in theirs.values() if number >= rows)
@@ -37,6 +44,13 @@ def own_tokenizer(source: Path, adapter: Path, base: BaseModel) -> Path | None:
             f"of the {len(beyond):,} others were not saved with the adapter (PEFT: modules_to_save)."
         )
     return source if added else None
+
+
+def _section(folder: Path, part: str) -> Any:
+    content = json.loads((folder / TOKENIZER_FILE).read_bytes())
+    if part != "merges":
+        return content.get(part)
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in content["model"].get("merges") or ()]
 
 
 def token_ids(path: Path) -> dict[str, int]:

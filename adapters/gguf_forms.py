@@ -20,6 +20,7 @@ from adapters.gguf_plan import GgufPlan, plan_base_gguf, plan_gguf
 from adapters.gguf_types import check_type
 from adapters.gguf_verify import verify_gguf
 from adapters.gguf_write import write_gguf
+from adapters.llamacpp import missing
 from adapters.merge_plan import checkpoint_bytes, plan_merge
 from adapters.parity_gguf import GgufFiles, ask_llamacpp
 from adapters.parity_report import Tell, available_memory_bytes, percents
@@ -142,8 +143,12 @@ class GgufAdapter:
 
     @property
     def size_bytes(self) -> int:
-        base = checkpoint_bytes(self.request.base, "F32") if self.request.with_logits else 0
-        return self.plan.size_bytes + base  # llama.cpp needs the base beside it to be asked
+        return self.plan.size_bytes + (checkpoint_bytes(self.request.base, "F32") if self.is_asked else 0)
+
+    @property
+    def is_asked(self) -> bool:
+        """llama.cpp will be asked, and needs the base beside the adapter, in float32."""
+        return self.request.with_logits and missing() is None and no_room(self.request) is None
 
     def as_dict(self) -> dict[str, Any]:
         return self.plan.as_dict()
@@ -158,7 +163,7 @@ class GgufAdapter:
         path = folder / file_name(asked)
         weights = verify_gguf_lora(self.plan, path, percents(tell, "checking", self.plan.size_bytes))
         parity = report(weights.as_dict(), list(self.plan.file.notes))
-        reason = no_room(asked) if asked.with_logits else "not asked for"
+        reason = missing() or no_room(asked) if asked.with_logits else "not asked for"
         if parity["problems"] or reason:
             return ended(parity, reason)
         tell({"stage": "comparing logits"})
@@ -194,6 +199,7 @@ def asking(request: ExportRequest) -> dict[str, Any]:
         "chat_template": request.chat_template,
         "tokenizer": request.tokenizer,
         "rows": resized_rows(request.adapter, request.base),
+        "through_nf4": request.merge_into == NF4,
     }
 
 
@@ -214,6 +220,8 @@ def ended(parity: dict[str, Any], reason: str | None) -> dict[str, Any]:
 
 def no_room(request: ExportRequest) -> str | None:
     """Why PEFT's side cannot be computed here; None where it can."""
+    if request.base.config.get("quantization_config"):
+        return "the base is quantised, and PEFT's side needs its 16-bit weights"
     weights = sum(path.stat().st_size for path in request.base.folder.glob("*.safetensors")) // 2
     needed, free = weights * MEMORY_FACTOR, available_memory_bytes()
     return f"the answers need about {needed:,} bytes of memory, {free:,} are free" if needed > free else None

@@ -2,7 +2,8 @@
 
 NF4 (QLoRA, arXiv 2305.14314) keeps one of 16 values per weight and a scale per 64 of them; scales are themselves kept
 in 8 bits, per 256, around their mean. So a matrix needs its scales first, which takes one pass over it, and then any
-rows that begin on a block of 64 can be put through alone: nothing of the size of the matrix is in memory.
+rows that begin on a block of 64 can be put through alone: nothing of the size of the matrix is in memory. The mean of
+the scales is that of one thread.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def nf4_scales(stored: StoredTensor, source: int) -> Nf4Scales:
         padded = torch.nn.functional.pad(values, (0, -count % NF4_BLOCK))
         largest.append(padded.view(-1, NF4_BLOCK).amax(dim=1))
     scales = torch.cat(largest)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the last place of a long sum depends on how many add it up
     mean = scales.mean()
+    torch.set_num_threads(threads)
     kept, state = functional.quantize_blockwise(scales - mean, blocksize=SCALE_BLOCK)
     return Nf4Scales(functional.dequantize_blockwise(kept, state) + mean, dtype)
 

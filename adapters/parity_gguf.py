@@ -19,6 +19,7 @@ from adapters.errors import ParityFailed
 from adapters.llamacpp import missing, run
 from adapters.parity_answers import MAX_NEW_TOKENS, TOP_TOKENS, Answer, greedy_answers, stop_tokens
 from adapters.parity_forms import compare_form
+from adapters.parity_nf4 import put_through_nf4
 from adapters.parity_prompts import open_tokenizer, prompt_sets
 
 HARD_TEXTS = (
@@ -59,10 +60,12 @@ def ask_llamacpp(
     chat_template: str | None = None,
     tokenizer: Path | None = None,
     rows: int | None = None,
+    through_nf4: bool = False,
 ) -> dict[str, Any]:
     """`forms` as parity_forms.compare_form gives them, `tokenizer`, and the `problems` of both.
 
-    `{"left_out": why}` where llama.cpp is not installed. `rows` is the vocabulary's size where training changed it.
+    `{"left_out": why}` where llama.cpp is not installed. `rows` is the vocabulary's size where training changed it;
+    `through_nf4` answers with what NF4 leaves of the base.
     Raises ParityFailed where llama.cpp does not take the file.
     """
     if reason := missing():
@@ -74,6 +77,7 @@ def ask_llamacpp(
         "chat_template": chat_template,
         "tokenizer": str(tokenizer or base),
         "rows": rows,
+        "through_nf4": through_nf4,
     }
     peft = run_child("adapters.parity_gguf", spec, lambda said: ParityFailed(f"PEFT could not be asked: {said}"))
     prompts = [answer["ids"] for answers in peft["sets"].values() for answer in answers["peft"]]
@@ -119,6 +123,8 @@ def _answered(spec: Mapping[str, Any]) -> dict[str, Any]:
     from adapters.parity_logits import load
 
     model = load(spec["base"])
+    if spec["through_nf4"]:
+        put_through_nf4(model, spec["base"])
     if spec["rows"]:
         model.resize_token_embeddings(spec["rows"], mean_resizing=False)
     if spec["adapter"]:

@@ -64,7 +64,7 @@ def probe(spec: Mapping[str, Any]) -> dict[str, Any]:
     model = load(spec["base"])
     if spec.get("through_nf4"):
         put_through_nf4(model, spec["base"])
-    tokenizer = open_tokenizer(spec["base"], spec.get("chat_template"))
+    tokenizer = open_tokenizer(spec.get("tokenizer") or spec["base"], spec.get("chat_template"))
     adapted = PeftModel.from_pretrained(model, spec["adapter"]).eval()
     ground, reference = reference_run(adapted, tokenizer, spec)
     rounded = run(rounded_to(adapted.merge_and_unload(), spec["dtype"]), ground, with_served=False)

@@ -33,6 +33,7 @@ class Questions:
     served: Sequence[Mapping[str, Any]] = ()
     chat_template: str | None = None
     trained_on_nf4: bool = False
+    tokenizer: Path | None = None  # a folder, in place of the base's
 
     @property
     def num_sets(self) -> int:
@@ -105,6 +106,7 @@ def _logits(module: str, plan: MergePlan, folder: Path, asked: Questions) -> dic
         "chat_template": asked.chat_template,
         "through_nf4": plan.through_nf4,
         "trained_on_nf4": asked.trained_on_nf4,
+        "tokenizer": str(asked.tokenizer or plan.base.folder),
     }
     return run_child(
         module,

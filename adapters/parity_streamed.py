@@ -65,7 +65,7 @@ def streamed(spec: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     plan = plan_merge(Path(spec["adapter"]), load_base(spec["base"]), dtype=spec["plan_dtype"])
-    tokenizer = open_tokenizer(spec["base"], spec.get("chat_template"))
+    tokenizer = open_tokenizer(spec.get("tokenizer") or spec["base"], spec.get("chat_template"))
     vocab_size = int(plan.base.config["vocab_size"])
     sets = prompt_sets(tokenizer, spec.get("evaluation") or (), vocab_size)
     ground = Ground(sets, {one.name: one.ids for one in sets}, vocab_size, (), ())

@@ -64,6 +64,7 @@ def merge_by_peft(
         "served": list(questions.served),
         "evaluation": list(questions.evaluation),
         "chat_template": questions.chat_template,
+        "tokenizer": str(questions.tokenizer or base.folder),
     }
     return run_child("adapters.peft_merge", spec, lambda said: _failed(said, base))
 
@@ -110,7 +111,7 @@ def _merge(spec: Mapping[str, Any]) -> dict[str, Any]:
     if spec["rows"]:
         model.resize_token_embeddings(spec["rows"], mean_resizing=False)
     was_tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    tokenizer = open_tokenizer(spec["base"], spec["chat_template"])
+    tokenizer = open_tokenizer(spec["tokenizer"], spec["chat_template"])
     adapted = PeftModel.from_pretrained(model, spec["adapter"]).eval()
     ground, reference = reference_run(adapted, tokenizer, spec)
     merged = adapted.merge_and_unload().to(dtype)

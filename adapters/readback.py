@@ -1,7 +1,7 @@
 """Reads merged weights back and holds every element to `W + scaling * B @ A`, by other code than wrote them.
 
-It shares no arithmetic with the merge: numpy, its own decoding and rounding, other block sizes, offsets from the
-written headers. A changed element passes when
+It shares no arithmetic with the merge but that of NF4, which is the library's: numpy, its own decoding and rounding,
+other block sizes, offsets from the written headers. A changed element passes when
 
     |merged - exact| <= half a unit in its last place + what float32 sums of this rank may lose
 
@@ -339,7 +339,7 @@ def compare(check: TensorCheck, weight: Floats, merged: Floats, update: Floats, 
 def unit(values: Floats, dtype: str) -> Floats:
     """The distance between neighbours of `dtype` around each value (a unit in the last place)."""
     bits, smallest = PRECISION[dtype]
-    exponent = np.frexp(values)[1] - 1
+    exponent = np.where(values == 0, smallest, np.frexp(values)[1] - 1)
     distance: Floats = np.ldexp(1.0, np.maximum(exponent, smallest) - bits)
     return distance
 

@@ -91,8 +91,9 @@ class Child:
             self._send(signal.SIGTERM)
 
     def end(self) -> None:
-        """SIGKILL to all of its group."""
-        self._send(signal.SIGKILL)
+        """SIGKILL to all of its group, which may outlive it: what it started holds a model in memory."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     async def gone(self) -> None:
         """SIGKILL to all of its group; returns when it is gone. Nobody may read its messages any more."""

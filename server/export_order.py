@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.bases import base_digest, stored_dtype, weight_files
 from adapters.errors import BaseInvalid, BaseMismatch, MergeBaseMissing
-from adapters.export_request import ADAPTER, CODE_VERSION, GGUF_LORA
+from adapters.export_request import ADAPTER, CODE_VERSION, GGUF, GGUF_LORA, ORIGINAL
 from adapters.gguf_types import BITS, check_type
 
 if TYPE_CHECKING:
@@ -32,12 +32,13 @@ class ExportOrder:
     merge_into: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """What a row keeps of it beside model and format."""
+        """What a row keeps of it beside model and format, each thing in one spelling."""
+        is_gguf = self.format in (GGUF, GGUF_LORA)
         return {
-            "dtype": self.dtype,
+            "dtype": check_type(self.dtype, is_lora=self.format == GGUF_LORA) if is_gguf else self.dtype,
             "parity": self.with_parity,
             "shard_bytes": self.shard_bytes,
-            "merge_into": self.merge_into,
+            "merge_into": None if self.merge_into == ORIGINAL else self.merge_into,
         }
 
 

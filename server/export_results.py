@@ -102,6 +102,13 @@ class Results:
                 self._set_aside(path, ours[1])
         return set(kept - found.keys())
 
+    def free(self, name: str) -> None:
+        """Take what lies under a result's name out of it; who reads it reads on."""
+        with self.lock:
+            if (self.root / name).is_dir():
+                self._set_aside(self.root / name, name)
+        self.clear()
+
     def clear(self) -> None:
         """Remove what was set aside and nobody reads any more."""
         with self._counting:

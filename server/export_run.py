@@ -14,7 +14,7 @@ import structlog
 from adapters.errors import HotshoeError, RegistryBusy
 from adapters.export_rows import ExportEnd, ExportRow, ExportStatus
 from server.child import Child, Program
-from server.tasks import insist
+from server.tasks import at_most, insist
 
 if TYPE_CHECKING:
     from adapters.registry import Registry
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("hotshoe.exports")
 TELL_SECONDS = 0.5  # between two writes of progress to the registry
+ENDING_SECONDS = 60.0  # from its last word to its end
 KILLED = (137, 143)  # exit statuses of a process that somebody killed, beside the negative ones
 # How far an export is when a stage begins, and the part of the whole that the stage is.
 STAGES = {"merging": (0.0, 0.5), "checking": (0.5, 0.3), "comparing logits": (0.8, 0.2)}
@@ -89,14 +90,17 @@ class ExportRun:
     async def run(self, spec: Mapping[str, Any]) -> ExportEnd:
         """Have the process work to its end; raises ProcessKilled where it was killed before it said how that was."""
         await asyncio.to_thread(self.place.spec.write_text, json.dumps(spec))
-        child = await Child.start(Program("adapters.export", self.place.spec, self.place.log, "stage"))
+        names = {str(self.place.out.parent): "exports", spec["adapter"]: "the adapter", spec["base"]: "the base"}
+        program = Program("adapters.export", self.place.spec, self.place.log, "stage", names)
+        child = await Child.start(program)
         self._child = child
         try:
             if not await insist(lambda: self.registry.is_wanted(self.row)):
                 await self.stop()
             last = await self._follow(child)
             await self._note()
-            await child.process.wait()
+            await at_most(ENDING_SECONDS, child.process.wait())
+            await child.leave()  # where it hangs
             return await self._end(child, last)
         finally:
             await child.leave()

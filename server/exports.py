@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from adapters.errors import BaseMismatch, Conflict, HotshoeError, NotFound
+from adapters.errors import BaseMismatch, Conflict, HotshoeError, NotFound, StorageDamaged, StorageFull
 from adapters.export import check_order
+from adapters.export_request import HF
 from adapters.export_rows import ExportEnd, ExportRow, ExportStatus, NewExport
 from adapters.types import AdapterRef, AdapterVersion
 from server.export_order import ExportOrder, check_bases, check_unchanged, estimated_bytes, order_of, result_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adapters.registry import Registry
     from adapters.store import BlobStore
 
+T = TypeVar("T")
 log = structlog.get_logger("hotshoe.exports")
 AskServed = Callable[[AdapterVersion], Awaitable[list[dict[str, Any]]]]  # the engine's answers to the parity probe
 NICE = 10
@@ -194,7 +195,7 @@ class Exports:
                 log.warning(
                     "the export's process was killed and is started again", export=row.id, deaths=row.deaths + 1
                 )
-                await insist(lambda: self.registry.requeue_export(row, has_died=True))
+                await self._written(lambda: self.registry.requeue_export(row, has_died=True))
                 return
             end = ExportEnd(ExportStatus.FAILED, error=_died(error))
         except HotshoeError as error:
@@ -208,11 +209,20 @@ class Exports:
         if end.status is ExportStatus.SUCCEEDED:
             await self._note_agreement(row, end.report)
         end = replace(end, keep_seconds=self.where.keep_seconds)
-        orders = await insist(lambda: self.registry.end_export(row, end))
+        orders = await self._written(lambda: self.registry.end_export(row, end))
         outcome = str(end.status if orders else ExportStatus.CANCELLED)
         log.info("export ended", export=row.id, model=row.ref, status=outcome, orders=orders)
         self.where.on_end(outcome)
         await asyncio.to_thread(self._sweep)
+
+    async def _written(self, change: Callable[[], T]) -> T:
+        """What became of a piece of work, written down however long the registry's disk is full: its orders wait."""
+        while True:
+            try:
+                return await insist(change)
+            except (StorageFull, StorageDamaged) as error:
+                log.error("the end of an export cannot be written", code=error.code, reason=error.message)
+                await asyncio.sleep(PUT_OFF_SECONDS)
 
     async def _export(self, row: ExportRow) -> ExportEnd:
         """One attempt, to its end."""
@@ -225,10 +235,11 @@ class Exports:
             )
         await asyncio.to_thread(self.store.verify, version.digest or "")
         await asyncio.to_thread(check_unchanged, self.merge_base)
-        served = await self.ask(version) if row.options.get("parity", True) else []
+        is_asked = row.options.get("parity", True) and row.format == HF  # the others are compared with no server
+        served = await self.ask(version) if is_asked else []
         place = self.results.place(row.result)
-        # What a run left that ended before its row could be written: the row says that nothing is there.
-        await asyncio.to_thread(shutil.rmtree, place.out, ignore_errors=True)
+        # What a run left that ended before its row could be written, or one that is fetched still and has expired.
+        await asyncio.to_thread(self.results.free, row.result)
         self._running = ExportRun(self.registry, row, place)
         try:
             return await self._running.run({**self._spec(row, version), "served": served})
