@@ -1,6 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, planner; of the data check gate_speed, privacy, profanity, doubtful.
+On request: restarts (`--kills N`), interference, planner, cpu_lora (with choices: `python -m bench.cpu_lora`); of the
+data check gate_speed, privacy, profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 
 from bench import (
+    cpu_lora,
     doubtful,
     gate_speed,
     gateway,
@@ -33,6 +35,7 @@ ON_REQUEST = {
     "doubtful": doubtful.run,
     "planner": planner.run,
     "interference": interference.run,
+    "cpu_lora": cpu_lora.run,
 }
 
 
