@@ -1,7 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, export-interference, planner; of the data check gate_speed, privacy,
-profanity, doubtful.
+On request: restarts (`--kills N`), interference, export-interference, planner; exports and cpu_lora (with choices:
+`python -m bench.exports`, `python -m bench.cpu_lora`); of the data check gate_speed, privacy, profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 from pathlib import Path
 
 from bench import (
+    cpu_lora,
     doubtful,
     export_interference,
+    exports,
     gate_speed,
     gateway,
     interference,
@@ -36,6 +38,8 @@ ON_REQUEST = {
     "planner": planner.run,
     "interference": interference.run,
     "export-interference": export_interference.run,
+    "exports": exports.run,
+    "cpu_lora": cpu_lora.run,
 }
 
 

@@ -146,9 +146,9 @@ def _tables(
         )
         plain = Load(load.kind, load.size, 0)
         row: dict[str, Any] = {"": load.name}
-        for form in forms:
+        for form in (one for one in forms if one != "bare"):
             row[f"{form} / its base"] = speed(values[form], seen.get((form, plain)), load) if load.adapters else "-"
-            if "bare" in forms and form != "bare":
+            if "bare" in forms:
                 row[f"{form} / bare"] = speed(values[form], seen.get(("bare", plain)), load)
         ratios.rows.append(row)
     figures.notes.append(
