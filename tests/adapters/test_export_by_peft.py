@@ -100,7 +100,7 @@ def with_added_tokens(base: BaseModel, folder: Path, modules: list[str], *, is_t
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own, about resized embeddings
-@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("is_tied", [pytest.param(True, marks=pytest.mark.long), False], ids=["tied", "untied"])
 def test_added_tokens_and_a_vocabulary_that_grew_come_out_right(tmp_path: Path, is_tied: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

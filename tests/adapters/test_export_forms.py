@@ -21,7 +21,11 @@ from tests.fixtures.adapters import shape_only_base, write_adapter
 
 needs_llamacpp = pytest.mark.skipif(missing() is not None, reason=missing() or "llama.cpp is here")
 
-LLAMACPP = [("gguf", "f32"), ("gguf-lora", None), pytest.param("gguf", "q8_0", marks=pytest.mark.long)]
+LLAMACPP = [
+    ("gguf", "f32"),
+    pytest.param("gguf-lora", None, marks=pytest.mark.long),
+    pytest.param("gguf", "q8_0", marks=pytest.mark.long),
+]
 
 
 def test_shards_of_a_chosen_size_hold_the_same_tensors(request_for: Callable[..., ExportRequest]) -> None:

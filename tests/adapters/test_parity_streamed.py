@@ -108,6 +108,7 @@ def test_whole_models_are_compared_where_they_fit_else_layers_else_nothing_but_w
     assert f"{memory_bytes(plan, 2):,} layer by layer; {by_layers:,} are free" in reason
 
 
+@pytest.mark.long
 def test_the_report_of_layers_says_so_and_why_nothing_was_answered(tmp_path: Path) -> None:
     plan, out = merged_plan("qwen2_untied_bf16_sharded", tmp_path)
     spec = {"base": str(plan.base.folder), "adapter": str(plan.adapter), "merged": str(out), "dtype": "bfloat16"}
