@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPUTING = ("tests/adapters", "tests/bench", "tests/jobs", "tests/training")
+COMPUTING = ("tests/adapters", "tests/bench", "tests/exports", "tests/jobs", "tests/training")
 FAILED = 1  # pytest's exit code where tests failed and nothing else was wrong
 FOUND_NONE = 5  # pytest's exit code where options leave no test of a lane
 MOST_AGAIN = 3  # tests of a lane: more are no accident of time

@@ -180,6 +180,18 @@ def test_what_llama_cpp_runs_is_asked_there_and_its_answers_are_in_the_report(
 
 @needs_llamacpp
 @pytest.mark.long
+def test_llama_cpp_answers_from_a_merge_into_nf4_as_the_nf4_base_and_the_adapter_do(
+    of_nf4: ExportRequest, base: BaseModel, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (of_nf4.base.folder / name).write_bytes((base.folder / name).read_bytes())
+    request = replace(of_nf4, format="gguf", dtype="f32", merge_into="nf4", out=tmp_path / "out")
+    (answers,) = export(request).parity["forms"]
+    assert answers["against_peft"]["identical"] == 8 and answers["against_peft"]["max_abs"] < 1e-3
+
+
+@needs_llamacpp
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own, about the settings it is given here
 def test_what_peft_merges_becomes_one_file_too(base: BaseModel, tmp_path: Path) -> None:
     source, _ = trained(base, tmp_path / "source", KINDS["dora"])

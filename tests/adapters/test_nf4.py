@@ -44,3 +44,22 @@ def test_rows_put_through_alone_are_those_of_the_layer(
     flat, step = weight.reshape(-1).float(), 64 * 5
     pieces = [scales.through(flat[first : first + step], first) for first in range(0, flat.numel(), step)]
     assert torch.equal(torch.cat(pieces).reshape(shape), expected.float())
+
+
+def test_the_scales_of_a_large_matrix_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    """From 32,768 scales on torch's threads share the sum that the mean is of."""
+    torch.manual_seed(0)
+    weight = (torch.randn(4096, 1024) * torch.rand(4096, 1)).bfloat16()
+    save_file({"w": weight}, tmp_path / "w.safetensors")
+    stored = read_header(tmp_path / "w.safetensors")[0]
+    before, found = torch.get_num_threads(), []
+    handle = os.open(stored.path, os.O_RDONLY)
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(nf4_scales(stored, handle).scales)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+        os.close(handle)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

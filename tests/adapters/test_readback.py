@@ -12,7 +12,7 @@ from adapters.bases import BaseModel, load_base
 from adapters.checkpoint import ITEM_BYTES, read_header
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan
-from adapters.readback import CHECK_ELEMENTS, verify_weights
+from adapters.readback import CHECK_ELEMENTS, PRECISION, unit, verify_weights
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2
 
@@ -88,6 +88,12 @@ def test_what_is_no_number_is_found(merged: tuple[MergePlan, Path], value: float
 
     change(folder, 3 * CHECK_ELEMENTS + 1, no_number)
     assert len(verify_weights(plan, folder, measured=1).problems) == 1
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_beside_an_exact_zero_nothing_is_rounding(dtype: str) -> None:
+    bits, smallest = PRECISION[dtype]
+    assert unit(np.array([0.0, 1.0]), dtype).tolist() == [2.0 ** (smallest - bits), 2.0**-bits]
 
 
 def test_a_wrong_scaling_is_found_without_measuring(merged: tuple[MergePlan, Path]) -> None:

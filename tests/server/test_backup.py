@@ -437,7 +437,10 @@ def test_f7_a_disk_that_is_full_keeps_the_backup_before_and_leaves_nothing_half_
     for at in range(0, calls, SAMPLE_EVERY):
         fresh()
         run = run_and_fail(lambda: back_up(state, tmp_path / "killed"), Fault(at, errno.ENOSPC, is_lasting=True))
-        assert run.error in ("StorageFull", ""), run
+        # SQLite tells a write's ENOSPC, but of a journal only that it could not be opened or synced; whether that is a
+        # full disk the file system is asked, and this one has room.
+        is_vague = bool({*run.calls[at : at + 1]} & {"open", "fsync", "fdatasync", "unlink"})
+        assert run.error in ("StorageFull", "", *(("StorageDamaged",) if is_vague else ())), run
         holds(state, tmp_path)
     new = tmp_path / "full"
     calls = len(run_and_kill(lambda: restore(tmp_path / "killed", made(new)), None).calls)

@@ -12,10 +12,10 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from tests.adapters.exporting import contents
+from tests.exports.test_exports import ended, ordered, result_of
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.processes import Served
 from tests.fixtures.service import Server, running
-from tests.server.test_exports import ended, ordered, result_of
 
 
 class Shell(Served):

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from adapters.bases import BaseModel, load_base
+from tests.exports.test_exports import ended, ordered, result_of
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.service import Server, error_of, eventually, running
-from tests.server.test_exports import ended, ordered, result_of
 
 NO_CURL = shutil.which("curl") is None
 FILE = {"file": "model.safetensors"}

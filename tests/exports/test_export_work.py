@@ -11,10 +11,10 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from adapters.limits import UseLimits
+from tests.exports.test_exports import ended, hidden, ordered, result_of
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.jobs import words_of
 from tests.fixtures.service import Server, error_of, eventually, running
-from tests.server.test_exports import ended, hidden, ordered, result_of
 from tests.server.test_tenants import Team
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from server.exports import MOST_DEATHS
+from tests.exports.test_exports import ended as ended_of
+from tests.exports.test_exports import hidden, ordered, result_of
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.jobs import words_of
 from tests.fixtures.processes import Served
 from tests.fixtures.service import eventually, running
-from tests.server.test_exports import ended as ended_of
-from tests.server.test_exports import hidden, ordered, result_of
 
 SECONDS = 180.0
 LARGER: dict[str, Any] = {

@@ -15,11 +15,11 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from tests.adapters.exporting import damage
+from tests.exports.test_exports import ended, hidden, ordered
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.processes import HOTSHOE, Served
 from tests.fixtures.service import Server, eventually, running
-from tests.server.test_exports import ended, hidden, ordered
 
 SHARD = "model-00002-of-*.safetensors"
 
