@@ -20,6 +20,8 @@ from adapters.merge_plan import MAX_WORKERS, Update
 if TYPE_CHECKING:
     import torch
 
+    from adapters.nf4 import Nf4Scales
+
     Tensor = torch.Tensor
 
 COPY_BYTES = 16 << 20  # unchanged bytes copied by the kernel in one go
@@ -128,6 +130,13 @@ def read_all(source: int, view: memoryview, offset: int) -> None:
 def read_factors(update: Update | None) -> tuple[Tensor, Tensor] | None:
     """A (rank, in) and B (out, rank) in float32 as they are: scaling is applied to the product, as PEFT does."""
     return (_read_matrix(update.a), _read_matrix(update.b)) if update else None
+
+
+def read_scales(stored: StoredTensor, source: int) -> Nf4Scales:
+    """The scales of a matrix's NF4 form; only who wants them imports what quantises."""
+    from adapters.nf4 import nf4_scales
+
+    return nf4_scales(stored, source)
 
 
 def _read_matrix(stored: StoredTensor) -> Tensor:

@@ -15,7 +15,7 @@ from adapters.export_request import ADAPTER, HF, NF4, ExportRequest
 from adapters.merge import merge, plan_merge
 from adapters.merge_plan import MergePlan, check_inputs, checkpoint_bytes
 from adapters.parity_nf4 import note
-from adapters.parity_report import Questions, Tell, dtype_of, percents, prove
+from adapters.parity_report import Questions, Tell, dtype_of, percents, prove, with_verdict
 from adapters.parity_verdict import logits_problems
 from adapters.peft_merge import merge_by_peft, needs_peft
 from adapters.staging import sha256
@@ -150,10 +150,9 @@ class PeftFolder:
 
     def prove(self, folder: Path, tell: Tell) -> dict[str, Any]:
         logits = self.made["logits"]
-        problems = logits_problems(logits)
-        parity: dict[str, Any] = {"verdict": "passed", "level": "logits", "merged_by": "peft", "logits": logits}
-        parity["notes"] = ["PEFT merged this adapter: it is more than low-rank updates."]
-        return {**parity, "verdict": "failed", "problems": problems} if problems else parity
+        notes = ["PEFT merged this adapter: it is more than low-rank updates."]
+        parity = {"level": "logits", "merged_by": "peft", "logits": logits, "notes": notes}
+        return with_verdict(parity, logits_problems(logits))
 
 
 @dataclass
@@ -186,8 +185,8 @@ class AdapterFolder:
 
     def prove(self, folder: Path, tell: Tell) -> dict[str, Any]:
         differ = [path.name for path in self._sources if sha256(path) != sha256(folder / path.name)]
-        parity = {"verdict": "passed", "level": "files", "reason": "the files are the adapter's own, digest for digest"}
-        return {**parity, "verdict": "failed", "problems": [f"{name} differs" for name in differ]} if differ else parity
+        parity = {"level": "files", "reason": "the files are the adapter's own, digest for digest"}
+        return with_verdict(parity, [f"{name} differs" for name in differ])
 
 
 def questions_of(request: ExportRequest) -> Questions:

@@ -23,7 +23,7 @@ from adapters.gguf_write import write_gguf
 from adapters.llamacpp import missing
 from adapters.merge_plan import checkpoint_bytes, plan_merge
 from adapters.parity_gguf import GgufFiles, ask_llamacpp
-from adapters.parity_report import Tell, available_memory_bytes, percents
+from adapters.parity_report import Tell, available_memory_bytes, percents, with_verdict
 from adapters.peft_merge import needs_peft, resized_rows
 
 MEMORY_FACTOR = 8  # bytes per weight: a float32 model and PEFT's merge of it
@@ -213,9 +213,7 @@ def ended(parity: dict[str, Any], reason: str | None) -> dict[str, Any]:
     problems = parity.pop("problems")
     parity.pop("left_out", None)
     level = {"level": "answers"} if "forms" in parity else {"level": "weights_only", "reason": reason or "see problems"}
-    if problems:
-        return {"verdict": "failed", **level, **parity, "problems": problems}
-    return {"verdict": "passed", **level, **parity}
+    return with_verdict({**level, **parity}, problems)
 
 
 def no_room(request: ExportRequest) -> str | None:

@@ -15,7 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.blocks import Progress, Task, copies, open_sources, read_all, read_factors, worker_pool, write_all
+from adapters.blocks import (
+    Progress,
+    Task,
+    copies,
+    open_sources,
+    read_all,
+    read_factors,
+    read_scales,
+    worker_pool,
+    write_all,
+)
 from adapters.checkpoint import FLOATS, ITEM_BYTES
 from adapters.errors import MergeFailed
 from adapters.flushing import Flusher
@@ -71,18 +81,11 @@ def _tasks(plan: GgufPlan, sources: dict[Path, int], target: int) -> Iterator[Ta
         if tensor.is_copy:
             yield from copies(source, tensor.source.begin, target, tensor.begin, tensor.size_bytes)
             continue
-        factors, scales = read_factors(tensor.update), _scales(tensor, source)
+        factors = read_factors(tensor.update)
+        scales = read_scales(tensor.source, source) if tensor.through_nf4 else None
         for first, end in tensor.row_blocks():
             job = _Job(tensor, factors, scales, first, end, source, target)
             yield Task(partial(_write_block, job), size_bytes(tensor.type, (end - first) * tensor.matrix_shape[1]))
-
-
-def _scales(tensor: GgufTensor, source: int) -> Nf4Scales | None:
-    if not tensor.through_nf4:
-        return None
-    from adapters.nf4 import nf4_scales
-
-    return nf4_scales(tensor.source, source)
 
 
 def _write_block(job: _Job) -> None:

@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.bases import WEIGHT_INDEX
-from adapters.blocks import Progress, Task, copies, open_sources, read_all, read_factors, worker_pool, write_all
+from adapters.blocks import (
+    Progress,
+    Task,
+    copies,
+    open_sources,
+    read_all,
+    read_factors,
+    read_scales,
+    worker_pool,
+    write_all,
+)
 from adapters.checkpoint import FLOATS, ITEM_BYTES
 from adapters.durable import write_file
 from adapters.errors import BaseInvalid, MergeFailed
@@ -86,7 +96,8 @@ def _tasks(file: PlannedFile, target: int, stack: ExitStack) -> Iterator[Task]:
         if tensor.is_copy:
             yield from copies(source, tensor.source.begin, target, tensor.begin, tensor.size_bytes)
             continue
-        factors, scales = read_factors(tensor.update), _scales(tensor, source)
+        factors = read_factors(tensor.update)
+        scales = read_scales(tensor.source, source) if tensor.through_nf4 else None
         for first, end in tensor.row_blocks():
             block = _Block(tensor, factors, scales, first, end, source, target)
             yield Task(partial(_run, block, local), block.elements * ITEM_BYTES[tensor.dtype])
@@ -121,14 +132,6 @@ class _Workspace:
         self.raw = bytearray(BLOCK_ELEMENTS * 4)
         self.weight = torch.empty(BLOCK_ELEMENTS)
         self.written = bytearray(BLOCK_ELEMENTS * 4)
-
-
-def _scales(tensor: PlannedTensor, source: int) -> Nf4Scales | None:
-    if not tensor.through_nf4:
-        return None
-    from adapters.nf4 import nf4_scales
-
-    return nf4_scales(tensor.source, source)
 
 
 def _run(block: _Block, local: threading.local) -> None:

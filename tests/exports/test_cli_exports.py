@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.bases import BaseModel, load_base
 from tests.adapters.exporting import contents
 from tests.exports.test_exports import ended, ordered, result_of
-from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.processes import Served
-from tests.fixtures.service import Server, running
+from tests.fixtures.service import Server
 
 
 class Shell(Served):
@@ -23,18 +20,6 @@ class Shell(Served):
 
     def __init__(self, server: Server) -> None:
         self.home, self.url = server.services.settings.home, server.url
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load_base(tiny_qwen2(tmp_path_factory.mktemp("base") / "tiny-qwen2"))
-
-
-@pytest.fixture(scope="module")
-def server(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(base, tmp_path_factory.mktemp("server")) as server:
-        server.pushed("router")
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -8,31 +8,17 @@ import shutil
 import sqlite3
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.bases import BaseModel, load_base
+from adapters.bases import BaseModel
 from tests.exports.test_exports import ended, ordered, result_of
-from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.service import Server, error_of, eventually, running
 
 NO_CURL = shutil.which("curl") is None
 FILE = {"file": "model.safetensors"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load_base(tiny_qwen2(tmp_path_factory.mktemp("base") / "tiny-qwen2"))
-
-
-@pytest.fixture(scope="module")
-def server(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(base, tmp_path_factory.mktemp("server")) as server:
-        server.pushed("router")
-        yield server
 
 
 @pytest.fixture(scope="module")

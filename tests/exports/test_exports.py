@@ -7,32 +7,18 @@ import os
 import sqlite3
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load
 
-from adapters.bases import BaseModel, load_base
+from adapters.bases import BaseModel
 from adapters.database_errors import BUSY_SECONDS
 from adapters.export_rows import ExportStatus
 from tests.fixtures.adapters import shape_only_base, write_adapter
-from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.service import Server, error_of, eventually, running
 from tests.server.test_locked_registry import locked
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load_base(tiny_qwen2(tmp_path_factory.mktemp("base") / "tiny-qwen2"))
-
-
-@pytest.fixture(scope="module")
-def server(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(base, tmp_path_factory.mktemp("server")) as server:
-        server.pushed("router")
-        yield server
 
 
 def ordered(server: Server, model: str = "router", **body: Any) -> dict[str, Any]:
