@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,9 +67,9 @@ def size(
     device = find_device(
         gpu, gpus, bytes_of("reserved", reserved), None if memory is None else bytes_of("memory", memory)
     )
-    chosen = _base(base)
-    form = _form(chosen, device, dtype, quantization, kv_dtype)
-    found = make(chosen.name, chosen.config, form, device, Traffic(adapters, rank, context, concurrency, max_num_seqs))
+    name, config = base_config(base)
+    form = _form(config, device, dtype, quantization, kv_dtype)
+    found = make(name, config, form, device, Traffic(adapters, rank, context, concurrency, max_num_seqs))
     if as_json:
         print_json(as_dict(found))
     else:
@@ -78,20 +79,11 @@ def size(
         raise typer.Exit(EXIT_NO)
 
 
-@dataclass(frozen=True)
-class _Base:
-    name: str
-    config: dict[str, Any]
-
-
-def _base(source: str) -> _Base:
-    """The config of a base by its name, folder or file; raises BaseInvalid."""
-    import json
-
+def base_config(source: str) -> tuple[str, dict[str, Any]]:
+    """What a base is called, and its config.json, from its name, folder or file; raises BaseInvalid."""
     from training.planner.sizes import find
 
-    path = Path(source)
-    size = find(source)
+    size, path = find(source), Path(source)
     file = path / "config.json" if path.is_dir() else path
     given = json.loads(file.read_bytes()) if file.is_file() else {}
     kind = "Qwen3ForCausalLM" if size.has_head_norms else "Qwen2ForCausalLM"
@@ -109,7 +101,7 @@ def _base(source: str) -> _Base:
         "dtype": size.dtype,
     }
     named = "embedded" if size.name == "embedded" else source if given else _hub_name(size.name)
-    return _Base(named, given | config)
+    return named, given | config
 
 
 def _hub_name(name: str) -> str:
@@ -117,7 +109,7 @@ def _hub_name(name: str) -> str:
     return f"Qwen/{name}-Instruct" if name.startswith("Qwen2.5") else f"Qwen/{name}"
 
 
-def _form(base: _Base, device: Device, dtype: str, quantization: str | None, kv_dtype: str) -> Form:
+def _form(config: Mapping[str, Any], device: Device, dtype: str, quantization: str | None, kv_dtype: str) -> Form:
     """In which numbers it is served: as the server's own settings would have it. Raises ConfigInvalid."""
     from adapters.errors import ConfigInvalid
     from server.engine.vllm_flags import resolve_dtype
@@ -125,8 +117,8 @@ def _form(base: _Base, device: Device, dtype: str, quantization: str | None, kv_
     from server.sizing.parts import Form
     from server.sizing.weights import bits_of_a_weight
 
-    said = resolve_dtype(dtype, base.config, is_cpu=device.is_cpu)
-    named = ("bfloat16" if base.config["dtype"] == "float32" else base.config["dtype"]) if said == "auto" else said
+    said = resolve_dtype(dtype, config, is_cpu=device.is_cpu)
+    named = ("bfloat16" if config["dtype"] == "float32" else config["dtype"]) if said == "auto" else said
     if named not in DTYPE_BYTES:
         raise ConfigInvalid(
             f"dtype is {named!r}; known are auto, bfloat16, float16 and float32.",
@@ -134,7 +126,7 @@ def _form(base: _Base, device: Device, dtype: str, quantization: str | None, kv_
         )
     if kv_dtype not in ("auto", "fp8"):
         raise ConfigInvalid(f"kv-dtype is {kv_dtype!r}; known are auto and fp8.", param="kv-dtype")
-    stored = base.config.get("quantization_config") or {}
+    stored = config.get("quantization_config") or {}
     method = quantization or stored.get("quant_method")
     group = int(stored.get("group_size") or 128)
     form = Form(named, DTYPE_BYTES[named], 1 if kv_dtype == "fp8" else DTYPE_BYTES[named], method, group)

@@ -65,7 +65,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """In which numbers a base is served: bytes of an activation and slot, of a number in the KV cache, and of weights."""
+    """In which numbers a base is served: bytes of an activation and a slot, of the KV cache, how weights are kept."""
 
     dtype: str
     dtype_bytes: int

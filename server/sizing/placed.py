@@ -1,7 +1,7 @@
 """One choice of slots, rank and context on a device: every part of its memory, and what the KV cache then holds.
 
-On a GPU vLLM gives the KV cache what its share of the GPU leaves. On a CPU the KV cache is a setting, taken here as what
-the traffic needs, and all parts together must fit the main memory.
+On a GPU vLLM gives the KV cache what its share of the GPU leaves. On a CPU the KV cache is a setting, taken here as
+what the traffic needs, and all parts together must fit the main memory.
 """
 
 from __future__ import annotations
@@ -157,22 +157,29 @@ class Placed:
         """Sequences of the whole context that the KV cache holds at a time."""
         return self.cache_tokens // self.block_tokens // self.blocks_of_a_sequence
 
+    @property
+    def least_cache_bytes(self) -> int:
+        """The KV cache with every estimate at its highest."""
+        return max(0, self.cache_bytes - sum(part.high_bytes - part.bytes for part in self._in_share))
+
+    @property
+    def _in_share(self) -> list[Part]:
+        """What comes off the KV cache: on a CPU nothing does."""
+        beside = {part.name for part in beside_share(self.device)}
+        return [] if self.device.is_cpu else [part for part in self.fixed if part.name not in beside]
+
     def parts(self) -> list[Part]:
         """Every part: the device's, the KV cache, and staged adapters in main memory."""
-        device = self.device
-        low = high = self.cache_bytes
-        basis = Basis.FORMULA
-        if not device.is_cpu:
-            basis = Basis.ESTIMATE  # of what the estimates leave
-            mine = [part for part in self.fixed if part not in set(beside_share(device))]
-            low = max(0, low - sum(part.high_bytes - part.bytes for part in mine))
-            high += sum(part.bytes - part.low_bytes for part in mine)
-        place = MAIN if device.is_cpu else GPU
-        found = [*self.fixed, Part("kv_cache", place, self.cache_bytes, basis, CACHE, low, high)]
-        return found if device.is_cpu else [*found, formula("stage", MAIN, self.stage_bytes, STAGED)]
+        is_cpu = self.device.is_cpu
+        high = self.cache_bytes + sum(part.bytes - part.low_bytes for part in self._in_share)
+        basis = Basis.FORMULA if is_cpu else Basis.ESTIMATE  # of what the estimates leave
+        place = MAIN if is_cpu else GPU
+        found = [*self.fixed, Part("kv_cache", place, self.cache_bytes, basis, CACHE, self.least_cache_bytes, high)]
+        return found if is_cpu else [*found, formula("stage", MAIN, self.stage_bytes, STAGED)]
 
 
 def known(count: int | None) -> int:
     """A size that a sizing always knows: its layout names every number, and its base has no sliding window."""
-    assert count is not None
+    if count is None:
+        raise AssertionError
     return count

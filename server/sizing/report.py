@@ -95,7 +95,7 @@ def command(sizing: Sizing) -> str:
     env = [f"HOTSHOE_STAGED_LIMIT={chosen.staged}", f"HOTSHOE_CONTEXT_LENGTH_TOKENS={chosen.context_tokens}"]
     env += [f"HOTSHOE_KV_CACHE_BYTES={placed.cache_bytes}"] if device.is_cpu else []
     env += [f"HOTSHOE_MAX_RUNNING={chosen.sequences}"] if chosen.sequences > SERVED_AT_ONCE else []
-    words = [*env, "hotshoe serve --base", sizing.name, f"--slots {chosen.slots} --max-rank {chosen.max_rank}"]
+    words = [*env, "hotshoe serve --base", _base_of(sizing), f"--slots {chosen.slots} --max-rank {chosen.max_rank}"]
     words += [f"--dtype {form.dtype}"] if device.is_cpu else []
     flags = [] if device.is_cpu else [f"--gpu-memory-utilization {chosen.memory_fraction:g}"]
     flags += [f"--tensor-parallel-size {device.count}"] if device.count > 1 else []
@@ -103,6 +103,14 @@ def command(sizing: Sizing) -> str:
     flags += ["--quantization fp8"] if form.quantization == "fp8" else []
     flags += [f"--max-num-seqs {chosen.max_num_seqs}"] if chosen.max_num_seqs is not None else []
     return " ".join([*words, "--", *flags] if flags else words)
+
+
+def _base_of(sizing: Sizing) -> str:
+    """What --base takes: a folder as it was named, or the Hub's id, of which the commit is to be filled in."""
+    method = sizing.placed.form.quantization
+    if "quantization_config" not in sizing.placed.config and method not in (None, "fp8"):
+        return f"FOLDER_OF_ITS_{method}_CHECKPOINT".upper()
+    return f"{sizing.name}@COMMIT" if sizing.name.startswith("Qwen/") else sizing.name
 
 
 def _asked(sizing: Sizing) -> Iterator[str]:
@@ -115,8 +123,12 @@ def _asked(sizing: Sizing) -> Iterator[str]:
         f"{shown(device.memory_bytes)}{held}"
     )
     adapters = "adapters" if sizing.traffic.adapters is None else f"{sizing.traffic.adapters} adapters"
-    many = f"{chosen.sequences} sequences" if chosen.sequences > 1 else "at least one sequence"
+    many = "at least one sequence" if sizing.traffic.concurrency is None else _many(chosen.sequences)
     yield f"{adapters} of rank {chosen.staged_rank}, {many} of {chosen.context_tokens:,} tokens at a time"
+
+
+def _many(count: int) -> str:
+    return f"{count:,} sequence{'' if count == 1 else 's'}"
 
 
 def _part_line(sizing: Sizing, part: Part) -> str:
@@ -139,8 +151,8 @@ def _verdict(sizing: Sizing) -> Iterator[str]:
     if sizing.fits:
         staged = "" if sizing.most_staged is None else f"; main memory keeps at most {sizing.most_staged:,} loaded"
         yield (
-            f"fits: {placed.cache_tokens:,} tokens of KV cache, {placed.sequences:,} sequences of "
-            f"{chosen.context_tokens:,} at a time; at most {sizing.most_slots:,} adapters in slots beside them{staged}"
+            f"fits: {placed.cache_tokens:,} tokens of KV cache, {_many(placed.sequences)} of {chosen.context_tokens:,} "
+            f"at a time; at most {sizing.most_slots:,} adapters in slots beside them{staged}"
         )
         return
     needed, left = placed.needed_cache_bytes, placed.left_bytes

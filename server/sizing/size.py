@@ -1,8 +1,8 @@
 """From traffic to settings: rank, slots, staged adapters, share of the GPU, and what to change where it does not fit.
 
 The KV cache comes first: the sequences that are asked for must fit, or nothing is answered. Slots come second: more of
-them than sequences run at a time are never used, and fewer than adapters in use only make these take turns. So slots are
-the least of adapters, concurrency and what has room.
+them than sequences run at a time are never used, and fewer than adapters in use only make these take turns. So slots
+are the least of adapters, concurrency and what has room.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from server.engine.vllm_flags import CPU_CONTEXT_LIMIT_TOKENS, LORA_RANKS, lora_
 from server.sizing.overheads import beside_share
 from server.sizing.parts import Device, Form, Traffic
 from server.sizing.placed import Chosen, Placed
-from server.sizing.weights import QUANTIZATIONS
 
 DEFAULT_SLOTS, DEFAULT_RANK = 8, 64  # the server's
 FALLING_RANKS = (64, 32, 16, 8)
@@ -61,7 +60,7 @@ def size(name: str, config: Mapping[str, Any], form: Form, device: Device, traff
 
 
 def share_of(device: Device) -> float:
-    """--gpu-memory-utilization: what CUDA, NCCL at their highest and other processes leave, in hundredths, at most 0.95.
+    """--gpu-memory-utilization, in hundredths: what others and, at their highest, CUDA and NCCL leave, at most 0.95.
 
     vLLM refuses to start where its share is more than is free (`request_memory` in vllm/v1/worker/utils.py).
     """
@@ -84,11 +83,14 @@ def _choose(name: str, config: Mapping[str, Any], form: Form, device: Device, tr
         max_num_seqs=traffic.max_num_seqs,
     )
     least = Placed(config, form, device, chosen)
+    if device.is_cpu and traffic.concurrency is None:  # the KV cache is a setting there, and not what is left
+        several = largest(DEFAULT_SLOTS, lambda count: replace(least, chosen=replace(chosen, sequences=count)))
+        chosen = replace(chosen, sequences=max(1, several))
     most = largest(MOST_SLOTS, lambda slots: replace(least, chosen=_with_slots(chosen, slots)))
     slots = max(1, min(wanted, most))
     placed = replace(least, chosen=_with_slots(chosen, slots))
     staged = largest(adapters, lambda count: replace(placed, chosen=replace(placed.chosen, staged=count)))
-    placed = replace(placed, chosen=replace(placed.chosen, staged=max(slots, staged)))
+    placed = replace(placed, chosen=replace(placed.chosen, staged=max(slots, staged) if placed.fits else adapters))
     return Sizing(name, traffic, placed, wanted, most)
 
 
@@ -179,10 +181,12 @@ def _notes(found: Sizing, traffic: Traffic) -> Iterator[str]:
         )
     if found.fits and adapters > chosen.slots and chosen.slots == found.wanted_slots:
         yield f"{adapters} adapters share {chosen.slots} slots: no more are of use, as no more sequences run at a time"
-    if traffic.rank is None and chosen.max_rank < DEFAULT_RANK:
+    if found.fits and traffic.rank is None and chosen.max_rank < DEFAULT_RANK:
         yield f"rank {chosen.max_rank}, and not the server's {DEFAULT_RANK}: that has no room here"
     if found.fits and adapters > chosen.staged:
         yield f"{chosen.staged} of {adapters} adapters are kept loaded; the others are loaded when they are asked for"
+    if found.fits and found.placed.least_cache_bytes < found.placed.needed_cache_bytes:
+        yield "tight: with the estimates at their highest these sequences do not fit at the same time"
     if found.placed.form.quantization == "nf4":
         yield "vLLM 0.32 reads no bitsandbytes weights by itself: the figure is for an engine that does"
 
@@ -229,7 +233,6 @@ def _gpu_alternatives(placed: Placed) -> Iterator[tuple[str, Placed]]:
         yield "--kv-dtype fp8", replace(placed, form=replace(form, kv_bytes=1))
     if form.quantization is None:
         for name in ("fp8", "awq"):
-            assert name in QUANTIZATIONS
             yield f"--quantization {name}", replace(placed, form=replace(form, quantization=name))
     for count in SPLITS:
         if count > device.count and splits(placed.config, count):
