@@ -68,7 +68,7 @@ def size(
         gpu, gpus, bytes_of("reserved", reserved), None if memory is None else bytes_of("memory", memory)
     )
     name, config = base_config(base)
-    form = _form(config, device, dtype, quantization, kv_dtype)
+    form = form_of(config, device, dtype, quantization, kv_dtype)
     found = make(name, config, form, device, Traffic(adapters, rank, context, concurrency, max_num_seqs))
     if as_json:
         print_json(as_dict(found))
@@ -109,7 +109,7 @@ def _hub_name(name: str) -> str:
     return f"Qwen/{name}-Instruct" if name.startswith("Qwen2.5") else f"Qwen/{name}"
 
 
-def _form(config: Mapping[str, Any], device: Device, dtype: str, quantization: str | None, kv_dtype: str) -> Form:
+def form_of(config: Mapping[str, Any], device: Device, dtype: str, quantization: str | None, kv_dtype: str) -> Form:
     """In which numbers it is served: as the server's own settings would have it. Raises ConfigInvalid."""
     from adapters.errors import ConfigInvalid
     from server.engine.vllm_flags import resolve_dtype
