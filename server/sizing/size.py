@@ -54,7 +54,8 @@ def size(name: str, config: Mapping[str, Any], form: Form, device: Device, traff
     _check(config, device, traffic)
     ranks = FALLING_RANKS if traffic.rank is None else (traffic.rank,)
     tried = [_choose(name, config, form, device, replace(traffic, rank=rank)) for rank in ranks]
-    found = next((one for one in tried if one.fits), tried[-1])
+    fitting = [one for one in tried if one.fits]
+    found = max(fitting, key=lambda one: one.placed.chosen.slots) if fitting else tried[-1]  # the first of equals
     found = replace(found, traffic=traffic, notes=tuple(_notes(found, traffic)))
     return found if found.fits else replace(found, changes=tuple(_changes(found)))
 
@@ -182,7 +183,7 @@ def _notes(found: Sizing, traffic: Traffic) -> Iterator[str]:
     if found.fits and adapters > chosen.slots and chosen.slots == found.wanted_slots:
         yield f"{adapters} adapters share {chosen.slots} slots: no more are of use, as no more sequences run at a time"
     if found.fits and traffic.rank is None and chosen.max_rank < DEFAULT_RANK:
-        yield f"rank {chosen.max_rank}, and not the server's {DEFAULT_RANK}: that has no room here"
+        yield f"rank {chosen.max_rank}, and not the server's {DEFAULT_RANK}: that leaves fewer slots, or none"
     if found.fits and adapters > chosen.staged:
         yield f"{chosen.staged} of {adapters} adapters are kept loaded; the others are loaded when they are asked for"
     if found.fits and found.placed.least_cache_bytes < found.placed.needed_cache_bytes:
