@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from server.cli.output import EXIT_NO, print_json
 
 if TYPE_CHECKING:
     from server.sizing.parts import Device, Form
+
+TIED = "tie_word_embeddings"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -81,9 +84,14 @@ def size(
 
 def base_config(source: str) -> tuple[str, dict[str, Any]]:
     """What a base is called, and its config.json, from its name, folder or file; raises BaseInvalid."""
+    from adapters.errors import BaseInvalid
     from training.planner.sizes import find
 
-    size, path = find(source), Path(source)
+    path = Path(source)
+    try:
+        size = find(source)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise BaseInvalid(f"{source} does not describe a base: {error}.", param="base") from error
     file = path / "config.json" if path.is_dir() else path
     given = json.loads(file.read_bytes()) if file.is_file() else {}
     kind = "Qwen3ForCausalLM" if size.has_head_norms else "Qwen2ForCausalLM"
@@ -96,11 +104,14 @@ def base_config(source: str) -> tuple[str, dict[str, Any]]:
         "num_key_value_heads": size.key_value_heads,
         "head_dim": size.head_dim,
         "vocab_size": size.vocabulary,
-        "tie_word_embeddings": size.is_tied,
+        TIED: size.is_tied,
         "max_position_embeddings": size.context_tokens,
         "dtype": size.dtype,
     }
     named = "embedded" if size.name == "embedded" else source if given else _hub_name(size.name)
+    wrong = [f"{key} {value}" for key, value in config.items() if isinstance(value, int) and value < 1 and key != TIED]
+    if wrong:
+        raise BaseInvalid(f"{source} does not describe a base: {', '.join(wrong)}; the least is 1.", param="base")
     return named, given | config
 
 
@@ -126,9 +137,34 @@ def form_of(config: Mapping[str, Any], device: Device, dtype: str, quantization:
         )
     if kv_dtype not in ("auto", "fp8"):
         raise ConfigInvalid(f"kv-dtype is {kv_dtype!r}; known are auto and fp8.", param="kv-dtype")
-    stored = config.get("quantization_config") or {}
-    method = quantization or stored.get("quant_method")
-    group = int(stored.get("group_size") or 128)
-    form = Form(named, DTYPE_BYTES[named], 1 if kv_dtype == "fp8" else DTYPE_BYTES[named], method, group)
+    kv_bytes = 1 if kv_dtype == "fp8" else DTYPE_BYTES[named]
+    form = _quantised(Form(named, DTYPE_BYTES[named], kv_bytes), config, quantization)
     bits_of_a_weight(form)
     return form
+
+
+def _quantised(form: Form, config: Mapping[str, Any], asked: str | None) -> Form:
+    """With what the option, or else the base's own config, says of its weights; raises ConfigInvalid, BaseInvalid."""
+    from adapters.errors import BaseInvalid, ConfigInvalid
+
+    stored = config.get("quantization_config") or {}
+    if not isinstance(stored, dict):
+        raise BaseInvalid(f"quantization_config is {stored!r}: it has to be an object.", param="base")
+    method = stored.get("quant_method")
+    if method is None:
+        return replace(form, quantization=asked)
+    if asked not in (None, method):
+        raise ConfigInvalid(
+            f"quantization is {asked!r} and the base's own is {method!r}: leave it out, or size the unquantised base.",
+            param="quantization",
+        )
+    if method == "bitsandbytes" and stored.get("load_in_4bit"):
+        return replace(form, quantization="nf4")
+    group, bits = stored.get("group_size") or 128, stored.get("bits") or 4
+    if not isinstance(group, int) or bits not in (4, 8):
+        raise BaseInvalid(
+            f"quantization_config has group_size {group!r} and bits {bits!r}: sized are whole groups, and 4 or 8 bits.",
+            param="base",
+        )
+    whole = int(config["hidden_size"])  # -1: one group for each column
+    return replace(form, quantization=str(method), group_size=group if group > 0 else whole, bits=bits)

@@ -72,3 +72,4 @@ class Form:
     kv_bytes: int
     quantization: str | None = None
     group_size: int = 128  # weights that share a scale, in AWQ and GPTQ
+    bits: int = 4  # of a weight, in AWQ and GPTQ

@@ -9,7 +9,7 @@
 Quantised are the projections only; bits of one weight:
 
     fp8         8                           `--quantization fp8`, one float32 scale a matrix (vllm Fp8LinearMethod)
-    awq, gptq   4 + (16 + 4) / group size   a 16-bit scale and a 4-bit zero point a group (AutoAWQ's, AutoGPTQ's files)
+    awq, gptq   b + (16 + b) / group size   a 16-bit scale and a zero point of b bits a group (AutoAWQ's, AutoGPTQ's)
     nf4         4 + 8 / 64 + 32 / (64*256)  blocks of 64, scales quantised in turn (QLoRA, arXiv 2305.14314, section 3)
 """
 
@@ -32,7 +32,7 @@ def bits_of_a_weight(form: Form) -> float:
     if form.quantization is None:
         return 8.0 * form.dtype_bytes
     if form.quantization in ("awq", "gptq"):
-        return 4 + 20 / form.group_size
+        return form.bits + (16 + form.bits) / form.group_size
     if form.quantization == "fp8":
         return 8.0
     if form.quantization == "nf4":

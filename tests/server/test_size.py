@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from adapters.errors import BaseInvalid, ConfigInvalid
 from server.cli.devices import bytes_of, find_device, known_cards
 from server.cli.main import build_app
-from server.cli.size import base_config
+from server.cli.size import base_config, form_of
 from server.memory import plan_memory
 from server.sizing.overheads import Batch, activations, default_batch, graph_count
 from server.sizing.parts import GPU, MAIN, Basis, Device, Form, Traffic
@@ -314,6 +314,49 @@ def test_a_folder_says_its_own_quantisation_and_context(tmp_path: Path) -> None:
     plain = said("--base", "Qwen2.5-7B", "--gpu", "24GB", "--quantization", "awq")
     weights = [one["bytes"] for form in (found, plain) for one in form["parts"] if one["name"] == "weights"]
     assert weights[0] > weights[1], "groups of 64 have twice the scales"
+
+
+@pytest.mark.parametrize(
+    ("quantised", "expected"),
+    [
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, ("gptq", 128, 8)),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, ("gptq", 3584, 4)),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("fp8", 128, 4)),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ("nf4", 128, 4)),
+    ],
+)
+def test_a_checkpoints_own_quantisation_is_read(quantised: dict[str, Any], expected: tuple[str, int, int]) -> None:
+    form = form_of(config("Qwen2.5-7B") | {"quantization_config": quantised}, CARD, "auto", None, "auto")
+    assert (form.quantization, form.group_size, form.bits) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "known are awq, gptq, fp8, nf4"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "bits 3"),
+        ({"quantization_config": {"quant_method": "awq", "group_size": "x"}}, "group_size 'x'"),
+        ({"quantization_config": "awq"}, "has to be an object"),
+        ({"use_sliding_window": True}, "sliding window"),
+        ({"num_attention_heads": 0}, "does not describe a base"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"max_position_embeddings": "long"}, "does not describe a base"),
+        ({"architectures": ["LlamaForCausalLM"]}, "supported are"),
+    ],
+)
+def test_a_config_that_cannot_be_sized_is_refused_by_what_is_wrong(
+    given: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config("Qwen2.5-7B") | given))
+    with pytest.raises((BaseInvalid, ConfigInvalid)) as refused:
+        runner.invoke(build_app("size"), ["size", "--base", str(file), "--gpu", "24GB"], catch_exceptions=False)
+    assert error in refused.value.message
+
+
+def test_a_quantised_base_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="the device is a CPU"):
+        sized(form=replace(BF16, quantization="awq"), device=Device("cpu", 64 * GB, is_cpu=True))
 
 
 def said(*words: str, code: int = 0) -> dict[str, Any]:
