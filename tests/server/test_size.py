@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ PUBLISHED = {  # parameters: of the model cards' checkpoints, a tied output laye
     "Qwen3-8B": 8_190_735_360,
     "Qwen3-32B": 32_762_123_264,
 }
+SIZING_PAGE = Path(__file__).parents[2] / "docs" / "sizing.md"
 runner = CliRunner()
 
 
@@ -382,6 +385,18 @@ def test_the_command_prints_one_document_and_leaves_with_3_where_it_does_not_fit
     result = runner.invoke(build_app("size"), ["size", *asked, "--concurrency", "8"])
     assert result.exit_code == 0 and "start it with" in result.stdout
     assert "HOTSHOE_STAGED_LIMIT=50" in result.stdout and "--slots 8 --max-rank 16" in result.stdout
+
+
+EXAMPLES = re.findall(r"^```\n\$ hotshoe (size [^\n]*)\n(.*?)^```", SIZING_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("words", "output"), EXAMPLES, ids=[words for words, _ in EXAMPLES])
+def test_the_page_shows_what_the_command_prints(words: str, output: str) -> None:
+    assert runner.invoke(build_app("size"), shlex.split(words)).stdout == output
+
+
+def test_the_page_has_one_that_fits_one_that_does_not_and_a_cpu() -> None:
+    assert ["does not fit" in output for _, output in EXAMPLES] == [False, True, False]
 
 
 @pytest.mark.parametrize(
