@@ -50,6 +50,8 @@ def _placed(base: BaseModel, plan: MemoryPlan, machine: Machine) -> tuple[Placed
     layout = plan.layout
     if not layout.has_plain_weights:
         return None, "the base is quantised, or a flag changes its weights"
+    if "vocab_size" not in base.config:
+        return None, "the base's config.json has no vocab_size"
     if layout.pipeline_parallel != 1 or layout.is_fully_sharded:
         return None, "pipeline parallelism and fully sharded LoRAs are not sized"
     if layout.block_tokens != (CPU_BLOCK_TOKENS if layout.is_cpu else GPU_BLOCK_TOKENS):

@@ -180,6 +180,13 @@ def test_what_cannot_be_predicted_says_why_and_what_is_reported_stays(tiny_base:
         assert row["reported"]["weights_bytes"] == 5
 
 
+def test_a_base_whose_config_says_too_little_is_unknown_and_no_error(tiny_base: BaseModel) -> None:
+    config = {key: value for key, value in tiny_base.config.items() if key != "vocab_size"}
+    plan = plan_sizes(Layout(True, 3, 8, 4, 4, 4, 4, 256, 128), config, None)
+    row = served_sizing(replace(tiny_base, config=config), plan, Machine(8 * GB), [], None)
+    assert "vocab_size" in row["unknown"]
+
+
 def test_a_gpu_engine_has_its_cache_predicted_too(tiny_base: BaseModel) -> None:
     layout = Layout(False, 3, 8, 4, 2, 2, 2, 256, 16, memory_fraction=0.9)
     row = served_sizing(tiny_base, plan_sizes(layout, tiny_base.config, 1), Machine(64 * GB, 24 * GB), [(8, 99)], None)
