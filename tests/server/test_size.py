@@ -182,7 +182,7 @@ def test_what_does_not_fit_says_what_would_and_each_of_it_does(device: Device) -
         if not words[0].startswith("--"):
             assert change.startswith("no single change")
             continue
-        more: dict[str, int] = {"rank": 16, "adapters": 1, "concurrency": 64, "context_tokens": 8192}
+        more: dict[str, Any] = {"rank": 16, "adapters": 1, "concurrency": 64, "context_tokens": 8192}
         changed, on = form, device
         match words:
             case ["--concurrency", count]:
@@ -242,7 +242,12 @@ def test_more_of_anything_never_takes_less(
     name: str, rank: int, adapters: int, context: int, concurrency: int, gigabytes: int
 ) -> None:
     device = Device("a card", gigabytes * GB)
-    asked = {"rank": rank, "adapters": adapters, "context_tokens": context, "concurrency": concurrency}
+    asked: dict[str, Any] = {
+        "rank": rank,
+        "adapters": adapters,
+        "context_tokens": context,
+        "concurrency": concurrency,
+    }
     found = sized(name, device=device, **asked)
     placed = found.placed
     assert placed.slot_bytes * (placed.chosen.slots + 1) == part(found, "slots")
@@ -310,8 +315,8 @@ def test_a_gpu_that_is_not_known_is_refused_with_those_that_are(text: str) -> No
 
 def test_a_folder_says_its_own_quantisation_and_context(tmp_path: Path) -> None:
     awq = {"quant_method": "awq", "bits": 4, "group_size": 64}
-    short = {"quantization_config": awq, "max_position_embeddings": 8192}
-    base = shape_only_base(tmp_path / "awq", **(QWEN25_7B | short))
+    short: dict[str, Any] = {"quantization_config": awq, "max_position_embeddings": 8192}
+    base = shape_only_base(tmp_path / "awq", **{**QWEN25_7B, **short})
     found = said("--base", str(base.folder), "--gpu", "24GB")
     assert found["base"]["quantization"] == "awq" and found["settings"]["context_length_tokens"] == 8192
     plain = said("--base", "Qwen2.5-7B", "--gpu", "24GB", "--quantization", "awq")
