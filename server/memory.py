@@ -100,13 +100,19 @@ class MemoryPlan:
 
 def plan_memory(layout: Layout, base: BaseModel) -> MemoryPlan:
     """The memory of an engine on this base; reads the headers of its weight files. Raises BaseInvalid."""
-    config, lora, workers = base.config, layout.lora_bytes, layout.workers
+    return plan_sizes(layout, base.config, weights_bytes(base, layout))
+
+
+def plan_sizes(layout: Layout, config: Mapping[str, Any], weights: int | None) -> MemoryPlan:
+    """The same for a base that is known by its config and the bytes of its weights, over all workers."""
+    lora, workers = layout.lora_bytes, layout.workers
     slot = slot_elements(config, layout)
     token = token_elements(config, layout)
-    sizes = sum(shape.in_features + shape.out_features for shape in base.shapes.values())
+    layer = sum(inside + outside for _, inside, outside in layer_projections(config, 1))
+    sizes = layer * int(config["num_hidden_layers"])
     return MemoryPlan(
         layout=layout,
-        weights_bytes=weights_bytes(base, layout),
+        weights_bytes=weights,
         slot_bytes=None if slot is None or lora is None else slot * lora,
         rank_bytes=None if lora is None or workers is None else sizes * lora * workers,
         token_bytes=None if token is None or layout.kv_bytes is None else token * layout.kv_bytes,
@@ -129,8 +135,13 @@ def weights_bytes(base: BaseModel, layout: Layout) -> int | None:
     if base.is_tied:
         loaded.pop(OUTPUT_LAYER, None)
     embedded = loaded.get(EMBEDDINGS, 0)
-    packed = embedded + loaded.get(OUTPUT_LAYER, embedded) if layout.is_cpu else 0
+    packed = vocabulary_copies(embedded, loaded.get(OUTPUT_LAYER, embedded)) if layout.is_cpu else 0
     return (sum(loaded.values()) + packed) * layout.dtype_bytes
+
+
+def vocabulary_copies(embedding_elements: int, output_elements: int) -> int:
+    """Numbers that a CPU keeps in packed copies beside embeddings and output layer, of a tied one too."""
+    return embedding_elements + output_elements
 
 
 def slot_elements(config: Mapping[str, Any], layout: Layout) -> int | None:
@@ -140,7 +151,7 @@ def slot_elements(config: Mapping[str, Any], layout: Layout) -> int | None:
         return None
     rank, divided = layout.max_rank, split if layout.is_fully_sharded else 1
     each = 0
-    for name, inside, outside in _modules(config, split):
+    for name, inside, outside in layer_projections(config, split):
         if name in COLUMN:
             each += rank // divided * inside + outside * rank
         else:
@@ -157,7 +168,7 @@ def token_elements(config: Mapping[str, Any], layout: Layout) -> int | None:
     return 2 * int(config["num_hidden_layers"]) * max(1, key_value_heads // split) * head * split
 
 
-def _modules(config: Mapping[str, Any], split: int) -> Iterator[tuple[str, int, int]]:
+def layer_projections(config: Mapping[str, Any], split: int) -> Iterator[tuple[str, int, int]]:
     """(name, inputs, outputs) of one layer's projections in one of `split` workers."""
     hidden, middle = int(config["hidden_size"]), int(config["intermediate_size"])
     heads, key_value_heads, head = _heads(config)

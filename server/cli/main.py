@@ -20,6 +20,7 @@ VERB_MODULES = {
     "server.cli.train": ("train",),
     "server.cli.card": ("card",),
     "server.cli.plan": ("plan",),
+    "server.cli.size": ("size",),
     "server.cli.baseline": ("baseline",),
     "server.cli.review": ("review",),
     "server.cli.evaluate": ("eval",),

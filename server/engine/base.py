@@ -68,6 +68,7 @@ class EngineUsage:
     )
     stage_bytes: int = 0  # of loaded adapters in main memory, those in slots among them
     weights_bytes: int = 0
+    kv_cache_tokens: int = 0  # that the KV cache holds
     lora_kernel: str | None = None  # what computes adapters on a CPU: "c (avx512)", or "torch (why)"; None on a GPU
 
 

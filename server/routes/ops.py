@@ -19,6 +19,7 @@ from server.metrics import CONTENT_TYPE, passed_on
 from server.resolve import Target
 from server.restoring import key_of
 from server.services import Caller, Services, caller_of
+from server.sizing.served import served_sizing
 from server.wire import version_row
 
 
@@ -60,6 +61,7 @@ def router(services: Services) -> APIRouter:
             "merge_base_folder": await merge_base_folder(services),
             "engine": await engine_row(services),
             "memory": await memory_row(services),
+            "sizing": await sizing_row(services),
             "requests": {
                 "running": services.door.admission.running,
                 "queued": len(services.door.admission.queue),
@@ -141,6 +143,19 @@ async def memory_row(services: Services) -> dict[str, Any]:
         "kv_cache_used_fraction": usage.kv_cache_used_fraction,
         "stage_bytes": usage.stage_bytes,
     }
+
+
+async def sizing_row(services: Services) -> dict[str, Any] | None:
+    """Predicted beside reported, what still fits, and what would be recommended; None where no model is loaded."""
+    outlook = services.memory.outlook
+    if outlook.plan is None:
+        return None
+    staged = [(row.version.rank or 0, row.version.size_bytes) for row in services.residents.rows()]
+    try:
+        usage = await services.engine.usage()
+    except EngineUnavailable:
+        usage = None
+    return await asyncio.to_thread(served_sizing, services.base, outlook.plan, outlook.machine, staged, usage)
 
 
 async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]:

@@ -96,6 +96,7 @@ class VllmWorker:
             running=running,
             waiting=waiting,
             lora_kernel=answers[0]["lora_kernel"],
+            kv_cache_tokens=min(answer["kv_cache_tokens"] for answer in answers),
             **{part: sum(answer[part] for answer in answers) for part in PARTS},
         )
 

@@ -25,6 +25,7 @@ class HotshoeWorker:
             "packed_bytes": sum(getattr(wrapper, "packed_bytes", 0) for wrapper in wrappers),
             "stage_bytes": sum(tensor.nbytes for tensor in staged_tensors(manager)),
             "kv_cache_bytes": sum(cache.nbytes for cache in getattr(self.model_runner, "kv_caches", ())),
+            "kv_cache_tokens": cache_tokens(self.model_runner),
         }
 
 
@@ -39,6 +40,15 @@ def weights_bytes(model: Any) -> int:
             numbers = layer.weight.numel() or layer.input_size_per_partition * layer.output_size_per_partition
             total += numbers * layer.weight.element_size()
     return total
+
+
+def cache_tokens(model_runner: Any) -> int:
+    """Tokens that the KV cache holds: of its blocks, but for the one that vLLM keeps; 0 before there is one."""
+    config = getattr(model_runner, "kv_cache_config", None)
+    if config is None or not config.kv_cache_groups:
+        return 0
+    tokens: int = (config.num_blocks - 1) * config.kv_cache_groups[0].kv_cache_spec.block_size
+    return tokens
 
 
 def slot_tensors(manager: Any) -> Iterator[Any]:
