@@ -3,7 +3,7 @@
 For a tensor W of the base (or what was saved in its place: trained modules, biases, embeddings), in float64:
 
     low-rank updates      W + scaling * B @ A            of embeddings W + scaling * (B @ A)^T
-    DoRA                  m * V / |V|, V the line above; |V| of each row, of embeddings of each column
+    DoRA                  m * V / |V|, V the line above; norms of each row, of embeddings of each column
     lora_bias             bias + scaling * (bias of B)
     trained tokens        their rows are those that were saved
     everything else       W
@@ -43,6 +43,7 @@ from adapters.readback import (
 from adapters.tensor_names import TRAINED_COPY, unwrapped
 
 EMBEDDINGS, HEAD = "model.embed_tokens", "lm_head"
+MAGNITUDE = ".lora_magnitude_vector"
 NORM_LANES = 8
 
 
@@ -56,7 +57,8 @@ class Formula:
     a: StoredTensor | None = None
     b: StoredTensor | None = None
     is_embedding: bool = False
-    magnitude: StoredTensor | None = None
+    is_dora: bool = False
+    magnitude: StoredTensor | None = None  # of DoRA; as PEFT begins with it, |W|, where none was saved
     bias: StoredTensor | None = None  # of B
     rows: Mapping[int, int] = field(default_factory=dict)  # row of the tensor -> row of `trained`
     trained: StoredTensor | None = None
@@ -81,13 +83,15 @@ class Formula:
     @cached_property
     def column_factor(self) -> Floats | None:
         """m / |V| of every column, of DoRA on embeddings."""
-        if self.magnitude is None or not self.is_embedding:
+        if not (self.is_dora and self.is_embedding):
             return None
-        squares = np.zeros(self.columns)
+        before = after = np.zeros(self.columns)
         for first, end in blocks(self):
             weight, update, _ = self.low_rank(first, end)
-            squares += np.square(weight + update).sum(axis=0)
-        return np.asarray(read_floats(self.magnitude) / np.sqrt(squares))
+            before = before + np.square(weight).sum(axis=0)
+            after = after + np.square(weight + update).sum(axis=0)
+        magnitude = np.sqrt(before) if self.magnitude is None else read_floats(self.magnitude)
+        return np.asarray(magnitude / np.sqrt(after))
 
     def low_rank(self, first: int, end: int) -> tuple[Floats, Floats, Floats]:
         """Rows of W, of its low-rank update, and (rows, 1) of what float32 may lose of that."""
@@ -102,9 +106,9 @@ class Formula:
         """Rows of W, of what is added to it in all, and (rows, 1) of what float32 may lose of that."""
         weight, update, slack = self.low_rank(first, end)
         whole = weight + update
-        if self.magnitude is not None:
+        if self.is_dora:
             lost = slack + 2 * EPSILON32 * np.abs(whole).max(axis=1, keepdims=True)
-            factor = self._dora_factor(self.magnitude, whole, first)
+            factor = self._dora_factor(weight, whole, first)
             whole = whole * factor
             summed = self.start.shape[0] if self.is_embedding else self.columns
             in_norm = EPSILON32 * (summed / NORM_LANES + 16)
@@ -121,12 +125,14 @@ class Formula:
                 whole[row - first] = read_floats(self.trained, (at, at + self.columns))
         return weight, whole - weight, slack
 
-    def _dora_factor(self, magnitude: StoredTensor, whole: Floats, first: int) -> Floats:
+    def _dora_factor(self, weight: Floats, whole: Floats, first: int) -> Floats:
         """m / |V|: (rows, 1), or of embeddings (1, columns)."""
         if self.column_factor is not None:
             return self.column_factor[None, :]
-        norms = np.sqrt(np.square(whole).sum(axis=1, keepdims=True))
-        return np.asarray(read_floats(magnitude)[first : first + len(whole), None] / norms)
+        before, after = (np.sqrt(np.square(rows).sum(axis=1, keepdims=True)) for rows in (weight, whole))
+        if self.magnitude is None:
+            return np.asarray(before / after)
+        return np.asarray(read_floats(self.magnitude)[first : first + len(whole), None] / after)
 
 
 def blocks(formula: Formula) -> list[tuple[int, int]]:
@@ -206,7 +212,8 @@ class Held:
 
     def __init__(self, config: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> None:
         self.config = config
-        self.tensors = {TRAINED_COPY.sub("", unwrapped(tensor.name)): tensor for tensor in tensors}
+        names = {tensor: TRAINED_COPY.sub("", unwrapped(tensor.name)) for tensor in tensors}
+        self.tensors = {name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): tensor for tensor, name in names.items()}
         self.left = set(self.tensors)
 
     def _take(self, name: str) -> StoredTensor | None:
@@ -232,7 +239,8 @@ class Held:
             a,
             b,
             is_embedding,
-            self._take(f"{module}.lora_magnitude_vector"),
+            a is not None and bool(self.config.get("use_dora")),
+            self._take(f"{module}{MAGNITUDE}"),
             rows=(tokens.rows if tokens else self._rows(module)) if trained else {},
             trained=trained,
             is_base=saved is None,

@@ -95,7 +95,7 @@ def test_each_tensor_has_the_type_that_llama_cpp_gives_it() -> None:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """A base whose rows are whole super-blocks."""
     folder = tmp_path_factory.mktemp("wide") / "base"
-    return load_base(tiny_qwen2(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4))
+    return load_base(tiny_qwen2(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4, head_dim=64))
 
 
 @pytest.fixture(scope="module")
