@@ -37,6 +37,7 @@ def install() -> None:
     if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
+    compiled.mend_loading()
     if compiled.is_wanted():
         compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
 
