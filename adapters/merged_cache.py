@@ -88,7 +88,7 @@ def _take(path: Path) -> MergedFolder | None:
     folder = MergedFolder(path, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if os.stat(path).st_ino == os.fstat(handle).st_ino and _is_whole(path):
+        if path.stat().st_ino == os.fstat(handle).st_ino and _is_whole(path):
             with suppress(OSError):  # a cache that may only be read
                 os.utime(path)  # when it was last used
             return folder

@@ -44,7 +44,9 @@ class Ledger:
                 param="engine_name",
             )
         if not self.staged_limit:
-            raise Conflict(f"This engine serves {self.base_id} without LoRA: it takes no adapters.", param="engine_name")
+            raise Conflict(
+                f"This engine serves {self.base_id} without LoRA: it takes no adapters.", param="engine_name"
+            )
         if len(self.loaded) >= self.staged_limit:
             raise EngineBusy(f"{self.staged_limit} adapters are loaded, which is the limit: unload one first.")
         return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-
 WITHOUT_LORA = {"slots": [], "slot_bytes": 0, "packed_bytes": 0, "stage_bytes": 0, "lora_kernel": None}
 
 

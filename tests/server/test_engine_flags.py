@@ -56,6 +56,25 @@ def test_the_engine_takes_templates_only_where_the_operator_allows_them(options:
     assert "--trust-request-chat-template" in build_command(replace(options, takes_templates=True), SOCKET)
 
 
+def test_without_slots_the_engine_runs_without_lora(
+    options: EngineOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And compiled, as vLLM runs a model without LoRA, where torch finds a C++ compiler to do it with."""
+    merged = replace(options, slots=0, base_id="acme/router@3")
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    command = build_command(merged, SOCKET)
+    assert not [word for word in command if "lora" in word and word.startswith("--")], command
+    assert value_of(command, "--served-model-name") == "acme/router@3"
+    assert value_of(command, "--worker-extension-cls") == vllm_flags.WORKER_EXTENSION
+    assert "--enforce-eager" not in command
+    assert "--enforce-eager" not in build_command(options, SOCKET)
+    (tmp_path / "g++").unlink()
+    assert "--enforce-eager" in build_command(merged, SOCKET)
+    assert "--enforce-eager" not in build_command(options, SOCKET)
+
+
 def test_a_users_flag_replaces_our_default_of_the_same_name(options: EngineOptions) -> None:
     extra = ("--tool-call-parser=qwen3_coder", "--max_model_len", "1024", "--enforce-eager")
     command = build_command(replace(options, extra_args=extra), SOCKET)
@@ -117,6 +136,12 @@ def test_the_child_gets_no_secret_and_no_switch_that_opens_vllm(options: EngineO
     assert not {"VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & set(env)
     assert env["VLLM_PLUGINS"] == vllm_flags.PLUGINS
     assert (env["HF_HUB_OFFLINE"], env["OMP_NUM_THREADS"], env["PATH"]) == ("1", "2", "/bin")
+
+
+def test_on_a_cpu_memory_comes_in_large_pages_unless_the_operator_says_otherwise(options: EngineOptions) -> None:
+    assert build_env(options, {})["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert build_env(options, {})["OPENBLAS_NUM_THREADS"] == "1"
+    assert build_env(options, {"THP_MEM_ALLOC_ENABLE": "0"})["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 def test_an_environment_that_would_open_vllm_is_refused(options: EngineOptions) -> None:

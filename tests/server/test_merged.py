@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from adapters.bases import BaseModel, load_base
-from adapters.errors import ConfigInvalid, NotServable
+from adapters.errors import ConfigInvalid, Conflict, NotServable
 from server.app import build_services
+from server.engine.base import EngineAdapter
 from server.settings import Settings
 from tests.fixtures.bases import tiny_qwen2
 from tests.fixtures.service import Server, chunks_of, error_of, eventually, running
@@ -85,6 +86,8 @@ def test_the_lists_show_what_answers_and_where_it_is(server: Server, base: BaseM
     system = server.http.get("/v1/system").json()
     assert (system["engine"]["slots"], system["engine"]["staged_limit"]) == (0, 0)
     absent = ("absent", "absent")
+    with pytest.raises(Conflict, match="takes no adapters"):
+        server.call(server.engine.load(EngineAdapter("other@1", Path("/nowhere"), 77)))
     places = {row["id"]: (row["place"], row["residency"]) for row in system["adapters"]}
     assert places == {"router@1": ("merged", "resident"), "router@2": absent, "other@1": absent}
 
