@@ -6,15 +6,17 @@ threads (`VLLM_CPU_OMP_THREADS_BIND=nobind`): there are no variables to set, and
 core. The core is forked from the API process where that has no thread beside the one that forks, ZMQ's own excepted:
 then nobody holds a lock, and no OpenMP region has run with threads, whose pool a child would wait for in vain.
 
-vLLM's own `fork` is the default of its other platforms, with ZMQ's threads in the parent: pyzmq leaves a context alone
-in another process than its own.
+vLLM itself forks beside ZMQ's threads where it is not used as a server: pyzmq leaves a context alone in another process
+than its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,12 @@ def is_wanted() -> bool:
 
 
 def install(platform: Any) -> None:
-    """Have engines on this platform class start so. Idempotent."""
-    from vllm.v1.engine.core import EngineCoreProc
-    from vllm.v1.engine.utils import CoreEngineProcManager
+    """Have engines on this platform class start so. Idempotent.
 
+    What starts a core is imported once a configuration is made: most processes that run plugins never start one.
+    """
     if not is_wanted() or hasattr(platform, "hotshoe_checked"):
         return
-    _keep_one_process(platform)
-    _fork_where_safe(CoreEngineProcManager, EngineCoreProc)
-
-
-def _keep_one_process(platform: Any) -> None:
     checked = platform.hotshoe_checked = platform.check_and_update_config
 
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
@@ -56,12 +53,19 @@ def _keep_one_process(platform: Any) -> None:
         checked(vllm_config)
         if asked == "uni" and parallel.world_size == 1:
             parallel.distributed_executor_backend = asked
+        _fork_where_safe()
 
     platform.check_and_update_config = classmethod(check_and_update_config)
 
 
-def _fork_where_safe(manager: Any, core: Any) -> None:
+def _fork_where_safe() -> None:
+    from vllm.v1.engine.core import EngineCoreProc as core
+    from vllm.v1.engine.utils import CoreEngineProcManager as manager
+
+    if hasattr(manager, "hotshoe_begin"):
+        return
     begin, run = manager.__init__, core.run_engine_core
+    manager.hotshoe_begin = begin
 
     @functools.wraps(begin)
     def start_cores(self: Any, *arguments: Any, **named: Any) -> None:
@@ -83,7 +87,14 @@ def _fork_where_safe(manager: Any, core: Any) -> None:
 
 
 def _run_forked(run: Any, parent: int, *arguments: Any, **named: Any) -> None:
-    """The engine core in its process: a fork loses the parent's death signal and does not run plugins again."""
+    """The engine core in its process, less what a fork takes over from its parent and plus what it loses.
+
+    A signal to the core would be written into the pipe that wakes the parent's event loop, and be the parent's. The
+    death signal is each process's own, and plugins, which ask for it in a spawned one, are not run again.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     die_with_parent(parent)
     run(*arguments, **named)
 
@@ -97,5 +108,8 @@ def _is_in_one_process(executor_class: Any) -> bool:
 def other_threads(tasks: Path = Path("/proc/self/task")) -> list[str]:
     """Names of this process's threads that a fork would lose and somebody might wait for; this thread is not one."""
     me = Path("/proc/thread-self").resolve().name
-    names = [(task / "comm").read_text().strip() for task in tasks.iterdir() if task.name != me]
+    names = []
+    for task in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            names += [(task / "comm").read_text().strip()] if task.name != me else []
     return sorted(name for name in names if not name.startswith(HARMLESS))
