@@ -71,9 +71,6 @@ FORCED_ENV = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 DEFAULT_ENV = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_COLOR": "0", "PYTHONUNBUFFERED": "1"}
-# What makes a start on a CPU shorter (docs/engine.md, Start-up): memory in pages of 2 MiB, whose zeroing costs a
-# fraction of that of 4 KiB, and no pool of threads from OpenBLAS, which serves nothing here and would forbid a fork.
-CPU_ENV = {"THP_MEM_ALLOC_ENABLE": "1", "OPENBLAS_NUM_THREADS": "1"}
 REMOVED_ENV = (
     "VLLM_SERVER_DEV_MODE",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
@@ -125,7 +122,7 @@ def build_env(options: EngineOptions, inherited: Mapping[str, str]) -> dict[str,
     if taken:
         raise ConfigInvalid(f"{', '.join(taken)} cannot be set for the engine: it is ours.", param="env")
     kept = {name: value for name, value in inherited.items() if name not in REMOVED_ENV}
-    return {**DEFAULT_ENV, **(CPU_ENV if is_cpu_build() else {}), **kept, **options.env, **FORCED_ENV}
+    return {**DEFAULT_ENV, **kept, **options.env, **FORCED_ENV}
 
 
 def check_extra_args(arguments: Iterable[str]) -> set[str]:

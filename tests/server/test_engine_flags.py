@@ -138,12 +138,6 @@ def test_the_child_gets_no_secret_and_no_switch_that_opens_vllm(options: EngineO
     assert (env["HF_HUB_OFFLINE"], env["OMP_NUM_THREADS"], env["PATH"]) == ("1", "2", "/bin")
 
 
-def test_on_a_cpu_memory_comes_in_large_pages_unless_the_operator_says_otherwise(options: EngineOptions) -> None:
-    assert build_env(options, {})["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert build_env(options, {})["OPENBLAS_NUM_THREADS"] == "1"
-    assert build_env(options, {"THP_MEM_ALLOC_ENABLE": "0"})["THP_MEM_ALLOC_ENABLE"] == "0"
-
-
 def test_an_environment_that_would_open_vllm_is_refused(options: EngineOptions) -> None:
     with pytest.raises(ConfigInvalid, match="VLLM_PLUGINS"):
         build_env(replace(options, env={"VLLM_PLUGINS": "all"}), {})

@@ -1,63 +1,68 @@
-"""When the engine core may be forked: no thread is left behind that somebody might wait for."""
+"""Which engines keep the model in the engine core's process: one worker, no bound threads, nobody who asked otherwise."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from server.vllm_plugin import startup
 
 
-def test_a_thread_of_ours_is_seen_and_forbids_a_fork() -> None:
-    before = len(startup.other_threads())
-    is_done = threading.Event()
-    thread = threading.Thread(target=is_done.wait)
-    thread.start()
-    try:
-        assert len(startup.other_threads()) == before + 1
-    finally:
-        is_done.set()
-        thread.join()
+def platform() -> Any:
+    """A platform class that does to the executor what vLLM's for a CPU does."""
+
+    class Platform:
+        @classmethod
+        def check_and_update_config(cls, config: Any) -> None:
+            if config.parallel_config.distributed_executor_backend == "uni":
+                config.parallel_config.distributed_executor_backend = "mp"
+
+    return Platform
 
 
-def test_openmps_pool_is_seen_after_one_parallel_region() -> None:
-    """What a forked child would wait for in vain; asked of a process that has just made one."""
-    program = (
-        "import torch; from server.vllm_plugin.startup import other_threads\n"
-        "torch.set_num_threads(2); before = len(other_threads())\n"
-        "torch.ones(1 << 20).add_(1); print(before, len(other_threads()))\n"
-    )
-    before, after = run_python(program)
-    assert after > before, (before, after)
+def backend(of: Any, asked: str | None, world_size: int = 1) -> str | None:
+    parallel = SimpleNamespace(distributed_executor_backend=asked, world_size=world_size)
+    of.check_and_update_config(SimpleNamespace(parallel_config=parallel))
+    found: str | None = parallel.distributed_executor_backend
+    return found
 
 
-def test_zmqs_threads_are_no_obstacle_and_others_are_named(tmp_path: Path) -> None:
-    for number, name in enumerate(("ZMQbg/IO/0", "ZMQbg/Reaper", "python", "jemalloc_bg_thd")):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "comm").write_text(f"{name}\n")
-    assert startup.other_threads(tmp_path) == ["jemalloc_bg_thd", "python"]
-
-
-def test_engines_that_bind_threads_start_as_stock_vllm_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_stays_in_the_core_and_several_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(startup.BINDING, startup.UNBOUND)
-    assert startup.is_wanted()
-    monkeypatch.setenv(startup.SWITCH, "0")
-    assert not startup.is_wanted()
+    monkeypatch.delenv(startup.SWITCH, raising=False)
+    ours = platform()
+    assert backend(ours, "uni") == "mp"
+    startup.install(ours)
+    startup.install(ours)
+    assert backend(ours, "uni") == "uni"
+    assert (backend(ours, "mp"), backend(ours, "mp", 2), backend(ours, None)) == ("mp", "mp", None)
+    assert backend(ours, "uni", 2) == "mp"
+
+
+@pytest.mark.parametrize(("binding", "word"), [("0-3", "0"), ("auto", ""), (startup.UNBOUND, "1")])
+def test_bound_threads_or_the_operators_word_leave_it_as_it_is(
+    binding: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(startup.BINDING, binding)
+    monkeypatch.setenv(startup.SWITCH, word)
+    ours = platform()
+    startup.install(ours)
+    assert backend(ours, "uni") == "mp"
+
+
+def test_another_word_than_0_and_1_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(startup.SWITCH, "yes")
     with pytest.raises(ValueError, match="takes 0 or 1"):
-        startup.is_wanted()
-    monkeypatch.setenv(startup.SWITCH, "1")
-    monkeypatch.setenv(startup.BINDING, "0-3")
-    assert not startup.is_wanted()
+        startup.install(platform())
 
 
-def run_python(program: str) -> list[int]:
-    """The numbers that a new interpreter prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    return [int(word) for word in done.stdout.split()]
+def test_the_vllm_that_is_installed_still_parts_them() -> None:
+    """When it does no longer, this module has nothing to do."""
+    import inspect
+
+    from vllm.platforms.cpu import CpuPlatform
+
+    source = inspect.getsource(getattr(CpuPlatform, "hotshoe_checked", CpuPlatform.check_and_update_config))
+    assert 'distributed_executor_backend = "mp"' in source
