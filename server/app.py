@@ -40,7 +40,7 @@ from server.job_worker import JobPlace, JobWorker
 from server.keyring import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
-from server.memory_watch import MemoryWatch, outlook_of
+from server.memory_watch import MemoryWatch, Outlook, outlook_of
 from server.merged import Bases, Merged, MergedResidents, prepare_merged
 from server.metrics import Metrics
 from server.openapi import openapi_of
@@ -120,6 +120,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     merge_base = open_base(settings.merge_base) if settings.merge_base else None
     family = (merge_base.id, *merge_base.names, merge_base.digest) if merge_base is not None else ()
     base = open_base(settings.base, (*settings.base_names, *family))
+    fitted = fitting_engine(settings, base, engine) if settings.merged is None else None
     registry = Registry.open(settings.home)
     if (upgrade := registry.upgrade) is not None:
         log.warning("state upgraded", schema=upgrade.to_schema, before=upgrade.from_schema, copy=str(upgrade.backup))
@@ -127,12 +128,12 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     store.sweep(keep=registry.digests_in_use())
     servable = Servable(base.digest, base.id, settings.max_rank, registry.bases())
     merged = None
-    if settings.merged is not None:
+    if fitted is None:
         bases = Bases(base, merge_base or base, settings.dtype)
-        merged = prepare_merged(settings.merged, bases, registry, store, servable)
+        merged = prepare_merged(settings.merged or "", bases, registry, store, servable)
         servable.merged = merged.version
-    engine = engine or build_engine(settings, base, merged)
-    outlook = outlook_of(engine, merged.base if merged else base)
+        fitted = fitting_engine(settings, base, engine, merged)
+    engine, outlook = fitted
     files = Files(registry, FileStore(settings.home / "files"))
     files.sweep()
     metrics = Metrics(settings.label_limit)
@@ -221,6 +222,14 @@ def wandb_variables(settings: Settings) -> dict[str, str]:
     if settings.wandb_api_key is not None:
         named["WANDB_API_KEY"] = settings.wandb_api_key.get_secret_value()
     return {name: value for name, value in named.items() if value}
+
+
+def fitting_engine(
+    settings: Settings, base: BaseModel, given: Engine | None, merged: Merged | None = None
+) -> tuple[Engine, Outlook]:
+    """The engine, the given one or the settings', and what its memory goes to; raises ConfigInvalid without room."""
+    engine = given or build_engine(settings, base, merged)
+    return engine, outlook_of(engine, merged.base if merged else base)
 
 
 def build_engine(settings: Settings, base: BaseModel, merged: Merged | None = None) -> Engine:

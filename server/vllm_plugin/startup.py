@@ -1,7 +1,7 @@
 """A CPU engine that is ready sooner: the model runs in the engine core's process, and needs none of its own.
 
-Stock vLLM (0.32, CpuPlatform.check_and_update_config) turns the executor `uni`, its choice for one worker, into `mp`, so
-that OpenMP's variables can be set before the worker's process begins. Our engines bind no threads
+Stock vLLM (0.32, CpuPlatform.check_and_update_config) turns the executor `uni`, its choice for one worker, into `mp`,
+so that OpenMP's variables can be set before the worker's process begins. Our engines bind no threads
 (`VLLM_CPU_OMP_THREADS_BIND=nobind`): `OMPProcessManager` then sets none, and what is left of the second process is its
 imports and two copies of every step's data.
 """

@@ -1,7 +1,8 @@
-"""Which engines keep the model in the engine core's process: one worker, no bound threads, nobody who asked otherwise."""
+"""Which engines keep the model in the core's process: one worker, no bound threads, and nobody asked otherwise."""
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,8 +61,6 @@ def test_another_word_than_0_and_1_ends_the_start(monkeypatch: pytest.MonkeyPatc
 
 def test_the_vllm_that_is_installed_still_parts_them() -> None:
     """When it does no longer, this module has nothing to do."""
-    import inspect
-
     from vllm.platforms.cpu import CpuPlatform
 
     source = inspect.getsource(getattr(CpuPlatform, "hotshoe_checked", CpuPlatform.check_and_update_config))
