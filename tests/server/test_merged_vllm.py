@@ -28,7 +28,6 @@ def test_a_merged_version_answers_as_base_and_adapter_do(
     vllm_engine: EngineRig, embedded_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOTSHOE_CACHE", str(tmp_path / "cache"))
-    base = str(embedded_base.folder)
     with running(embedded_base, tmp_path) as server:
         folder = server.adapter()
         row = server.push("router", folder).json()
@@ -39,7 +38,7 @@ def test_a_merged_version_answers_as_base_and_adapter_do(
     assert expected != answers(vllm_engine.http, embedded_base.id), "the adapter changes nothing: it proves nothing"
     vllm_engine.unload_all()
 
-    settings: dict[str, Any] = {"engine": "vllm", "base": base, "kv_cache_bytes": 256 << 20}
+    settings: dict[str, Any] = {"engine": "vllm", "kv_cache_bytes": 256 << 20}
     arguments = ("--enforce-eager",)  # compiling takes minutes
     with running(
         embedded_base, tmp_path, is_ready=False, merged="router@1", engine_args=arguments, **settings
