@@ -25,11 +25,13 @@ from adapters.database import FILE
 from adapters.database_errors import BUSY_SECONDS, sqlite_errors
 from adapters.embedded import EMBEDDED, EMBEDDED_ID, MADE_BY, MAKER
 from adapters.errors import HotshoeError
+from adapters.merged_cache import FOLDER as MERGED
 from adapters.staging import SUFFIX
 from adapters.store import STAGING, TRASH
 from adapters.upgrade import FOLDER as COPIES
 from adapters.upgrade import copies_in
 
+MERGE = re.compile(r"[0-9a-f]{32}", re.ASCII)
 EXPORT = re.compile(r"export-[0-9a-f]{24}", re.ASCII)
 ROTATED = re.compile(r"engine\.log[.-]\d{1,14}(\.gz)?", re.ASCII)
 STAGED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}-[0-9a-f]{8}", re.ASCII)  # of a publish, of a removal
@@ -79,6 +81,7 @@ def find(scope: Scope) -> list[Item]:
     needed = _needed(scope.home)
     return [
         *_bases(scope, needed),
+        *_merged(scope),
         *_exports(scope, needed),
         *_copies(scope),
         *_logs(scope),
@@ -172,6 +175,17 @@ def _bases(scope: Scope, needed: Needed) -> Iterator[Item]:
         if not is_needed:
             reason = "not the configured base, needed by no version, and not used for long; made again when asked for"
             yield Item("base", folder, size_of(folder), reason)
+
+
+def _merged(scope: Scope) -> Iterator[Item]:
+    """Bases with a version merged into them; a server that runs on one holds a lock on its folder."""
+    for folder in folders_in(scope.cache / MERGED):
+        if not scope.is_old(folder.lstat().st_mtime) or _is_locked(folder):
+            continue
+        if folder.name.startswith(".") and folder.name.endswith(SUFFIX):
+            yield Item("left-over", folder, size_of(folder), "a merge that was cut off")
+        elif MERGE.fullmatch(folder.name):
+            yield Item("merged base", folder, size_of(folder), "not used for long; merged again when asked for")
 
 
 def _is_made_by_us(mark: Path) -> bool:

@@ -11,6 +11,7 @@ from adapters.proof_rows import ProofKey, key_of_proof
 from adapters.registry import not_servable
 from adapters.types import AdapterVersion, VersionStatus
 
+ONE_VERSION = "one version of an adapter (GET /v1/models lists it)"
 MAY_BECOME = (VersionStatus.READY, VersionStatus.QUARANTINED)
 
 
@@ -23,6 +24,7 @@ class Servable:
     max_rank: int
     bases: Mapping[str, ServedBase] = field(default_factory=dict)  # that the state was served with, by digest
     engine: ProofKey | None = None
+    merged: AdapterVersion | None = None  # in the engine's own weights: then nothing else is
 
     def check(self, version: AdapterVersion, *, is_tried_again: bool = False) -> None:
         """Raises NotServable, with reason and next step, for a version that may not answer here.
@@ -50,7 +52,7 @@ class Servable:
         return None
 
     def misfit(self, version: AdapterVersion) -> NotServable | None:
-        """Why it cannot even be tried here: the base, or its rank."""
+        """Why it cannot even be tried here: the base, its rank, or an engine that holds one version alone."""
         if version.base_digest != self.base_digest:
             return NotServable(
                 f"{version.ref} was made for another base, {self.named(version.base_digest)}, and this server runs "
@@ -64,13 +66,35 @@ class Servable:
                 f"start it with HOTSHOE_MAX_RANK={version.rank} or more.",
                 param="model",
             )
+        if self.merged is not None and _identity(version) != _identity(self.merged):
+            # Whose the other version is, is nobody's business who asks for an adapter of another name.
+            is_sibling = _identity(version)[:2] == _identity(self.merged)[:2]
+            alone = self.merged.ref if is_sibling else ONE_VERSION
+            return NotServable(
+                f"{version.ref} is not in this server, whose engine runs {alone}, merged into the base, and nothing "
+                f"else: start a server with --merged {version.ref} or without --merged (HOTSHOE_MERGED).",
+                param="model",
+            )
         return None
+
+    def check_base(self) -> None:
+        """Raises NotServable where the base itself does not answer."""
+        if self.merged is not None:
+            raise NotServable(
+                f"The base {self.base_name} is not in this server, whose engine runs {ONE_VERSION}, merged into the "
+                "base, and nothing else: start a server without --merged (HOTSHOE_MERGED).",
+                param="model",
+            )
 
     def named(self, digest: str | None) -> str:
         """A base by its name and digest, or by its digest alone where the state was never served with it."""
         known = self.bases.get(digest or "")
         name = self.base_name if digest == self.base_digest else known.name if known else None
         return f"{name} ({digest})" if name else str(digest)
+
+
+def _identity(version: AdapterVersion) -> tuple[str, str, int]:
+    return (version.tenant, version.name, version.number)
 
 
 def unproven(version: AdapterVersion, engine: ProofKey) -> NotServable:

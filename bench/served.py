@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -50,22 +51,28 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve(*flags: str, timeout_seconds: float = 300) -> Iterator[Served]:
-    """Start `hotshoe serve` with these flags and wait for /ready."""
+def serve(
+    *flags: str,
+    timeout_seconds: float = 300,
+    home: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Served]:
+    """Start `hotshoe serve` with these flags and wait for /ready; its state goes afterwards, unless `home` is given."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         port = free_port()
-        environment = os.environ | {"HOTSHOE_HOME": f"{folder}/home", "TMPDIR": folder}
-        environment.pop("HOTSHOE_API_KEY", None)
+        state = home or Path(folder) / "home"
+        variables = {**os.environ, "HOTSHOE_HOME": str(state), "TMPDIR": folder, **environment}
+        variables.pop("HOTSHOE_API_KEY", None)
         hotshoe = str(Path(sys.executable).with_name("hotshoe"))
         command = [hotshoe, "serve", "--port", str(port), *flags]
         with (Path(folder) / "server.log").open("w") as log:
             started = time.monotonic()
-            server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            server = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_ready(server, url, started + timeout_seconds, Path(log.name))
                 ready_seconds = time.monotonic() - started
-                engine_socket = next(path for path in Path(folder).rglob("engine.sock"))
+                engine_socket = next(path for place in (state, Path(folder)) for path in place.rglob("engine.sock"))
                 yield Served(
                     Target("gateway", url),
                     Target("engine", "http://engine", engine_socket),

@@ -40,7 +40,8 @@ from server.job_worker import JobPlace, JobWorker
 from server.keyring import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
-from server.memory_watch import MemoryWatch, outlook_of
+from server.memory_watch import MemoryWatch, Outlook, outlook_of
+from server.merged import Bases, Merged, MergedResidents, prepare_merged
 from server.metrics import Metrics
 from server.openapi import openapi_of
 from server.proving import Engaged, Prover
@@ -119,19 +120,26 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     merge_base = open_base(settings.merge_base) if settings.merge_base else None
     family = (merge_base.id, *merge_base.names, merge_base.digest) if merge_base is not None else ()
     base = open_base(settings.base, (*settings.base_names, *family))
-    engine = engine or build_engine(settings, base)
-    outlook = outlook_of(engine, base)
+    fitted = fitting_engine(settings, base, engine) if settings.merged is None else None
     registry = Registry.open(settings.home)
     if (upgrade := registry.upgrade) is not None:
         log.warning("state upgraded", schema=upgrade.to_schema, before=upgrade.from_schema, copy=str(upgrade.backup))
     store = BlobStore(settings.home / "blobs")
     store.sweep(keep=registry.digests_in_use())
+    servable = Servable(base.digest, base.id, settings.max_rank, registry.bases())
+    merged = None
+    if fitted is None:
+        bases = Bases(base, merge_base or base, settings.dtype)
+        merged = prepare_merged(settings.merged or "", bases, registry, store, servable)
+        servable.merged = merged.version
+        fitted = fitting_engine(settings, base, engine, merged)
+    engine, outlook = fitted
     files = Files(registry, FileStore(settings.home / "files"))
     files.sweep()
     metrics = Metrics(settings.label_limit)
     proxy = EngineProxy(engine.socket_path)
-    servable = Servable(base.digest, base.id, settings.max_rank, registry.bases())
-    residents = Residents(engine, registry, store, metrics, settings.staged_limit, servable)
+    parts = (engine, registry, store, metrics, settings.staged_limit, servable)
+    residents = MergedResidents(merged.version, *parts) if merged else Residents(*parts)
     limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
     served = ServedProbe(residents, proxy, base.digest)
     agreement = Agreement(registry, store, merge_base or base, served, settings.compare_with_peft)
@@ -201,8 +209,9 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         usage=meter,
         files=files,
         memory=MemoryWatch(outlook, engine, residents),
+        merged=merged,
         sources=open_sources(settings),
-        workers=[jobs, worker, meter, FileExpiry(files), agreement],
+        workers=[*([merged] if merged else ()), jobs, worker, meter, FileExpiry(files), agreement],
     )
     services.workers.append(SourceSync(services))
     return services
@@ -216,13 +225,21 @@ def wandb_variables(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in named.items() if value}
 
 
-def build_engine(settings: Settings, base: BaseModel) -> Engine:
+def fitting_engine(
+    settings: Settings, base: BaseModel, given: Engine | None, merged: Merged | None = None
+) -> tuple[Engine, Outlook]:
+    """The engine, the given one or the settings', and what its memory goes to; raises ConfigInvalid without room."""
+    engine = given or build_engine(settings, base, merged)
+    return engine, outlook_of(engine, merged.base if merged else base)
+
+
+def build_engine(settings: Settings, base: BaseModel, merged: Merged | None = None) -> Engine:
     """The engine that the settings name, not started."""
     options = EngineOptions(
-        base_folder=base.folder,
-        base_id=base.id,
+        base_folder=merged.base.folder if merged else base.folder,
+        base_id=merged.engine_name if merged else base.id,
         run_dir=run_dir_of(settings.home),
-        slots=settings.slots,
+        slots=0 if merged else settings.slots,
         max_rank=settings.max_rank,
         staged_limit=settings.staged_limit,
         dtype=settings.dtype,

@@ -154,6 +154,8 @@ class Gateway:
         request = await self._parse(exchange.path, raw)
         target = await resolve_model(services, exchange.caller, request.model, exchange.session or request.user)
         exchange.model = target.label
+        if target.version is None and exchange.path not in PREFIX_FREE_PATHS:
+            services.servable.check_base()
         if exchange.path not in PREFIX_FREE_PATHS:
             exchange.billed_as = target.ref
             request = replace(request, cache_salt=services.keyring.cache_salt(exchange.caller.tenant))
@@ -164,7 +166,7 @@ class Gateway:
             send = renaming(send, target.version.ref, target.ref)
         services.door.check_room(exchange.caller.tenant)
         async with contextlib.AsyncExitStack() as stack:
-            model, adapter = services.base.id, None
+            model, adapter = services.engine_base, None
             if target.version is not None and exchange.path not in PREFIX_FREE_PATHS:
                 resident = await stack.enter_async_context(services.residents.holding(target.version))
                 model = adapter = resident.engine_name

@@ -51,9 +51,9 @@ def read_layout(flags: Sequence[str], config: Mapping[str, Any], *, is_cpu: bool
     fraction = given.get("gpu-memory-utilization", str(MEMORY_FRACTION))
     return Layout(
         is_cpu=is_cpu,
-        max_loras=int(given["max-loras"]),
-        max_rank=int(given["max-lora-rank"]),
-        staged_limit=int(given["max-cpu-loras"]),
+        max_loras=int(given.get("max-loras", 0)),  # an engine without LoRA has none of the three
+        max_rank=int(given.get("max-lora-rank", 0)),
+        staged_limit=int(given.get("max-cpu-loras", 0)),
         dtype_bytes=dtype,
         lora_bytes=dtype if loras == "auto" else DTYPE_BYTES.get(loras),
         kv_bytes=_kv_bytes(given, config, dtype),

@@ -118,7 +118,8 @@ class MemoryWatch:
 
 def computed_parts(plan: MemoryPlan, staged: Staged, cache_bytes: int | None) -> dict[str, int | None]:
     """The parts of an engine that holds these adapters; None for what is not known."""
-    sizes = [plan.staged_bytes(rank, file_bytes) for rank, file_bytes in staged]
+    # What is merged into the weights is a resident too, and takes nothing beside them.
+    sizes = [plan.staged_bytes(rank, file_bytes) for rank, file_bytes in staged if plan.layout.max_loras]
     known = sorted((size for size in sizes if size is not None), reverse=True)
     is_known = plan.rank_bytes is not None
     parts = {

@@ -91,9 +91,11 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
     scheme = "https" if settings.tls_cert else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     is_open = settings.is_keyless and not services.registry.has_keys()
+    merged = [f"  merged  {services.merged.version.ref}: it alone answers"] if services.merged else []
     lines = [
         f"hotshoe serves {services.base.id} on {scheme}://{host}:{listener.getsockname()[1]}/v1",
         f"  base    {services.base.folder} ({services.base.digest[:19]})",
+        *merged,
         f"  state   {settings.home}",
         f"  key     {'none: this machine only' if is_open else 'required'}",
         f"  engine  {describe_engine(settings, services)}",
@@ -106,7 +108,8 @@ def announce(settings: Settings, services: Services, listener: socket.socket) ->
 def ready_lines(services: Services) -> list[str]:
     """That requests are answered from now on, and which warm versions are not back, each with its reason."""
     left_out = services.residents.left_out()
-    lines = [f"ready, with {len(services.residents.rows())} adapters loaded"]
+    count = len(services.residents.rows())
+    lines = ["ready" if services.merged else f"ready, with {count} adapters loaded"]
     for (tenant, name, number), error in sorted(left_out.items()):
         lines.append(f"  not loaded: {engine_name(tenant, name, number)} ({error.code}): {error.message}")
     return lines

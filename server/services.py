@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.lifecycle import Lifecycle
     from server.limits import Limiter
     from server.memory_watch import MemoryWatch
+    from server.merged import Merged
     from server.metrics import Metrics
     from server.proving import Prover
     from server.proxy import EngineProxy
@@ -97,9 +98,15 @@ class Services:
     usage: UsageMeter
     files: Files
     memory: MemoryWatch
+    merged: Merged | None = None  # what the engine runs in place of the base
     sources: tuple[WatchedSource, ...] = ()
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BULK_AT_A_TIME))
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
+
+    @property
+    def engine_base(self) -> str:
+        """The name by which the engine knows its own weights."""
+        return self.merged.engine_name if self.merged else self.base.id
 
     async def publish_context(self, caller: Caller) -> PublishContext:
         """What `adapters.publish.publish` needs to work for this caller."""

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     merge_base: str | None = Field(
         None, description="The 16-bit base that exports merge into, when the served base is quantised."
     )
+    merged: str | None = Field(
+        None, description="A version, NAME@N, that is merged into the base and served alone, at the base's speed."
+    )
     base_names: tuple[str, ...] = Field(
         (),
         description="Other names of the same base that an adapter may claim, as a JSON list; those of `merge_base` are "

@@ -26,6 +26,9 @@ def serve(
     ] = None,
     base: Annotated[str | None, typer.Option(help="`embedded` (default), a folder, or OWNER/NAME@COMMIT.")] = None,
     merge_base: Annotated[str | None, typer.Option(help="The 16-bit base that exports merge into.")] = None,
+    merged: Annotated[
+        str | None, typer.Option(help="Serve this version alone, NAME@N, merged into the base: at the base's speed.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (8000).")] = None,
     api_key: Annotated[

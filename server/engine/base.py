@@ -22,9 +22,9 @@ class EngineOptions:
     """What an engine is started with. Whatever else vLLM has a flag for goes through `extra_args`."""
 
     base_folder: Path
-    base_id: str
+    base_id: str  # what answers call the base; of a merged one, the version's engine name
     run_dir: Path  # the socket and the log lie here; made with mode 0700
-    slots: int = 8  # adapters admitted into one batch; the engine itself has one more
+    slots: int = 8  # adapters admitted into one batch; the engine itself has one more. 0: it runs without LoRA
     max_rank: int = 64
     staged_limit: int = 64  # adapters that may be loaded at a time, in a slot or beside the slots
     dtype: str = "auto"

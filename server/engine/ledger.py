@@ -43,6 +43,10 @@ class Ledger:
                 f"{adapter.engine_name} is loaded with id {present.engine_id} from {present.path}: unload it first.",
                 param="engine_name",
             )
+        if not self.staged_limit:
+            raise Conflict(
+                f"This engine serves {self.base_id} without LoRA: it takes no adapters.", param="engine_name"
+            )
         if len(self.loaded) >= self.staged_limit:
             raise EngineBusy(f"{self.staged_limit} adapters are loaded, which is the limit: unload one first.")
         return False

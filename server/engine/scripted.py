@@ -67,8 +67,8 @@ class ScriptedWorker:
         options = self.options
         return EngineCapacity(
             slots=options.slots,
-            staged_limit=options.staged_limit,
-            max_rank=options.max_rank,
+            staged_limit=options.staged_limit if options.slots else 0,
+            max_rank=options.max_rank if options.slots else 0,
             dtype="float32" if options.dtype == "auto" else options.dtype,
             context_length_tokens=options.context_length_tokens or DEFAULT_CONTEXT_TOKENS,
             base_id=options.base_id,

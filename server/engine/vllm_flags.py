@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -31,7 +33,7 @@ OWN_FLAGS: dict[str, str] = {
     "model": "use --base",
     "model-tag": "use --base",
     "served-model-name": "the base's name is the last part of its folder or id",
-    "enable-lora": "it is always on",
+    "enable-lora": "it is on, and off with --merged of hotshoe serve",
     "lora-modules": "push adapters instead",
     "max-loras": "use --slots",
     "max-cpu-loras": "use the setting for staged adapters",
@@ -84,16 +86,19 @@ def build_command(options: EngineOptions, socket_path: Path) -> list[str]:
     given = check_extra_args(options.extra_args)
     config = json.loads((options.base_folder / "config.json").read_bytes())
     flags: list[str] = ["--uds", str(socket_path), "--model", str(options.base_folder)]
-    flags += ["--served-model-name", options.base_id, "--enable-lora", "--max-loras", str(options.slots + 1)]
-    flags += ["--max-cpu-loras", str(max(options.staged_limit, options.slots + 1))]
-    flags += ["--max-lora-rank", str(lora_rank(options.max_rank))]
-    flags += ["--lora-target-modules", *PROJECTIONS, "--worker-extension-cls", WORKER_EXTENSION]
-    flags += ["--disable-uvicorn-access-log"]
+    flags += ["--served-model-name", options.base_id, *(_lora_flags(options) if options.slots else ())]
+    flags += ["--worker-extension-cls", WORKER_EXTENSION, "--disable-uvicorn-access-log"]
     flags += ["--trust-request-chat-template"] if options.takes_templates else []
     for flag, value in _defaults(options, config).items():
         if flag not in given:
             flags += [f"--{flag}", value] if value else [f"--{flag}"]
     return [sys.executable, "-m", ENTRY, str(len(flags)), *flags, *options.extra_args]
+
+
+def _lora_flags(options: EngineOptions) -> list[str]:
+    flags = ["--enable-lora", "--max-loras", str(options.slots + 1)]
+    flags += ["--max-cpu-loras", str(max(options.staged_limit, options.slots + 1))]
+    return [*flags, "--max-lora-rank", str(lora_rank(options.max_rank)), "--lora-target-modules", *PROJECTIONS]
 
 
 def _defaults(options: EngineOptions, config: Mapping[str, Any]) -> dict[str, str]:
@@ -102,6 +107,8 @@ def _defaults(options: EngineOptions, config: Mapping[str, Any]) -> dict[str, st
     dtype = resolve_dtype(options.dtype, config, is_cpu=is_cpu_build())
     context = options.context_length_tokens
     if is_cpu_build():
+        if not options.slots and not has_cxx():  # without LoRA vLLM compiles the model, for which torch needs one
+            flags["enforce-eager"] = ""
         flags["kv-cache-memory-bytes"] = str(options.kv_cache_bytes)
         context = context or min(int(config["max_position_embeddings"]), CPU_CONTEXT_LIMIT_TOKENS)
     if context:
@@ -178,6 +185,11 @@ def processor_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def has_cxx() -> bool:
+    """Whether there is a C++ compiler, as torch looks for one."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
 
 
 @cache

@@ -22,7 +22,8 @@ def router(services: Services) -> APIRouter:
     async def list_models(request: Request, view: Literal["models", "all"] = "models") -> dict[str, Any]:
         caller = caller_of(request)
         found = await all_adapters(services.registry, caller)
-        rows = [await base_row(services, is_full=view == "all")]
+        is_full = view == "all"
+        rows = [await base_row(services, is_full=is_full)] if is_full or services.merged is None else []
         named = await shared_adapters(services.registry, caller)
         if view == "all":
             context = await services.lifecycle.context_length_tokens(services)

@@ -177,6 +177,7 @@ async def place_rows(services: Services, caller: Caller) -> list[dict[str, Any]]
         resident = residents.get((version.name, version.number))
         trouble = left_out.get(key_of(version)) if version.is_warm else None
         place = "absent" if resident is None else "resident" if resident.engine_name in in_slot else "staged"
+        place = "merged" if resident is not None and services.merged is not None else place
         short = {
             key: version_row(services, version)[key]
             for key in ("id", "status", "residency", "is_warm", "rank", "size_bytes")

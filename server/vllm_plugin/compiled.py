@@ -60,7 +60,6 @@ def install(platform: Any, linear_layer: Any) -> None:
     if hasattr(linear_layer, "hotshoe_operator"):
         return
     _keep_compilation(platform)
-    _mend_loading()
     operator = linear_layer.hotshoe_operator = LinearOperator()
     create = linear_layer.set_mapping
 
@@ -110,13 +109,16 @@ def _keep_compilation(platform: Any) -> None:
     platform.check_and_update_config = classmethod(check_and_update_config)
 
 
-def _mend_loading() -> None:
+def mend_loading() -> None:
     """Let vLLM take a compiled model from its cache: 0.32 asks what it has read for a method of another mode's.
 
     In this mode (DYNAMO_TRACE_ONCE with inductor) `_try_load_aot_compiled_fn` of vllm/compilation/decorators.py finds a
-    plain function, without the `finalize_loading` that VLLM_COMPILE's has, and would compile anew at each start.
+    plain function, without the `finalize_loading` that VLLM_COMPILE's has, and would compile anew at each start, with
+    LoRA or without. Idempotent.
     """
     load = torch.compiler.load_compiled_function
+    if getattr(load, "is_mended", False):
+        return
 
     def load_compiled_function(*arguments: Any, **named: Any) -> Any:
         loaded: Any = load(*arguments, **named)
@@ -125,4 +127,5 @@ def _mend_loading() -> None:
             compiled.finalize_loading = lambda config: None
         return loaded
 
+    load_compiled_function.is_mended = True  # type: ignore[attr-defined]
     torch.compiler.load_compiled_function = load_compiled_function

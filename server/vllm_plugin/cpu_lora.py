@@ -15,7 +15,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.lifeline import die_with_parent
-from server.vllm_plugin import compiled
+from server.vllm_plugin import compiled, startup
 from server.vllm_plugin.grouped import Group, group_rows, matrix
 from server.vllm_plugin.linear import choose_update
 
@@ -37,8 +37,10 @@ def install() -> None:
     if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
+    compiled.mend_loading()
     if compiled.is_wanted():
         compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
+    startup.install(CpuPlatform)
 
 
 def _reset_lora(layer: Any, index: int) -> None:

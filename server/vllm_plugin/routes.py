@@ -31,9 +31,9 @@ class ControlRoutes:
         attach(app, _control)
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
-        """Needs an engine with `--enable-lora`; raises RuntimeError otherwise, which ends the start."""
-        if engine_client is None or state.vllm_config.lora_config is None:
-            raise RuntimeError("hotshoe_routes needs an engine that was started with --enable-lora.")
+        """Needs an engine that runs a model; raises RuntimeError otherwise, which ends the start."""
+        if engine_client is None:
+            raise RuntimeError("hotshoe_routes needs an engine, and this server of vLLM has none.")
         name_by_wire_name(state.openai_serving_models)
         state.hotshoe_control = Control(VllmWorker(engine_client, state))
 
@@ -44,11 +44,11 @@ def _control(request: Request) -> Control:
 
 
 def name_by_wire_name(serving_models: Any) -> None:
-    """Let responses, streamed or not, call an adapter by its name without the tenant."""
+    """Let responses, streamed or not, call a version by its name without the tenant, merged into the base or not."""
     given = serving_models.model_name
 
     def model_name(lora_request: LoRARequest | None = None) -> str:
-        return wire_name(given(lora_request)) if lora_request is not None else str(given())
+        return wire_name(str(given(lora_request)))
 
     serving_models.model_name = model_name
 
@@ -102,10 +102,11 @@ class VllmWorker:
 
     def capacity(self) -> EngineCapacity:
         config = self._state.vllm_config
+        lora = config.lora_config  # None: the engine runs without LoRA and has room for no adapter
         return EngineCapacity(
-            slots=config.lora_config.max_loras - 1,
-            staged_limit=config.lora_config.max_cpu_loras,
-            max_rank=config.lora_config.max_lora_rank,
+            slots=lora.max_loras - 1 if lora else 0,
+            staged_limit=lora.max_cpu_loras if lora else 0,
+            max_rank=lora.max_lora_rank if lora else 0,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
             context_length_tokens=config.model_config.max_model_len,
             base_id=self._state.openai_serving_models.base_model_paths[0].name,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+WITHOUT_LORA = {"slots": [], "slot_bytes": 0, "packed_bytes": 0, "stage_bytes": 0, "lora_kernel": None}
+
 
 class HotshoeWorker:
     """Mixed into vLLM's worker class; called by name through `collective_rpc`, between two steps of the engine."""
@@ -13,18 +15,27 @@ class HotshoeWorker:
 
     def hotshoe_report(self) -> dict[str, Any]:
         """Ids in slots, and the bytes that each part of this worker's memory takes."""
+        if not hasattr(self.model_runner, "lora_manager"):
+            return {**WITHOUT_LORA, **self._own_bytes()}
         manager = self.model_runner.lora_manager._adapter_manager
         wrappers = manager.punica_wrapper_mapping.values()
         return {
             "slots": [number for number in manager.lora_index_to_id if number is not None],
-            "weights_bytes": weights_bytes(self.model_runner.get_model()),
             "slot_bytes": sum(tensor.nbytes for tensor in slot_tensors(manager)),
             "lora_kernel": next(
                 (wrapper.linear.description for wrapper in wrappers if hasattr(wrapper, "linear")), None
             ),
             "packed_bytes": sum(getattr(wrapper, "packed_bytes", 0) for wrapper in wrappers),
             "stage_bytes": sum(tensor.nbytes for tensor in staged_tensors(manager)),
-            "kv_cache_bytes": sum(cache.nbytes for cache in getattr(self.model_runner, "kv_caches", ())),
+            **self._own_bytes(),
+        }
+
+    def _own_bytes(self) -> dict[str, int]:
+        """What a worker takes whether or not it has room for adapters."""
+        caches = getattr(self.model_runner, "kv_caches", ())
+        return {
+            "weights_bytes": weights_bytes(self.model_runner.get_model()),
+            "kv_cache_bytes": sum(cache.nbytes for cache in caches),
             "kv_cache_tokens": cache_tokens(self.model_runner),
         }
 

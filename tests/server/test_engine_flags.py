@@ -56,6 +56,25 @@ def test_the_engine_takes_templates_only_where_the_operator_allows_them(options:
     assert "--trust-request-chat-template" in build_command(replace(options, takes_templates=True), SOCKET)
 
 
+def test_without_slots_the_engine_runs_without_lora(
+    options: EngineOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And compiled, as vLLM runs a model without LoRA, where torch finds a C++ compiler to do it with."""
+    merged = replace(options, slots=0, base_id="acme/router@3")
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    command = build_command(merged, SOCKET)
+    assert not [word for word in command if "lora" in word and word.startswith("--")], command
+    assert value_of(command, "--served-model-name") == "acme/router@3"
+    assert value_of(command, "--worker-extension-cls") == vllm_flags.WORKER_EXTENSION
+    assert "--enforce-eager" not in command
+    assert "--enforce-eager" not in build_command(options, SOCKET)
+    (tmp_path / "g++").unlink()
+    assert "--enforce-eager" in build_command(merged, SOCKET)
+    assert "--enforce-eager" not in build_command(options, SOCKET)
+
+
 def test_a_users_flag_replaces_our_default_of_the_same_name(options: EngineOptions) -> None:
     extra = ("--tool-call-parser=qwen3_coder", "--max_model_len", "1024", "--enforce-eager")
     command = build_command(replace(options, extra_args=extra), SOCKET)

@@ -19,6 +19,7 @@ from server.engine.vllm_flags import build_command
 from server.machine import Machine
 from server.memory import Layout, MemoryPlan, plan_memory
 from server.memory_flags import read_layout
+from server.memory_watch import computed_parts
 from server.room import check_room, memory_lines, size
 from server.settings import Settings
 from tests.fixtures.adapters import QWEN25_7B, TINY, shape_only_base, write_safetensors
@@ -187,6 +188,16 @@ def test_the_flags_that_we_start_vllm_with_are_all_read(qwen: BaseModel, tmp_pat
     assert (layout.max_loras, layout.max_rank, layout.staged_limit) == (9, 32, 16), "as vLLM rounds them up"
     assert (layout.kv_cache_bytes, layout.context_tokens, layout.block_tokens) == (1 << 30, 4096, 128)
     assert layout.dtype_bytes in (2, 4) and layout.lora_bytes == layout.kv_bytes == layout.dtype_bytes
+
+
+def test_an_engine_without_lora_has_no_slots_and_no_stage(qwen: BaseModel, tmp_path: Path) -> None:
+    options = EngineOptions(qwen.folder, qwen.id, tmp_path, slots=0)
+    plan = plan_memory(read_layout(build_command(options, tmp_path / "socket")[4:], qwen.config, is_cpu=True), qwen)
+    assert (plan.slots_bytes, plan.stage_most_bytes) == (0, 0)
+    (line,) = memory_lines(plan, Machine(GB))
+    assert "no slots" in line and "KV cache" in line
+    parts = computed_parts(plan, [(16, 10_000_000)], None)  # what is merged into the weights
+    assert (parts["slots"], parts["packed"], parts["stage"]) == (0, 0, 0)
 
 
 def cpu_plan(base: BaseModel, **changes: Any) -> MemoryPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -198,6 +199,20 @@ def test_a_base_goes_only_when_we_made_it_and_nothing_here_needs_or_used_it(
     monkeypatch.setenv("HOTSHOE_BASE", str(unused))
     assert {item["path"] for item in prune(monkeypatch, home, "--dry-run")["items"]} == {str(left), str(embedded)}
     assert used.exists() and bare.exists()
+
+
+def test_a_merged_base_goes_when_it_is_old_and_no_server_runs_on_it(tmp_path: Path) -> None:
+    names = ("1" * 32, "2" * 32, "3" * 32, f".{'4' * 32}.abc.hotshoe-partial", "somebody-elses")
+    unused, held, young, cut_off, foreign = (aged(tmp_path / "merged" / name, None) for name in names)
+    os.utime(young)
+    handle = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        items = find(Scope(tmp_path / "home", tmp_path, time.time(), 30 * DAY))
+    finally:
+        os.close(handle)
+    assert {item.path: item.kind for item in items} == {unused: "merged base", cut_off: "left-over"}
+    assert foreign.exists()
 
 
 def test_using_the_embedded_base_makes_it_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,13 +35,12 @@ def served(embedded_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def processes(served: Served) -> list[int]:
-    """The engine's: its API process, its core, the worker that holds the weights, and the others."""
+    """The engine's: its API process, its core, which holds the weights, and the others."""
     leader = next(p for p in psutil.Process(served.process.pid).children() if "vllm_plugin" in " ".join(p.cmdline()))
     below = {" ".join(process.cmdline()): process.pid for process in leader.children(recursive=True)}
-    core, worker = (
-        next(pid for title, pid in below.items() if f"::{part}" in title) for part in ("EngineCore", "Worker")
-    )
-    return [leader.pid, core, worker, *(pid for pid in below.values() if pid not in (core, worker))]
+    assert not [title for title in below if "::Worker" in title], "one process holds the weights"
+    core = next(pid for title, pid in below.items() if "::EngineCore" in title)
+    return [leader.pid, core, *(pid for pid in below.values() if pid != core)]
 
 
 def answers(served: Served) -> dict[str, str]:
@@ -75,7 +74,7 @@ def stream_over(served: Served, pid: int, signals: tuple[int, ...]) -> list[str]
         return [*begun, *events]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["API process", "core", "worker"])
+@pytest.mark.parametrize("which", [0, 1], ids=["API process", "core"])
 def test_a_process_that_is_stopped_and_goes_on_loses_nothing(served: Served, which: int) -> None:
     before = processes(served)
     streamed = stream_over(served, before[which], (signal.SIGSTOP, signal.SIGCONT))
@@ -85,11 +84,11 @@ def test_a_process_that_is_stopped_and_goes_on_loses_nothing(served: Served, whi
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_worker_that_is_stopped_for_good_or_out_of_memory_is_replaced_and_the_adapters_are_back(
+def test_a_core_that_is_stopped_for_good_or_out_of_memory_is_replaced_and_the_adapters_are_back(
     served: Served, number: signal.Signals
 ) -> None:
     expected, before = answers(served), processes(served)
-    *_, error, done = stream_over(served, before[2], (number,))
+    *_, error, done = stream_over(served, before[1], (number,))
     assert "error" in json.loads(error) and done == "[DONE]"
     eventually(lambda: not any(map(is_alive, before)), 10)
     eventually(lambda: ready_status(served) == 200, START_SECONDS)
