@@ -1,7 +1,8 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
 On request: restarts (`--kills N`), interference, export-interference, planner; exports and cpu_lora (with choices:
-`python -m bench.exports`, `python -m bench.cpu_lora`); of the data check gate_speed, privacy, profanity, doubtful.
+`python -m bench.exports`, `python -m bench.cpu_lora`); load-stall;
+of the data check gate_speed, privacy, profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from bench import (
     gate_speed,
     gateway,
     interference,
+    load_stall,
     planner,
     privacy,
     profanity,
@@ -40,6 +42,7 @@ ON_REQUEST = {
     "export-interference": export_interference.run,
     "exports": exports.run,
     "cpu_lora": cpu_lora.run,
+    "load-stall": load_stall.run,
 }
 
 
