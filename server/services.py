@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from server.settings import Settings
     from server.sources import WatchedSource
     from server.usage import UsageMeter
+    from server.warm_ahead import WarmAhead
 
 CALLER_KEY = "hotshoe.caller"
 BULK_AT_A_TIME = 2  # threads that read or write whole large files: the others are for everything else
@@ -97,6 +98,7 @@ class Services:
     usage: UsageMeter
     files: Files
     memory: MemoryWatch
+    warm_ahead: WarmAhead = field(init=False)
     sources: tuple[WatchedSource, ...] = ()
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BULK_AT_A_TIME))
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it
