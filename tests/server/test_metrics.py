@@ -223,8 +223,9 @@ def test_the_real_engine_has_allocated_what_is_computed_and_its_metrics_pass(
         for part, told in (("weights", "weights_bytes"), ("slots", "slot_bytes"), ("kv_cache", "kv_cache_bytes")):
             assert computed[part] == memory[told] > 0, part
         rank_bytes: int = server.services.memory.outlook.plan.rank_bytes  # type: ignore[union-attr, assignment]
-        kernel = server.http.get("/v1/system").json()["engine"]["lora_kernel"]
-        is_staging = kernel.startswith("c (")
+        engine = server.http.get("/v1/system").json()["engine"]
+        is_staging = engine["is_staging"]
+        assert is_staging == engine["lora_kernel"].startswith("c (")
         ranks, most = 8 + (8 if is_staging else 16), (8 + 16) * rank_bytes + 2 * narrow["size_bytes"]
         assert ranks * rank_bytes < memory["stage_bytes"] <= ranks * rank_bytes + 2 * narrow["size_bytes"]
         assert memory["stage_bytes"] <= computed["stage"] <= most
