@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("hotshoe.warm_ahead")
 LOOK_SECONDS = 5.0
 HALF_LIFE_SECONDS = 1800.0
-LEAST_SCORE = 2.0  # one request alone foretells nothing
+LEAST_SCORE = 1.5  # one request alone foretells nothing, and two have decayed a little by the time of a look
 
 
 class WarmAhead:
