@@ -42,7 +42,7 @@ def install() -> None:
     if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
-        for layer_class in _with_subclasses(BaseLinearLayerWithLoRA):
+        for layer_class in set(_with_subclasses(BaseLinearLayerWithLoRA)):  # some have two bases
             if "set_lora" in vars(layer_class):
                 layer_class.set_lora = _set_lora(layer_class.set_lora)
     if compiled.is_wanted():
