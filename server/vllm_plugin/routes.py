@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, wire_
 from server.engine.control import Control, attach
 from server.vllm_plugin.stage import Layout, StagingThread, read_layout, stage
 
+log = logging.getLogger("vllm.hotshoe")
 PARTS = ("kv_cache_bytes", "packed_bytes", "slot_bytes", "stage_bytes", "weights_bytes")  # each worker's, summed
 
 
@@ -83,9 +85,11 @@ class VllmWorker:
 
     async def _known_layout(self) -> Layout | None:
         if not self._is_layout_known:
-            told: list[dict[str, Any] | None] = await self._engine.collective_rpc("hotshoe_layout")
-            self._layout = read_layout(told[0]) if len(told) == 1 and told[0] is not None else None
+            told: list[dict[str, Any]] = await self._engine.collective_rpc("hotshoe_layout")
+            why_not = told[0].get("why_not") if len(told) == 1 else f"there are {len(told)} workers"
+            self._layout = read_layout(told[0]) if why_not is None else None
             self._is_layout_known = True
+            log.info("Adapters are %s", "staged" if why_not is None else f"loaded by vLLM itself: {why_not}")
         return self._layout
 
     async def _hand_over(self, adapter: EngineAdapter, layout: Layout) -> None:

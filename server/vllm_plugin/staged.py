@@ -105,30 +105,45 @@ def is_wanted() -> bool:
     return asked != "0"
 
 
-def layout_of(runner: Any) -> dict[str, Any] | None:
-    """What `stage.read_layout` reads, or None where adapters are loaded by vLLM alone: on a GPU, without the kernel, in
-    one of several workers, and for a model whose layers are not each a row of plain slices."""
+class NotStaged(Exception):
+    """Why adapters are loaded by vLLM alone here."""
+
+
+def layout_of(runner: Any) -> dict[str, Any]:
+    """What `stage.read_layout` reads, or `why_not` alone where adapters are loaded by vLLM alone: on a GPU, without the
+    kernel, in one of several workers, and for a model whose layers are not each a row of plain slices."""
+    try:
+        return _layout_of(runner.lora_manager)
+    except NotStaged as reason:
+        return {"why_not": str(reason)}
+
+
+def _layout_of(worker_manager: Any) -> dict[str, Any]:
+    manager = worker_manager._adapter_manager
+    if not is_wanted():
+        raise NotStaged(f"{SWITCH}=0")
+    if any(getattr(wrapper, "kernel", None) is None for wrapper in manager.punica_wrapper_mapping.values()):
+        raise NotStaged("LoRA does not run on the CPU kernel alone")
+    if manager._is_moe or manager.is_pooling_model:
+        raise NotStaged("the model has experts, or makes no text")
+    _check_names(manager.model)
+    return {
+        "layers": [_row(manager, name, module) for name, module in manager.modules.items()],
+        "expected_modules": sorted(_expected(manager)),
+        "vocabulary": worker_manager.vocab_size,
+        "max_positions": worker_manager.max_position_embeddings,
+    }
+
+
+def _row(manager: Any, name: str, module: Any) -> list[Any]:
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-    manager = runner.lora_manager._adapter_manager
-    if not is_wanted() or not all(
-        getattr(wrapper, "can_stage", False) for wrapper in manager.punica_wrapper_mapping.values()
-    ):
-        return None
-    if manager._is_moe or manager.is_pooling_model or not _has_plain_names(manager.model):
-        return None
-    layers = []
-    for name, module in manager.modules.items():
-        slices = manager.packed_modules.get(name, [name])
-        if not isinstance(module, BaseLinearLayerWithLoRA) or module.tp_size != 1 or len(slices) != module.n_slices:
-            return None
-        layers.append([name, list(slices), module.lora_a_stacked[0].shape[-1], list(module.output_slices)])
-    return {
-        "layers": layers,
-        "expected_modules": sorted(_expected(manager)),
-        "vocabulary": runner.lora_manager.vocab_size,
-        "max_positions": runner.lora_manager.max_position_embeddings,
-    }
+    slices = manager.packed_modules.get(name, [name])
+    if not isinstance(module, BaseLinearLayerWithLoRA):
+        raise NotStaged(f"{name} is a {type(module).__name__}, not linear")
+    if module.tp_size != 1 or len(slices) != module.n_slices:
+        raise NotStaged(f"{name} has {len(slices)} modules for {module.n_slices} slices in {module.tp_size} workers")
+    return [name, list(slices), module.lora_a_stacked[0].shape[-1], list(module.output_slices)]
 
 
 def _expected(manager: Any) -> set[str]:
@@ -137,8 +152,9 @@ def _expected(manager: Any) -> set[str]:
     return {part for module in manager.supported_lora_modules for part in packed.get(module, [module])}
 
 
-def _has_plain_names(model: Any) -> bool:
-    """Whether a checkpoint's names are the model's: nothing renamed, nothing skipped."""
+def _check_names(model: Any) -> None:
+    """A checkpoint's names must be the model's: nothing renamed, nothing skipped."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
-    renamed = mapper is not None and any(vars(mapper.get_rename_mapper()).values())
-    return not renamed and not getattr(model, "lora_skip_prefixes", None)
+    renamed = [name for name, given in vars(mapper.get_rename_mapper()).items() if given] if mapper is not None else []
+    if renamed or getattr(model, "lora_skip_prefixes", None):
+        raise NotStaged(f"the model has other names for modules than a checkpoint ({', '.join(renamed)})")

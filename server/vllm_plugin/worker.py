@@ -30,8 +30,8 @@ class HotshoeWorker:
             "kv_cache_bytes": sum(cache.nbytes for cache in getattr(self.model_runner, "kv_caches", ())),
         }
 
-    def hotshoe_layout(self) -> dict[str, Any] | None:
-        """What an adapter is staged for; None where vLLM loads them itself."""
+    def hotshoe_layout(self) -> dict[str, Any]:
+        """What an adapter is staged for; where vLLM loads them itself, why (staged.layout_of)."""
         return layout_of(self.model_runner)
 
     def hotshoe_stage_begin(self, engine_id: int, path: str, nbytes: int) -> None:

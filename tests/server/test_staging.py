@@ -223,13 +223,13 @@ def with_one_bad_layer(rig: EngineRig) -> EngineAdapter:
 @pytest.mark.model
 def test_a_load_that_fails_leaves_slots_and_other_adapters_as_they_were(engine: EngineRig) -> None:
     held = engine.load(rank=8, scale=0.05)
-    before = engine.complete(held.engine_name).json()
+    before = engine.complete(held.engine_name, logprobs=5).json()
     bad = with_one_bad_layer(engine)
     with pytest.raises(EngineFailed, match=bad.engine_name):
         engine.call(engine.engine.load(bad))
     rows = engine.call(engine.engine.loaded())
     assert [(row.engine_name, row.is_in_slot) for row in rows] == [(held.engine_name, True)]
-    assert_same_greedy(engine.complete(held.engine_name).json(), before)
+    assert_same_greedy(engine.complete(held.engine_name, logprobs=5).json(), before)
     assert engine.complete(bad.engine_name).status_code == 404
     another = engine.load(rank=8, scale=0.05)
     assert engine.complete(another.engine_name).status_code == 200
@@ -240,9 +240,9 @@ def test_an_adapter_that_had_no_slot_answers_as_it_did_in_one(engine: EngineRig)
     """More adapters than slots, of other ranks and modules: each one's turn leaves nothing of the one before."""
     shapes: list[dict[str, Any]] = [{"rank": 16}, {"rank": 4, "targets": ("q_proj", "down_proj")}] * 3
     loaded = [engine.load(scale=0.05, **shape) for shape in shapes]
-    first = [engine.complete(one.engine_name).json() for one in loaded]
+    first = [engine.complete(one.engine_name, logprobs=5).json() for one in loaded]
     for one, before in zip(reversed(loaded), reversed(first), strict=True):
-        assert_same_greedy(engine.complete(one.engine_name).json(), before)
+        assert_same_greedy(engine.complete(one.engine_name, logprobs=5).json(), before)
     engine.unload_all()
     usage = engine.call(engine.engine.usage())
     assert (usage.stage_bytes, usage.packed_bytes) == (0, 0)
