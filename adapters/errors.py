@@ -38,6 +38,7 @@ HotshoeError
 ├── SourceUnavailable     source_unavailable   where adapters are pulled from does not answer, or refuses us
 └── EngineUnavailable     engine_unavailable   the engine is starting, restarting or gone
     ├── EngineBusy        engine_busy          no slot, or the queue is full
+    │   └── AdapterLoading adapter_loading     the adapter's load takes longer than a request waits; it goes on
     └── EngineFailed      engine_failed        it answered a control call with an error
 """
 
@@ -243,6 +244,10 @@ class EngineUnavailable(HotshoeError):
 
 class EngineBusy(EngineUnavailable):
     code = "engine_busy"
+
+
+class AdapterLoading(EngineBusy):
+    code = "adapter_loading"
 
 
 class EngineFailed(EngineUnavailable):

@@ -1,7 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, export-interference, merged, planner; exports and cpu_lora (with
-choices: `python -m bench.exports`, `python -m bench.cpu_lora`); of the data check gate_speed, privacy, profanity,
+On request: restarts (`--kills N`), interference, export-interference, load-stall, merged, planner; exports and cpu_lora
+(with choices: `python -m bench.exports`, `python -m bench.cpu_lora`); of the data check gate_speed, privacy, profanity,
 doubtful.
 """
 
@@ -19,6 +19,7 @@ from bench import (
     gate_speed,
     gateway,
     interference,
+    load_stall,
     merged,
     planner,
     privacy,
@@ -42,6 +43,7 @@ ON_REQUEST = {
     "export-interference": export_interference.run,
     "exports": exports.run,
     "cpu_lora": cpu_lora.run,
+    "load-stall": load_stall.run,
     "merged": merged.run,
 }
 

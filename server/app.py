@@ -70,6 +70,7 @@ from server.settings import Settings, pepper_of
 from server.source_sync import SourceSync
 from server.sources import open_sources
 from server.usage import UsageMeter
+from server.warm_ahead import WarmAhead
 
 log = structlog.get_logger("hotshoe.app")
 
@@ -213,7 +214,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         sources=open_sources(settings),
         workers=[*([merged] if merged else ()), jobs, worker, meter, FileExpiry(files), agreement],
     )
-    services.workers.append(SourceSync(services))
+    services.warm_ahead = WarmAhead(services)
+    services.workers += [SourceSync(services), services.warm_ahead]
     return services
 
 

@@ -144,6 +144,7 @@ STATUS: dict[type[HotshoeError], tuple[int, str]] = {
     errors.SourceUnavailable: (502, SERVER),
     errors.EngineUnavailable: (503, BUSY),
     errors.EngineBusy: (503, BUSY),
+    errors.AdapterLoading: (503, BUSY),
     errors.RegistryBusy: (503, BUSY),
     errors.StorageFull: (507, SERVER),
 }

@@ -168,7 +168,9 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             model, adapter = services.engine_base, None
             if target.version is not None and exchange.path not in PREFIX_FREE_PATHS:
-                resident = await stack.enter_async_context(services.residents.holding(target.version))
+                services.warm_ahead.note(target.version)
+                patience = services.settings.load_wait_seconds
+                resident = await stack.enter_async_context(services.residents.holding(target.version, patience))
                 model = adapter = resident.engine_name
             elif not services.engine.is_ready():
                 raise EngineUnavailable("The engine is starting or restarting; try again shortly.")

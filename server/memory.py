@@ -22,6 +22,7 @@ from adapters.checkpoint import FLOATS, read_header
 COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # split by output; o_proj and down_proj by input
 EMBEDDINGS, OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"
 SHORTEST_STORED_BYTES = 2  # of a number in an adapter's file
+TILE_RANK = 8  # STEP of vllm_plugin/kernel.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,15 @@ class MemoryPlan:
         return None if self.rank_bytes is None else self.layout.staged_limit * self.layout.max_rank * self.rank_bytes
 
     def staged_bytes(self, rank: int, file_bytes: int) -> int | None:
-        """At most what an adapter takes among the staged: all seven projections, or fewer where its file is small."""
+        """At most what an adapter takes among the staged: all seven projections, or fewer where its file is small.
+
+        On a CPU it lies there packed for the kernel, whose matrices A have a multiple of TILE_RANK columns.
+        """
         if self.rank_bytes is None or self.layout.lora_bytes is None or self.layout.workers is None:
             return None
+        taken = -(-rank // TILE_RANK) * TILE_RANK if self.layout.is_cpu else rank
         by_file = file_bytes * self.layout.lora_bytes * self.layout.workers // SHORTEST_STORED_BYTES
-        return min(rank * self.rank_bytes, by_file)
+        return min(taken * self.rank_bytes, by_file * taken // max(1, rank))
 
 
 def plan_memory(layout: Layout, base: BaseModel) -> MemoryPlan:

@@ -18,7 +18,7 @@ from server.room import check_room, memory_lines
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
-    from server.engine.base import Engine
+    from server.engine.base import Engine, EngineUsage
     from server.residency import Residents
 
 MAIN, GPU = "main", "gpu"
@@ -83,28 +83,27 @@ class MemoryWatch:
     outlook: Outlook
     engine: Engine
     residents: Residents
-    _cache_of: tuple[int | None, int | None] = field(default=(None, None))  # an engine's pid, bytes of its KV cache
+    _told: tuple[int | None, EngineUsage | None] = field(default=(None, None))  # by the engine with this pid
 
     async def read(self) -> list[PlaceMemory]:
         """Main memory, then the GPUs' where the engine is on them."""
         staged = [(row.version.rank or 0, row.version.size_bytes) for row in self.residents.rows()]
         pid: int | None = getattr(self.engine, "pid", None)
-        cache = await self._cache_bytes(pid)
-        return await asyncio.to_thread(self._measure, staged, pid, cache)
+        told = await self._ask_once(pid) if self.outlook.plan else None
+        return await asyncio.to_thread(self._measure, staged, pid, told)
 
-    async def _cache_bytes(self, pid: int | None) -> int | None:
-        """Bytes of the KV cache. On a GPU it is what vLLM finds left: each process of the engine is asked once."""
-        if self.outlook.plan is None or self.outlook.plan.layout.is_cpu:
-            return self.outlook.plan.kv_cache_bytes if self.outlook.plan else None
-        if self._cache_of[0] != pid and self.engine.is_ready():
+    async def _ask_once(self, pid: int | None) -> EngineUsage | None:
+        """What an engine says of itself that stays so for its life: whether it stages adapters, and on a GPU the bytes
+        of its KV cache, which is what vLLM finds left."""
+        if self._told[0] != pid and self.engine.is_ready():
             with suppress(EngineUnavailable):
-                self._cache_of = (pid, (await self.engine.usage()).kv_cache_bytes)
-        return self._cache_of[1] if self._cache_of[0] == pid else None
+                self._told = (pid, await self.engine.usage())
+        return self._told[1] if self._told[0] == pid else None
 
-    def _measure(self, staged: Staged, pid: int | None, cache: int | None) -> list[PlaceMemory]:
+    def _measure(self, staged: Staged, pid: int | None, told: EngineUsage | None) -> list[PlaceMemory]:
         engine = process_tree(pid) if pid is not None else []
         rss = rss_of([*process_tree(os.getpid())[:1], *engine])
-        parts = computed_parts(self.outlook.plan, staged, cache) if self.outlook.plan else {}
+        parts = self._parts(self.outlook.plan, staged, told) if self.outlook.plan else {}
         is_up = self.engine.is_ready()
         if self.outlook.plan is None or self.outlook.plan.layout.is_cpu:
             return [_place(MAIN, parts, rss, self.outlook.machine.main_bytes, is_up)]
@@ -115,9 +114,16 @@ class MemoryWatch:
         is_all = use is not None and use.is_of_all_processes
         return [found, _place(GPU, parts, used, limit, is_up, is_all)]
 
+    def _parts(self, plan: MemoryPlan, staged: Staged, told: EngineUsage | None) -> dict[str, int | None]:
+        cache = plan.kv_cache_bytes if plan.layout.is_cpu else told.kv_cache_bytes if told else None
+        return computed_parts(plan, staged, cache, is_staging=told is not None and told.is_staging)
 
-def computed_parts(plan: MemoryPlan, staged: Staged, cache_bytes: int | None) -> dict[str, int | None]:
-    """The parts of an engine that holds these adapters; None for what is not known."""
+
+def computed_parts(
+    plan: MemoryPlan, staged: Staged, cache_bytes: int | None, *, is_staging: bool = False
+) -> dict[str, int | None]:
+    """The parts of an engine that holds these adapters; None for what is not known. One that `is_staging` copies none
+    of them for its slots."""
     # What is merged into the weights is a resident too, and takes nothing beside them.
     sizes = [plan.staged_bytes(rank, file_bytes) for rank, file_bytes in staged if plan.layout.max_loras]
     known = sorted((size for size in sizes if size is not None), reverse=True)
@@ -125,7 +131,7 @@ def computed_parts(plan: MemoryPlan, staged: Staged, cache_bytes: int | None) ->
     parts = {
         "weights": plan.weights_bytes,
         "slots": plan.slots_bytes,
-        "packed": sum(known[: plan.layout.max_loras]) if is_known else None,
+        "packed": 0 if is_staging else sum(known[: plan.layout.max_loras]) if is_known else None,
         "kv_cache": cache_bytes,
         "stage": sum(known) if is_known else None,
     }

@@ -79,6 +79,12 @@ class Metrics:
         self.resident_bytes = self._gauge("resident_adapter_bytes", "File bytes of the versions in the engine.")
         self.loads = self._counter("adapter_loads", "Loads into the engine by outcome.", "outcome")
         self.load_seconds = self._plain_histogram("adapter_load_seconds", "One load into the engine.", SECONDS)
+        self.cold_requests = self._counter(
+            "cold_requests", "Requests for an adapter that was not in the engine, by outcome.", "outcome"
+        )
+        self.cold_wait_seconds = self._plain_histogram(
+            "cold_wait_seconds", "Waiting for the load of an adapter that was not in the engine.", SECONDS
+        )
         self.evictions = self._counter("adapter_evictions", "Idle versions that left the engine to make room.")
         self.proofs = self._counter("adapter_proofs", "Proofs of effect by outcome.", "outcome")
         self.source_looks = self._counter("source_looks", "Looks at a source by outcome.", "source", "outcome")

@@ -33,6 +33,7 @@ from adapters.registry import Registry
 from adapters.servable import Servable
 from adapters.store import BlobStore
 from adapters.types import AdapterVersion, VersionStatus
+from server.cold_start import ColdStarts
 from server.engine.base import Engine, EngineAdapter, engine_name
 from server.metrics import Metrics
 from server.restoring import Key, Plan, key_of, plan_restore
@@ -105,6 +106,7 @@ class Residents:
         self.metrics = metrics
         self.staged_limit = staged_limit
         self.servable = servable
+        self.cold_starts = ColdStarts(metrics)
         self.vet: Vet | None = None  # proves a ready version again where its proof is another engine's
         self.is_restored = False
         self.is_closed = False
@@ -123,13 +125,18 @@ class Residents:
     def rows(self) -> list[Resident]:
         return list(self._rows.values())
 
+    @property
+    def is_loading(self) -> bool:
+        return bool(self._loads)
+
     @asynccontextmanager
-    async def holding(self, version: AdapterVersion) -> AsyncIterator[Resident]:
+    async def holding(self, version: AdapterVersion, patience_seconds: float | None = None) -> AsyncIterator[Resident]:
         """The version in the engine for as long as the block runs; loads it first when it is absent.
 
-        Raises EngineUnavailable, EngineBusy when everything loaded is in use, EngineFailed when the files do not load.
+        Raises EngineUnavailable, EngineBusy when everything loaded is in use, AdapterLoading when the load takes longer
+        than `patience_seconds` (None: it is waited for), EngineFailed when the files do not load.
         """
-        row = await self._hold(version)
+        row = await self._hold(version, patience_seconds)
         try:
             yield row
         finally:
@@ -245,21 +252,21 @@ class Residents:
             found |= {(alias.tenant, alias.name, number) for number in numbers}
         return found
 
-    async def _hold(self, version: AdapterVersion) -> Resident:
+    async def _hold(self, version: AdapterVersion, patience_seconds: float | None) -> Resident:
         key = key_of(version)
         while True:
             if not self.engine.is_ready():
                 raise EngineUnavailable("The engine is starting or restarting; try again shortly.")
             row = self._rows.get(key)
             if row is None:
-                row = await self._shared_load(version)
+                row = await self._shared_load(version, patience_seconds)
             if row.state is Residency.DRAINING:
                 raise NotServable(f"{version.ref} is leaving the engine.", param="model")
             if self._rows.get(key) is row:
                 row.hold()
                 return row
 
-    async def _shared_load(self, version: AdapterVersion) -> Resident:
+    async def _shared_load(self, version: AdapterVersion, patience_seconds: float | None) -> Resident:
         key = key_of(version)
         task = self._loads.get(key)
         if task is None:
@@ -267,15 +274,23 @@ class Residents:
             self._loads[key] = task
             task.add_done_callback(lambda done: self._load_ended(key, done))
             self._count()
-        return await asyncio.shield(task)
+        if patience_seconds is None:
+            return await asyncio.shield(task)
+        return await self.cold_starts.wait(version.ref, task, patience_seconds, lambda: self._loads_before(key))
+
+    def _loads_before(self, key: Key) -> int:
+        """Loads that came before this one's and are not over: they go in the order in which they came."""
+        return list(self._loads).index(key) if key in self._loads else 0
 
     def _load_ended(self, key: Key, task: asyncio.Task[Resident]) -> None:
         if self._loads.get(key) is task:
             del self._loads[key]
+        if not task.cancelled() and (error := task.exception()) is not None:  # perhaps nobody waits for it any more
+            log.warning("adapter not loaded", model=engine_name(*key), error=type(error).__name__, reason=str(error))
         self._count()
 
     async def _load(self, version: AdapterVersion) -> Resident:
-        async with self._lock:
+        async with self._lock, self.cold_starts.loading():
             await self._make_room()
             digest = version.digest
             if digest is None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from server.settings import Settings
     from server.sources import WatchedSource
     from server.usage import UsageMeter
+    from server.warm_ahead import WarmAhead
 
 CALLER_KEY = "hotshoe.caller"
 BULK_AT_A_TIME = 2  # threads that read or write whole large files: the others are for everything else
@@ -99,6 +100,7 @@ class Services:
     files: Files
     memory: MemoryWatch
     merged: Merged | None = None  # what the engine runs in place of the base
+    warm_ahead: WarmAhead = field(init=False)
     sources: tuple[WatchedSource, ...] = ()
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BULK_AT_A_TIME))
     workers: list[Worker] = field(default_factory=list)  # started before the engine, stopped before it

@@ -85,6 +85,12 @@ class Settings(BaseSettings):
         256, ge=0, description="Inference requests of one tenant that may wait for a place; then 503."
     )
     queue_seconds: float = Field(30.0, gt=0, description="Longest wait for a place, in seconds; then 503.")
+    load_wait_seconds: float = Field(
+        30.0, gt=0, description="Longest wait, in seconds, for an adapter that has to be loaded first; then 503."
+    )
+    warm_ahead: bool = Field(
+        False, description="Whether popular versions are loaded before they are asked for, while the engine is idle."
+    )
     patience_seconds: float = Field(
         1.0, gt=0, description="How long, in seconds, younger requests may pass one that waits for a slot."
     )

@@ -63,10 +63,9 @@ class EngineUsage:
     slot_bytes: int  # of all adapter slots together
     running: int  # requests in the batch
     waiting: int  # requests not yet in it
-    packed_bytes: int = (
-        0  # copies of what is in slots, without the unused rank and in the adapter's own dtype; on a CPU
-    )
+    packed_bytes: int = 0  # copies of what is in slots, without the unused rank; on a CPU where `is_staging` is false
     stage_bytes: int = 0  # of loaded adapters in main memory, those in slots among them
+    is_staging: bool = False  # adapters come packed, and slots point at them: nothing of them is copied
     weights_bytes: int = 0
     kv_cache_tokens: int = 0  # that the KV cache holds
     lora_kernel: str | None = None  # what computes adapters on a CPU: "c (avx512)", or "torch (why)"; None on a GPU

@@ -106,6 +106,7 @@ async def engine_row(services: Services) -> dict[str, Any]:
         "context_length_tokens": capacity.context_length_tokens,
         "engine_version": capacity.engine_version,
         "lora_kernel": usage.lora_kernel,
+        "is_staging": usage.is_staging,
     }
 
 

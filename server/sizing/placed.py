@@ -20,7 +20,6 @@ from server.sizing.weights import served_weights_bytes
 LEAST_CPU_CACHE_BYTES = 16 * 2**20  # that HOTSHOE_KV_CACHE_BYTES takes
 WEIGHTS = "numbers x bytes, from config.json (server/sizing/weights.py)"
 SLOTS = "(slots + 1) x rank x (in + out) of the seven projections (create_lora_weights in vllm/lora/layers)"
-PACKED = "the CPU kernel's copies of adapters in slots: rank x (in + out), at most"
 STAGED = "adapters x rank x (in + out), for each GPU's worker (vllm/lora/lora_weights.py)"
 CACHE = "blocks x 2 x layers x key-value heads x head size x bytes (FullAttentionSpec in vllm/v1)"
 
@@ -100,11 +99,7 @@ class Placed:
             formula("slots", place, known(self.plan.slots_bytes) // device.count, SLOTS),
         ]
         if device.is_cpu:
-            in_slots = min(chosen.slots, chosen.staged)
-            parts += [
-                formula("packed", MAIN, in_slots * self.staged_adapter_bytes, PACKED),
-                formula("stage", MAIN, self.stage_bytes, STAGED),
-            ]
+            parts.append(formula("stage", MAIN, self.stage_bytes, STAGED))
         parts += [activations(self.config, self.form, device, batch, chosen.max_rank), *within_share(device, batch)]
         return (*parts, *beside_share(device))
 

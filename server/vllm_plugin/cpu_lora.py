@@ -3,11 +3,15 @@
 vLLM's own CPU operators (punica_cpu.py of 0.32) gather one copy of the LoRA weights per token and index them with -1
 for rows of the base, which is the last slot: the base gets that adapter's update. Here rows are grouped once per
 batch mapping by slot, and base rows are in no group: linear.py, which runs kernel.py's compiled form or grouped.py's.
+
+What is in a slot comes in one of two ways. vLLM's own `set_lora` copies tensors into its stacked weights, which are
+packed before the next use. A staged adapter (staged.py) comes packed, and `set_lora` points at it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +21,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from server.engine.lifeline import die_with_parent
 from server.vllm_plugin import compiled, startup
 from server.vllm_plugin.grouped import Group, group_rows, matrix
-from server.vllm_plugin.linear import choose_update
+from server.vllm_plugin.kernel import KernelSlot
+from server.vllm_plugin.linear import KernelUpdate, choose_update
 
 
 def register() -> None:
@@ -38,17 +43,51 @@ def install() -> None:
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
     compiled.mend_loading()
+        for layer_class in set(_with_subclasses(BaseLinearLayerWithLoRA)):  # some have two bases
+            if "set_lora" in vars(layer_class):
+                layer_class.set_lora = _set_lora(layer_class.set_lora)
     if compiled.is_wanted():
         compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
     startup.install(CpuPlatform)
 
 
+def _with_subclasses(found: Any) -> Iterator[Any]:
+    yield found
+    for below in found.__subclasses__():
+        yield from _with_subclasses(below)
+
+
+def _set_lora(original: Callable[..., None]) -> Callable[..., None]:
+    """vLLM's `set_lora` of one class of layers, for tensors; a KernelSlot is put as it is."""
+
+    def set_lora(layer: Any, index: int, lora_a: Any, lora_b: Any) -> None:
+        kernel = _kernel_of(layer)
+        if kernel is not None and isinstance(lora_a, KernelSlot):
+            kernel.put(layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices, index, lora_a)
+            return
+        if kernel is not None:
+            layer.hotshoe_reset_lora(index)
+        original(layer, index, lora_a, lora_b)
+        if isinstance(layer.punica_wrapper, GroupedLoraWrapper):
+            layer.punica_wrapper.forget_slot(layer.lora_a_stacked, index)
+
+    return set_lora
+
+
 def _reset_lora(layer: Any, index: int) -> None:
-    """Every `set_lora` of a linear layer begins with its `reset_lora`: then a packed copy of the slot is stale."""
+    """The slot has nothing in this layer now. Where the kernel alone reads it, vLLM's stacked weights stay as they are
+    until tensors are written there: zeroing them takes longer than all the rest of a switch."""
+    kernel = _kernel_of(layer)
+    if kernel is not None:
+        kernel.put(layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices, index, None)
+        return
     layer.hotshoe_reset_lora(index)
-    forget = getattr(layer.punica_wrapper, "forget_slot", None)
-    if forget is not None:
-        forget(layer.lora_a_stacked, index)
+    if isinstance(layer.punica_wrapper, GroupedLoraWrapper):
+        layer.punica_wrapper.forget_slot(layer.lora_a_stacked, index)
+
+
+def _kernel_of(layer: Any) -> KernelUpdate | None:
+    return layer.punica_wrapper.kernel if isinstance(layer.punica_wrapper, GroupedLoraWrapper) else None
 
 
 class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not type-checked here
@@ -59,6 +98,10 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self.linear = choose_update()
+        lora_config = kwargs.get("lora_config")
+        is_sharded = lora_config is not None and lora_config.fully_sharded_loras
+        # Where linear layers run on the kernel alone, so that a slot may point at an adapter that came packed.
+        self.kernel = self.linear if isinstance(self.linear, KernelUpdate) and not is_sharded else None
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any

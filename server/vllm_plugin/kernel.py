@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_long, c_void_p, cast
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -103,33 +104,52 @@ class KernelBatch:
         self.address = ctypes.addressof(self._struct)
 
 
-class KernelSlot:
-    """One slot of one layer in the kernel's layout, each matrix in its own dtype: one stream of A and then every B."""
+Place = tuple[int, int, int, int, int, int]  # of one B: byte in the image, dtype, rank, first of x @ a, of y, columns
 
-    def __init__(self, a: torch.Tensor, parts: Sequence[tuple[int, int, int, int, torch.Tensor]]) -> None:
-        """`a` is (in_features, sum of ranks); a part is (first column of y, columns, first of x @ a, rank, b)."""
-        tiles = [tiled(narrowest(matrix)) for matrix in (a, *(part[4] for part in parts))]
-        places = np.cumsum([0, *(-(-tile.nbytes // LINE) * LINE for tile in tiles)]).tolist()
-        self._stream = torch.zeros(places[-1], dtype=torch.uint8)
-        for tile, place in zip(tiles, places[:-1], strict=True):
-            self._stream[place : place + tile.nbytes] = tile.view(torch.uint8)
-        start = self._stream.data_ptr()
+
+@dataclass(frozen=True, slots=True)
+class SlotImage:
+    """One slot of one layer as bytes in the kernel's layout, A first and then every B, with no address in it."""
+
+    stream: torch.Tensor  # (bytes,), uint8; each matrix begins at a multiple of LINE
+    a_dtype: int
+    columns: int  # of x @ a, with the last tile's padding
+    parts: tuple[Place, ...]
+
+
+def lay_out(a: torch.Tensor, parts: Sequence[tuple[int, int, int, int, torch.Tensor]]) -> SlotImage:
+    """Each matrix in its narrowest dtype.
+
+    `a` is (in_features, sum of ranks); a part is (first column of y, columns, first of x @ a, rank, b).
+    """
+    tiles = [tiled(narrowest(matrix)) for matrix in (a, *(part[4] for part in parts))]
+    places = np.cumsum([0, *(-(-tile.nbytes // LINE) * LINE for tile in tiles)]).tolist()
+    stream = torch.zeros(places[-1], dtype=torch.uint8)
+    for tile, place in zip(tiles, places[:-1], strict=True):
+        stream[place : place + tile.nbytes] = tile.view(torch.uint8)
+    found = (
+        (place, DTYPES[tile.dtype], rank, shrunk, first, size)
+        for (first, size, shrunk, rank, _), tile, place in zip(parts, tiles[1:], places[1:-1], strict=True)
+    )
+    return SlotImage(stream, DTYPES[tiles[0].dtype], -(-a.shape[1] // STEP) * STEP, tuple(found))
+
+
+class KernelSlot:
+    """An image in memory at `start`, as the kernel is told of it. `owner` keeps that memory for as long as this is."""
+
+    def __init__(self, owner: object, start: int, a_dtype: int, columns: int, parts: Sequence[Sequence[int]]) -> None:
+        self._owner = owner
         self._parts = (_Part * len(parts))(
             *(
-                _Part(start + place, DTYPES[b.dtype], rank, shrunk, first, size, 0)
-                for (first, size, shrunk, rank, _), b, place in zip(parts, tiles[1:], places[1:-1], strict=True)
+                _Part(start + place, dtype, rank, shrunk, first, size, 0)
+                for place, dtype, rank, shrunk, first, size in parts
             )
         )
-        columns = -(-a.shape[1] // STEP) * STEP
-        self.struct = _Slot(start, DTYPES[tiles[0].dtype], columns, len(parts), 0, self._parts)
-
-    @property
-    def nbytes(self) -> int:
-        return self._stream.nbytes
+        self.struct = _Slot(start, a_dtype, columns, len(parts), 0, self._parts)
 
 
 class KernelLayer:
-    """The slots of one layer. `stale` are those that hold something else than was packed last."""
+    """The slots of one layer. `stale` are those whose stacked weights were set since they were packed last."""
 
     def __init__(
         self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...], output_slices: tuple[int, ...]
@@ -138,41 +158,65 @@ class KernelLayer:
         self._weights, self._output_slices = (lora_a, lora_b), output_slices
         count = lora_a[0].shape[0]
         self.stale = set(range(count))
-        self._packed: dict[int, KernelSlot] = {}
+        self._held: dict[int, KernelSlot] = {}
+        self._packed_bytes: dict[int, int] = {}  # of the slots that were packed here
         self._slots = (_Slot * count)()
         self._struct = _Layer(lora_a[0].shape[-1], count, self._slots)
         self.address = ctypes.addressof(self._struct)
 
     @property
     def nbytes(self) -> int:
-        return sum(slot.nbytes for slot in self._packed.values())
+        """Of the copies that were made here; a slot that was put is another's memory."""
+        return sum(self._packed_bytes.values())
+
+    def put(self, slot: int, content: KernelSlot | None) -> None:
+        """Have `slot` be this from the next call on, whatever the stacked weights are; None: no slice is adapted."""
+        self.stale.discard(slot)
+        self._packed_bytes.pop(slot, None)
+        self._slots[slot] = content.struct if content is not None else _Slot()
+        if content is not None:
+            self._held[slot] = content
+        else:
+            self._held.pop(slot, None)
 
     def refresh(self) -> None:
         """Pack again what is stale."""
-        while self.stale:
-            slot = self.stale.pop()
-            self._packed.pop(slot, None)
-            self._slots[slot] = _Slot()
-            packed = pack_slot(*self._weights, slot, self._output_slices)
-            if packed is not None:
-                self._packed[slot] = packed
-                self._slots[slot] = packed.struct
+        for slot in tuple(self.stale):
+            image = pack_slot(*self._weights, slot, self._output_slices)
+            self.put(slot, None if image is None else _own(image))
+            if image is not None:
+                self._packed_bytes[slot] = image.stream.nbytes
+
+
+def _own(image: SlotImage) -> KernelSlot:
+    return KernelSlot(image.stream, image.stream.data_ptr(), image.a_dtype, image.columns, image.parts)
 
 
 def pack_slot(
     lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...], slot: int, output_slices: tuple[int, ...]
-) -> KernelSlot | None:
+) -> SlotImage | None:
     """Copy what slot `slot` of a layer holds, without the unused rank; None when no slice of it is adapted."""
+    pairs = [(matrix(a, slot), matrix(b, slot)) for a, b in zip(lora_a, lora_b, strict=True)]
+    return pack_matrices(pairs, output_slices)
+
+
+def pack_matrices(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor] | None], output_slices: tuple[int, ...]
+) -> SlotImage | None:
+    """One adapter's update of one layer, slice by slice: A (rank, in_features) and B (columns, rank), None for none.
+
+    Rows of A that are zero to the end are left out with their columns of B. None when no slice is adapted.
+    """
     pieces, parts, shrunk, offset = [], [], 0, 0
-    for stacked_a, stacked_b, size in zip(lora_a, lora_b, output_slices, strict=True):
-        a, b = matrix(stacked_a, slot), matrix(stacked_b, slot)
-        rank = used_rank(a)
-        if rank:
+    for pair, size in zip(pairs, output_slices, strict=True):
+        rank = used_rank(pair[0]) if pair is not None else 0
+        if pair is not None and rank:
+            a, b = pair
             pieces.append(a[:rank])
             parts.append((offset, size, shrunk, rank, b[:size, :rank].t()))
         shrunk += rank
         offset += size
-    return KernelSlot(torch.cat(pieces).t(), parts) if pieces else None
+    return lay_out(torch.cat(pieces).t(), parts) if pieces else None
 
 
 def narrowest(values: torch.Tensor) -> torch.Tensor:

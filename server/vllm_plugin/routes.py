@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from typing import Any
 
@@ -17,7 +18,9 @@ from vllm.version import __version__
 from adapters.errors import EngineUnavailable
 from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, wire_name
 from server.engine.control import Control, attach
+from server.vllm_plugin.stage import Layout, StagingThread, read_layout, stage
 
+log = logging.getLogger("vllm.hotshoe")
 PARTS = ("kv_cache_bytes", "packed_bytes", "slot_bytes", "stage_bytes", "weights_bytes")  # each worker's, summed
 
 
@@ -59,11 +62,18 @@ class VllmWorker:
     def __init__(self, engine_client: EngineClient, state: State) -> None:
         self._engine: Any = engine_client
         self._state = state
+        self._thread = StagingThread()
+        self._layout: Layout | None = None
+        self._is_layout_known = False
 
     async def add(self, adapter: EngineAdapter) -> None:
+        """Staged beside the engine and handed over in pieces, where its worker takes that; else loaded by vLLM."""
         request = LoRARequest(lora_name=adapter.engine_name, lora_int_id=adapter.engine_id, lora_path=str(adapter.path))
         try:
-            if not await self._engine.add_lora(request):
+            layout = await self._known_layout()
+            if layout is not None:
+                await self._hand_over(adapter, layout)
+            elif not await self._engine.add_lora(request):
                 raise RuntimeError("the engine did not take it")
         except EngineDeadError as error:
             raise EngineUnavailable("The engine died while it loaded an adapter.") from error
@@ -73,11 +83,40 @@ class VllmWorker:
             raise
         self._state.openai_serving_models.lora_requests[adapter.engine_name] = request
 
+    async def _known_layout(self) -> Layout | None:
+        if not self._is_layout_known:
+            told: list[dict[str, Any]] = await self._engine.collective_rpc("hotshoe_layout")
+            why_not = told[0].get("why_not") if len(told) == 1 else f"there are {len(told)} workers"
+            self._layout = read_layout(told[0]) if why_not is None else None
+            self._is_layout_known = True
+            log.info("Adapters are %s", "staged" if why_not is None else f"loaded by vLLM itself: {why_not}")
+        return self._layout
+
+    async def _hand_over(self, adapter: EngineAdapter, layout: Layout) -> None:
+        """Each call is worked off between two steps of the engine; until the last one the adapter is not there."""
+        number, rpc = adapter.engine_id, self._engine.collective_rpc
+        config = self._state.vllm_config.lora_config
+        staged = await self._thread.run(lambda: stage(adapter.path, layout, config))
+        try:
+            await rpc("hotshoe_stage_begin", args=(number, staged.path, staged.nbytes))
+            for group in staged.groups():
+                await rpc("hotshoe_stage_take", args=(number, group))
+            await rpc("hotshoe_stage_commit", args=(number, staged.rank, len(staged.rows)))
+        except EngineDeadError:
+            raise
+        except BaseException:
+            await rpc("hotshoe_stage_drop", args=(number,))
+            raise
+        finally:
+            staged.close()
+
     async def remove(self, adapter: EngineAdapter) -> None:
         self._state.openai_serving_models.lora_requests.pop(adapter.engine_name, None)
         try:
             await self._engine.remove_lora(adapter.engine_id)
             left = await self._engine.list_loras()
+            if self._layout is not None:
+                await self._engine.collective_rpc("hotshoe_tidy")
         except EngineDeadError as error:
             raise EngineUnavailable("The engine died while it unloaded an adapter.") from error
         if adapter.engine_id in left:
@@ -97,6 +136,7 @@ class VllmWorker:
             waiting=waiting,
             lora_kernel=answers[0]["lora_kernel"],
             kv_cache_tokens=min(answer["kv_cache_tokens"] for answer in answers),
+            is_staging=await self._known_layout() is not None,
             **{part: sum(answer[part] for answer in answers) for part in PARTS},
         )
 

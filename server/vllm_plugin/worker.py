@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
+
+from server.vllm_plugin.staged import Staging, layout_of
 
 WITHOUT_LORA = {"slots": [], "slot_bytes": 0, "packed_bytes": 0, "stage_bytes": 0, "lora_kernel": None}
 
@@ -26,7 +29,7 @@ class HotshoeWorker:
                 (wrapper.linear.description for wrapper in wrappers if hasattr(wrapper, "linear")), None
             ),
             "packed_bytes": sum(getattr(wrapper, "packed_bytes", 0) for wrapper in wrappers),
-            "stage_bytes": sum(tensor.nbytes for tensor in staged_tensors(manager)),
+            "stage_bytes": staged_bytes(manager),
             **self._own_bytes(),
         }
 
@@ -38,6 +41,34 @@ class HotshoeWorker:
             "kv_cache_bytes": sum(cache.nbytes for cache in caches),
             "kv_cache_tokens": cache_tokens(self.model_runner),
         }
+
+    def hotshoe_layout(self) -> dict[str, Any]:
+        """What an adapter is staged for; where vLLM loads them itself, why (staged.layout_of)."""
+        return layout_of(self.model_runner)
+
+    def hotshoe_stage_begin(self, engine_id: int, path: str, nbytes: int) -> None:
+        """Map a staged adapter's bytes: the first of four steps (staged.Staging)."""
+        self.hotshoe_staging.begin(engine_id, path, nbytes)
+
+    def hotshoe_stage_take(self, engine_id: int, rows: Sequence[Sequence[Any]]) -> None:
+        """Some layers of it more."""
+        self.hotshoe_staging.take(engine_id, rows)
+
+    def hotshoe_stage_commit(self, engine_id: int, rank: int, num_layers: int) -> None:
+        """All are here: vLLM knows the adapter from now on."""
+        self.hotshoe_staging.commit(engine_id, rank, num_layers)
+
+    def hotshoe_stage_drop(self, engine_id: int) -> None:
+        """It does not come after all."""
+        self.hotshoe_staging.drop(engine_id)
+
+    def hotshoe_tidy(self) -> None:
+        """Let go of what removed adapters have left in slots."""
+        self.hotshoe_staging.tidy()
+
+    @cached_property
+    def hotshoe_staging(self) -> Staging:
+        return Staging(self.model_runner.lora_manager._adapter_manager)
 
 
 def weights_bytes(model: Any) -> int:
@@ -69,10 +100,19 @@ def slot_tensors(manager: Any) -> Iterator[Any]:
         yield from getattr(module, "lora_b_stacked", ())
 
 
-def staged_tensors(manager: Any) -> Iterator[Any]:
-    """The adapters in main memory from which slots are filled; a packed layer has a list of them, with gaps."""
-    for adapter in manager.list_adapters().values():
-        for layer in adapter.loras.values():
-            for side in (layer.lora_a, layer.lora_b):
-                found = side if isinstance(side, list) else [side]
-                yield from (tensor for tensor in found if tensor is not None)
+def staged_bytes(manager: Any) -> int:
+    """Of the adapters in main memory: those that slots point at, and those that slots are filled from."""
+    return sum(
+        adapter.hotshoe_bytes
+        if hasattr(adapter, "hotshoe_bytes")
+        else sum(tensor.nbytes for tensor in adapter_tensors(adapter))
+        for adapter in manager.list_adapters().values()
+    )
+
+
+def adapter_tensors(adapter: Any) -> Iterator[Any]:
+    """An adapter as vLLM loads it; a packed layer has a list of tensors, with gaps."""
+    for layer in adapter.loras.values():
+        for side in (layer.lora_a, layer.lora_b):
+            found = side if isinstance(side, list) else [side]
+            yield from (tensor for tensor in found if tensor is not None)

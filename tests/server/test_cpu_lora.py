@@ -138,7 +138,7 @@ def test_installing_twice_routes_vllms_own_layers_through_the_grouped_path_once(
         from vllm.platforms import current_platform
         wrapper = get_punica_wrapper(64, max_batches=64, device="cpu")
         assert type(wrapper).__name__ == "GroupedLoraWrapper", wrapper
-        layer = SimpleNamespace(n_slices=1, punica_wrapper=wrapper, tp_size=1,
+        layer = SimpleNamespace(n_slices=1, punica_wrapper=wrapper, tp_size=1, output_slices=(12,),
             lora_a_stacked=(torch.zeros(2, 1, 8, 16),), lora_b_stacked=(torch.zeros(2, 1, 12, 8),))
         layer.hotshoe_reset_lora = lambda index: BaseLinearLayerWithLoRA.hotshoe_reset_lora(layer, index)
         layer.reset_lora = lambda index: BaseLinearLayerWithLoRA.reset_lora(layer, index)

@@ -21,7 +21,16 @@ from hypothesis import strategies as st
 from server.engine.vllm_flags import processor_flags
 from server.vllm_plugin import kernel_build
 from server.vllm_plugin.grouped import group_rows, pack
-from server.vllm_plugin.kernel import Kernel, KernelBatch, KernelError, KernelLayer, apply, narrowest
+from server.vllm_plugin.kernel import (
+    Kernel,
+    KernelBatch,
+    KernelError,
+    KernelLayer,
+    KernelSlot,
+    apply,
+    narrowest,
+    pack_slot,
+)
 from server.vllm_plugin.kernel_build import LEVELS, KernelUnavailable, best_level, built_kernel, find_compiler
 from server.vllm_plugin.linear import KernelUpdate, TorchUpdate, choose_update
 
@@ -340,3 +349,30 @@ def test_both_forms_give_the_same_through_the_same_calls() -> None:
 def extra(update: KernelUpdate | TorchUpdate) -> int:
     """The kernel's A of 12 columns is 16 wide."""
     return 4 * 64 * 4 if isinstance(update, KernelUpdate) else 0
+
+
+def test_a_slot_may_point_at_what_was_packed_elsewhere_whatever_is_stacked(kernel: Kernel) -> None:
+    case = Case(64, (48, 16), ((8, 4), (0, 0), (4, 4)), (torch.float32,) * 3, (0, 1, 2))
+    lora_a, lora_b = case.weights()
+    image = pack_slot(lora_a, lora_b, 0, case.sizes)
+    assert image is not None
+    slot = KernelSlot(image.stream, image.stream.data_ptr(), image.a_dtype, image.columns, image.parts)
+    x = case.rows()[0]
+    update = KernelUpdate(kernel, "here")
+    update.begin(np.array(case.slots))
+
+    def computed_rows() -> torch.Tensor:
+        y = torch.zeros(3, sum(case.sizes))
+        update.add(y, x, lora_a, lora_b, 1.0, case.sizes)
+        return y
+
+    update.forget(lora_a, 2)  # set before the layer was used
+    update.put(lora_a, lora_b, case.sizes, 1, slot)
+    first = computed_rows()
+    assert not first[0].any(), "stacked, but never set"
+    assert first[1].any() and first[2].any()
+    assert 0 < update.packed_bytes < image.stream.nbytes, "a copy of the one that was set"
+    update.forget(lora_a, 1)
+    assert not computed_rows()[1].any(), "what is stacked there counts again, and is nothing"
+    update.clear(2)
+    assert not computed_rows().any()

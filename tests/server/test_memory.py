@@ -117,8 +117,10 @@ def test_staged_adapters_take_at_most_their_rank_or_their_file(tiny_base: BaseMo
     plan = plan_memory(CPU, tiny_base)
     sizes = 2 * (32 + 24 + 24 + 32 + 3 * 40) * 4  # inputs and outputs of two layers
     assert plan.rank_bytes == sizes
-    assert plan.staged_bytes(rank=4, file_bytes=1 << 30) == 4 * sizes
-    assert plan.staged_bytes(rank=4, file_bytes=1000) == 2000, "a 16-bit file of few modules, in 32 bits"
+    assert plan.staged_bytes(rank=8, file_bytes=1 << 30) == 8 * sizes
+    assert plan.staged_bytes(rank=8, file_bytes=1000) == 2000, "a 16-bit file of few modules, in 32 bits"
+    assert plan.staged_bytes(rank=4, file_bytes=1 << 30) == 8 * sizes, "tiles of the kernel are eight columns wide"
+    assert plan.staged_bytes(rank=4, file_bytes=1000) == 4000
     assert plan.stage_most_bytes == 4 * 8 * sizes
 
 
