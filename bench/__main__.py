@@ -1,7 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, export-interference, planner; exports and cpu_lora (with choices:
-`python -m bench.exports`, `python -m bench.cpu_lora`); of the data check gate_speed, privacy, profanity, doubtful.
+On request: restarts (`--kills N`), interference, export-interference, planner; exports, cpu_lora and simulator (with
+choices: `python -m bench.exports` and so on); of the data check gate_speed, privacy, profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bench import (
     profanity,
     restarts,
     side_channel,
+    simulator,
     startup,
     training,
 )
@@ -40,6 +41,7 @@ ON_REQUEST = {
     "export-interference": export_interference.run,
     "exports": exports.run,
     "cpu_lora": cpu_lora.run,
+    "simulator": simulator.run,
 }
 
 

@@ -21,16 +21,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf
-from typing import TypeVar
 
-from server.ordered import Order
-from server.shares import SERVICE_SECONDS_AT_START, SMOOTHING, Flow, Line, Priority, Shares, Ticket
+from adapters.types import Priority
+from server.shares import SERVICE_SECONDS_AT_START, SMOOTHING, Flow, Line, Shares, Ticket
 from server.slots import Quantum, Slots
+from server.waiting import Waiting, count_down
 
-__all__ = ["Admission", "Admitted", "Limits", "Priority", "Quantum", "Queued", "Refusal", "Rejected", "Ticket"]
+__all__ = ["Admission", "Admitted", "Limits", "Quantum", "Queued", "Refusal", "Rejected", "Ticket"]
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
-Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +76,9 @@ class Admission:
         self.shares = Shares()
         self.service_seconds = SERVICE_SECONDS_AT_START
         self.running_by: Counter[str] = Counter()  # by tenant
-        self.waiting_by: Counter[str] = Counter()
-        self.waiting_for: Counter[str | None] = Counter()  # by adapter
+        self._room = Waiting(self.shares, self.slots, limits.patience_seconds)
         self._charges: dict[Ticket, float] = {}  # of those that run
-        self._waiting = 0
         self._number = 0
-        self._lines: dict[str, dict[Line, None]] = {}  # the waiting lines of each adapter
-        self._patient: Order[Line] = Order()  # cold lines, by when they have waited long enough
-        self._overdue: dict[str, dict[Line, None]] = {}  # those that have, by adapter
-        self._deadlines: Order[Ticket] = Order()
 
     @property
     def running(self) -> int:
@@ -94,7 +86,17 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return self._room.number
+
+    @property
+    def waiting_by(self) -> Counter[str]:
+        """Requests that wait, by tenant."""
+        return self._room.by_tenant
+
+    @property
+    def waiting_for(self) -> Counter[str | None]:
+        """The same by adapter."""
+        return self._room.by_adapter
 
     def ask(
         self,
@@ -110,21 +112,21 @@ class Admission:
         deadline = None if timeout_seconds is None else now + timeout_seconds
         self._number += 1
         ticket = Ticket(adapter, now, tenant, priority, deadline, self._number)
-        self._join(ticket, now)
+        self._room.join(ticket, now)
         line, is_turn = self._next()
         if line is not None and line.head is ticket:
             self._start(line, is_turn, now)
             return Admitted(ticket)
-        self._take_out(ticket, now)
+        self._room.take_out(ticket, now)
         refused = self._refusal(ticket, timeout_seconds)
         if refused is None:
-            self._join(ticket, now)
+            self._room.join(ticket, now)
         return refused or Queued(ticket, needs_slot=not self.slots.is_open(adapter))
 
     def admit_waiting(self, now: float) -> list[Ticket]:
         """The waiting requests that may start now, in their order. Call it after every `ask`, `release` and `leave`."""
         self._settle(now)
-        started = []
+        started: list[Ticket] = []
         while True:
             line, is_turn = self._next()
             if line is None:
@@ -136,17 +138,17 @@ class Admission:
         flow = self.shares.flow(ticket.tenant, ticket.priority)
         self.shares.ended(flow, self._charges.pop(ticket), ran_seconds)
         self.service_seconds += SMOOTHING * (ran_seconds - self.service_seconds)
-        _count_down(self.running_by, ticket.tenant)
+        count_down(self.running_by, ticket.tenant)
         if ticket.adapter is not None:
             self.slots.owners[ticket.adapter].running -= 1
             if self.slots.free_if_drained(ticket.adapter, now):
-                self._arrange_all(ticket.adapter, now, now)
-            self._show_work(ticket.adapter, now)
+                self._room.arrange_all(ticket.adapter, now, cold_since=now)
+            self._room.show_work(ticket.adapter, now)
 
     def leave(self, ticket: Ticket, now: float) -> None:
         """A queued request gave up; one that waits no more is left alone."""
-        if self._is_waiting(ticket):
-            self._take_out(ticket, now)
+        if self._room.holds(ticket):
+            self._room.take_out(ticket, now)
 
     def loaded(self, adapter: str, seconds: float, now: float) -> None:
         """A load of the adapter into the engine took so long."""
@@ -154,11 +156,7 @@ class Admission:
 
     def drop_expired(self, now: float) -> list[Ticket]:
         """Take those out whose client has stopped waiting. `ask` and `admit_waiting` do so by themselves first."""
-        gone = []
-        while (ticket := self._deadlines.first()) is not None and self._deadlines.key(ticket) <= now:
-            self._take_out(ticket, now)
-            gone.append(ticket)
-        return gone
+        return self._room.take_expired(now)
 
     def next_adapters(self, number: int) -> list[str]:
         """The waiting adapters without a slot that will have their turns first: what to bring near meanwhile."""
@@ -177,7 +175,7 @@ class Admission:
         if self.running >= self.limits.max_running:
             seconds = (flow.waiting + 1) * rounds * self.service_seconds / self.limits.max_running
         if not self.slots.is_open(adapter) and not self.slots.has_room:
-            turns = min((len(flow.cold) + 1) * rounds, len(self._lines) + 1.0)
+            turns = min((len(flow.cold) + 1) * rounds, len(self._room.lines) + 1.0)
             seconds += turns * self.slots.turn_seconds / self.limits.slots
         return seconds
 
@@ -226,116 +224,22 @@ class Admission:
         ticket, flow = line.head, line.flow
         if is_turn:
             self.shares.turned(flow)
-            self._open(ticket.adapter or "", now)
+            self.slots.open(ticket.adapter or "", now)
+            self._room.arrange_all(ticket.adapter or "", now)
         self._charges[ticket] = self.shares.started(flow)
-        self._take_out(ticket, now)
+        self._room.take_out(ticket, now)
         self.running_by[ticket.tenant] += 1
         if ticket.adapter is not None:
             self.slots.owners[ticket.adapter].running += 1
-            self._show_work(ticket.adapter, now)
+            self._room.show_work(ticket.adapter, now)
         return ticket
-
-    def _join(self, ticket: Ticket, now: float) -> None:
-        flow = self.shares.flow(ticket.tenant, ticket.priority)
-        line = flow.lines.get(ticket.adapter)
-        if line is None:
-            line = flow.lines[ticket.adapter] = Line(flow, ticket.adapter)
-            if ticket.adapter is not None:
-                self._lines.setdefault(ticket.adapter, {})[line] = None
-        line.tickets[ticket] = None
-        if ticket.deadline is not None:
-            self._deadlines.put(ticket, ticket.deadline)
-        self._waiting += 1
-        self.waiting_by[ticket.tenant] += 1
-        self.waiting_for[ticket.adapter] += 1
-        self.shares.joined(flow)
-        self._arrange(line, now)
-
-    def _take_out(self, ticket: Ticket, now: float) -> None:
-        flow = self.shares.flow(ticket.tenant, ticket.priority)
-        line = flow.lines[ticket.adapter]
-        del line.tickets[ticket]
-        if not line.tickets:
-            del flow.lines[ticket.adapter]
-            if ticket.adapter is not None:
-                del self._lines[ticket.adapter][line]
-                if not self._lines[ticket.adapter]:
-                    del self._lines[ticket.adapter]
-        self._deadlines.drop(ticket)
-        self._waiting -= 1
-        _count_down(self.waiting_by, ticket.tenant)
-        _count_down(self.waiting_for, ticket.adapter)
-        self._arrange(line, now)
-        self.shares.left(flow)
-
-    def _is_waiting(self, ticket: Ticket) -> bool:
-        flow = self.shares.flows.get((ticket.tenant, ticket.priority))
-        line = flow.lines.get(ticket.adapter) if flow is not None else None
-        return line is not None and ticket in line.tickets
-
-    def _arrange(self, line: Line, now: float) -> None:
-        """Put the line where it belongs, after its tickets or its adapter's slot changed."""
-        flow, adapter = line.flow, line.adapter
-        is_ready = bool(line.tickets) and self.slots.is_open(adapter)
-        is_cold = bool(line.tickets) and not is_ready
-        flow.ready.put(line, line.head.number) if is_ready else flow.ready.drop(line)
-        flow.cold.put(line, self._turn_key(line)) if is_cold else flow.cold.drop(line)
-        needs_slot = is_cold and adapter not in self.slots.owners  # one that is closing may go on, once that is done
-        due = max(line.head.arrived_at, line.cold_since) + self.limits.patience_seconds if needs_slot else inf
-        self._patient.put(line, due) if now < due < inf else self._patient.drop(line)
-        if adapter is not None:
-            self._set_overdue(adapter, line, due <= now)
-            self._show_work(adapter, now)
-        self.shares.refresh(flow)
-
-    def _turn_key(self, line: Line) -> tuple[int, int, int]:
-        """Longest waiting first, in steps of one patience; within one the line with most requests."""
-        head = line.head
-        return int(head.arrived_at // self.limits.patience_seconds), -len(line.tickets), head.number
-
-    def _set_overdue(self, adapter: str, line: Line, is_overdue: bool) -> None:
-        if is_overdue:
-            self._overdue.setdefault(adapter, {})[line] = None
-        elif adapter in self._overdue:
-            self._overdue[adapter].pop(line, None)
-            if not self._overdue[adapter]:
-                del self._overdue[adapter]
-
-    def _show_work(self, adapter: str, now: float) -> None:
-        owner = self.slots.owners.get(adapter)
-        if owner is not None:
-            self.slots.show_work(adapter, owner.running > 0 or adapter in self._lines, now)
-
-    def _open(self, adapter: str, now: float) -> None:
-        self.slots.open(adapter, now)
-        self._show_work(adapter, now)
-        self._arrange_all(adapter, now, -inf)
-
-    def _arrange_all(self, adapter: str, now: float, cold_since: float) -> None:
-        for line in list(self._lines.get(adapter, ())):
-            line.cold_since = cold_since
-            self._arrange(line, now)
 
     def _settle(self, now: float) -> None:
         """What the time that passed brings: clients gone, patience over, slots to close or to keep."""
-        self.drop_expired(now)
-        while (line := self._patient.first()) is not None and self._patient.key(line) <= now:
-            self._patient.drop(line)
-            self._set_overdue(line.adapter or "", line, True)
-        while self.slots.coming < min(len(self._overdue), self.limits.slots):
-            closed = self.slots.close_one(now)
-            if closed is None:
-                break
-            self._arrange_all(closed, now, now)
-        while self.slots.coming > len(self._overdue):
-            reopened = self.slots.reopen_one()
-            if reopened is None:
-                break
-            self._show_work(reopened, now)
-            self._arrange_all(reopened, now, -inf)
-
-
-def _count_down(counter: Counter[Key], key: Key) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+        room, slots = self._room, self.slots
+        room.take_expired(now)
+        room.lose_patience(now)
+        while slots.coming < min(len(room.overdue), slots.number) and (closed := slots.close_one(now)) is not None:
+            room.arrange_all(closed, now, cold_since=now)
+        while slots.coming > len(room.overdue) and (reopened := slots.reopen_one()) is not None:
+            room.arrange_all(reopened, now)

@@ -31,8 +31,8 @@ def timeout_of(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
                 param=HEADER,
             )
         return seconds
-    for name in SDK_HEADERS:
-        if (seconds := _seconds(named.get(name, [b""])[0])) is not None:
+    for theirs in SDK_HEADERS:
+        if (seconds := _seconds(named.get(theirs, [b""])[0])) is not None:
             return seconds
     return None
 

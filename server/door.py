@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from adapters.errors import EngineBusy
-from server.admission import Admission, Priority, Queued, Rejected, Ticket
+from adapters.types import Priority
+from server.admission import Admission, Queued, Rejected, Ticket
 from server.metrics import Metrics
 
 BROUGHT_AHEAD = 2  # waiting adapters whose versions are loaded before their turn

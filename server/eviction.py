@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf, log2
 
 HALF_LIFE_SECONDS = 300.0
 LOAD_BYTES_PER_SECOND = 100e6  # of a load that was never measured
@@ -23,6 +24,10 @@ class Popularity:
 
     def at(self, now: float) -> float:
         return float(self.count * 2.0 ** ((self.counted_at - now) / HALF_LIFE_SECONDS))
+
+    def rank(self) -> float:
+        """What two counts can be compared by, whenever each was made."""
+        return log2(self.count) + self.counted_at / HALF_LIFE_SECONDS if self.count else -inf
 
     def add(self, now: float) -> None:
         self.count, self.counted_at = self.at(now) + 1.0, now

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.admission import Admission, Admitted, Limits, Priority, Quantum, Queued, Refusal, Rejected, Ticket
+from adapters.types import Priority
+from server.admission import Admission, Admitted, Limits, Quantum, Queued, Refusal, Rejected, Ticket
 
 QUANTUM = Quantum(loads=10.0, floor_seconds=0.5, ceiling_seconds=5.0)  # of a load of 0.1 s: one second
 

@@ -10,7 +10,8 @@ from heapq import heappop, heappush
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.admission import Admission, Admitted, Limits, Priority, Quantum, Queued, Ticket
+from adapters.types import Priority
+from server.admission import Admission, Admitted, Limits, Quantum, Queued, Ticket
 from server.shares import WEIGHTS
 from server.start_bound import Load, start_bound_seconds
 
@@ -81,7 +82,8 @@ class Course:
         if len(self.running) < limits.max_running:
             assert all(ticket.adapter is not None for ticket in self.waiting)
             assert len(active) == limits.slots or not self.waiting
-            assert all(admission.slots.owners[one.adapter].is_closing for one in self.waiting if one.adapter in active)
+            closing = {owner.adapter for owner in admission.slots.owners.values() if owner.is_closing}
+            assert {ticket.adapter for ticket in self.waiting} & active <= closing
 
 
 def bound(limits: Limits, arrivals: Sequence[Arrival], ticket: Ticket, before: int) -> float:
