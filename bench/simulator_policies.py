@@ -7,7 +7,7 @@ places and distinct adapters: they show what their order of requests does, not t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
@@ -231,9 +231,3 @@ POLICIES: dict[str, Callable[[Limits], Policy]] = {
     "clustered (S-LoRA-like)": Clustered,
     "by size (Chameleon-like)": Sized,
 }
-
-
-def each(limits: Limits) -> Iterator[tuple[str, Policy]]:
-    """Every policy anew."""
-    for name, make in POLICIES.items():
-        yield name, make(limits)
