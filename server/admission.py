@@ -154,10 +154,6 @@ class Admission:
         """A load of the adapter into the engine took so long."""
         self.slots.loaded(adapter, seconds, now)
 
-    def drop_expired(self, now: float) -> list[Ticket]:
-        """Take those out whose client has stopped waiting. `ask` and `admit_waiting` do so by themselves first."""
-        return self._room.take_expired(now)
-
     def next_adapters(self, number: int) -> list[str]:
         """The waiting adapters without a slot that will have their turns first: what to bring near meanwhile."""
         found: dict[str, None] = {}
@@ -185,10 +181,6 @@ class Admission:
         """When a place is likely, 1 to 60 seconds."""
         seconds = self.estimated_seconds(adapter, tenant, priority)
         return min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, seconds))
-
-    def is_full(self, tenant: str = "") -> bool:
-        """A request of the tenant that came now would be refused."""
-        return self.running >= self.limits.max_running and self.waiting_by[tenant] >= self.limits.max_queued
 
     def why_full(self, tenant: str) -> str:
         """For the tenant, in its own numbers."""
@@ -237,7 +229,7 @@ class Admission:
     def _settle(self, now: float) -> None:
         """What the time that passed brings: clients gone, patience over, slots to close or to keep."""
         room, slots = self._room, self.slots
-        room.take_expired(now)
+        room.drop_expired(now)
         room.lose_patience(now)
         while slots.coming < min(len(room.overdue), slots.number) and (closed := slots.close_one(now)) is not None:
             room.arrange_all(closed, now, cold_since=now)

@@ -72,13 +72,10 @@ class Waiting:
         line = flow.lines.get(ticket.adapter) if flow is not None else None
         return line is not None and ticket in line.tickets
 
-    def take_expired(self, now: float) -> list[Ticket]:
+    def drop_expired(self, now: float) -> None:
         """Take those out whose client has stopped waiting."""
-        gone = []
         while (ticket := self._deadlines.first()) is not None and self._deadlines.key(ticket) <= now:
             self.take_out(ticket, now)
-            gone.append(ticket)
-        return gone
 
     def lose_patience(self, now: float) -> None:
         """Count the lines as overdue that are by now."""

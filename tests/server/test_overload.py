@@ -107,6 +107,21 @@ def test_adapters_of_one_name_in_two_tenants_never_meet_in_a_slot(make_server: C
     assert all(len(names) <= 1 for names in sampled) and set().union(*sampled) == {"one/same@1", "two/same@1"}
 
 
+def test_a_client_that_leaves_frees_its_slot_within_a_second(make_server: Callable[..., Server]) -> None:
+    server = make_server(slots=1)
+    server.pushed("long")
+    server.pushed("next")
+    server.script.seconds_per_token = 0.05
+    body = {"model": "long", "messages": [{"role": "user", "content": "w " * 400}], "stream": True}
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        next(response.iter_lines())
+        assert server.services.door.admission.slots.owners["long@1"].running == 1
+    left_at = time.monotonic()
+    server.script.seconds_per_token = 0.0
+    assert server.say("next").status_code == 200
+    assert time.monotonic() - left_at < 1.0
+
+
 def test_a_request_whose_client_would_be_gone_is_refused_at_once(make_server: Callable[..., Server]) -> None:
     server = make_server(max_running=1)
     server.script.seconds_per_token = 0.05
