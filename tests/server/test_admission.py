@@ -93,6 +93,27 @@ def test_only_as_many_slots_are_closed_as_adapters_have_waited_too_long() -> Non
     assert [isinstance(admission.ask(name, 3.0), Admitted) for name in "abc"] == [False, True, True]
 
 
+def test_what_waits_for_an_adapter_that_lost_its_slot_has_patience_anew() -> None:
+    admission = door(slots=2, patience=1.0)
+    first = admitted(admission, "a", now=0.0)
+    admitted(admission, "b", now=0.0)
+    cold = queued(admission, "cold", now=1.5)
+    queued(admission, "a", now=3.0)  # its slot has closed
+    admission.release(first, 3.5, 3.5)
+    assert admission.admit_waiting(3.5) == [cold]
+    admitted(admission, "b", now=4.4)
+    queued(admission, "b", now=4.6)  # now that slot has, for a
+
+
+def test_a_turn_of_a_tenant_that_had_less_goes_before_requests_that_need_none() -> None:
+    admission = door(running=1)
+    running = admitted(admission, None, tenant="flood")
+    queued(admission, None, tenant="flood")
+    cold = queued(admission, "cold", now=1.0, tenant="calm")
+    admission.release(running, 2.0, 2.0)
+    assert admission.admit_waiting(2.0) == [cold]
+
+
 def test_a_slot_that_is_closed_for_somebody_who_left_goes_on() -> None:
     admission = door(slots=1, patience=0.1)
     admitted(admission, "hot", now=0.0)
