@@ -27,7 +27,7 @@ from adapters.durable import sync
 from adapters.errors import ConfigInvalid, InvalidRequest, NotFound
 from adapters.journal import add_event, ensure_tenant
 from adapters.limits import UseLimits
-from adapters.types import DEFAULT_TENANT, check_name
+from adapters.types import DEFAULT_TENANT, Priority, check_name
 
 PEPPER_FILE = "pepper"
 BOOTSTRAP_ID = "key_bootstrap"  # no other key can have it: theirs are drawn
@@ -62,6 +62,7 @@ class ApiKey:
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    priority: Priority = Priority.NORMAL
 
     def is_valid(self, now: float) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
@@ -82,6 +83,7 @@ class NewKey:
     adapters: Sequence[str] | None = None
     limits: UseLimits = field(default_factory=UseLimits)
     expires_at: float | None = None
+    priority: str = Priority.NORMAL
 
     def __post_init__(self) -> None:
         check_name(self.tenant, "tenant")
@@ -106,6 +108,11 @@ class NewKey:
         for adapter in self.adapters or ():
             for part in adapter.split("/", 1):
                 check_name(part, "adapters")
+        if self.priority not in tuple(Priority):
+            raise InvalidRequest(
+                f"priority must be one of {', '.join(Priority)}; {self.priority[:40]!r} is none of them.",
+                param="priority",
+            )
         if self.limits.is_on_what_is_kept:
             raise InvalidRequest("Bytes, versions, files and parts are limits of a tenant, not a key.", param="limits")
 
@@ -191,6 +198,7 @@ def _insert_key(connection: Connection, key_id: str, new: NewKey, pepper: bytes,
         "scopes": sorted(set(new.scopes)),
         "adapters": sorted(set(new.adapters)) if new.adapters is not None else None,
         "limits": {name: value for name, value in new.limits.as_dict().items() if value is not None},
+        "priority": str(new.priority),
         "created_at": now,
         "expires_at": new.expires_at,
         "revoked_at": None,
@@ -252,4 +260,5 @@ def _to_key(row: Row[Any]) -> ApiKey:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        priority=Priority(row.priority),
     )

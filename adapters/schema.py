@@ -48,6 +48,7 @@ api_keys = Table(
     Column("scopes", JSON, nullable=False),
     Column("adapters", JSON(none_as_null=True)),
     Column("limits", JSON(none_as_null=True)),
+    Column("priority", String(10), nullable=False, server_default="normal"),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),

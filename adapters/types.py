@@ -24,6 +24,14 @@ class VersionStatus(StrEnum):
     REJECTED = "rejected"
 
 
+class Priority(StrEnum):
+    """What a key's requests weigh beside others when places at the engine are shared."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
 def check_name(name: str, what: str = "name") -> str:
     """The name itself when it may name an adapter, alias or tenant; raises NameInvalid otherwise."""
     if not NAME_PATTERN.fullmatch(name):

@@ -1,8 +1,7 @@
 """`python -m bench [startup] [gateway] [training] [side_channel] [NAME of those on request] [--rounds N] [--out FILE]`.
 
-On request: restarts (`--kills N`), interference, export-interference, load-stall, merged, planner; exports and cpu_lora
-(with choices: `python -m bench.exports`, `python -m bench.cpu_lora`); of the data check gate_speed, privacy, profanity,
-doubtful.
+On request: restarts (`--kills N`), interference, export-interference, load-stall, merged, planner; exports, cpu_lora and
+simulator (with choices: `python -m bench.exports` and so on); of the data check gate_speed, privacy, profanity, doubtful.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from bench import (
     profanity,
     restarts,
     side_channel,
+    simulator,
     startup,
     training,
 )
@@ -45,6 +45,7 @@ ON_REQUEST = {
     "cpu_lora": cpu_lora.run,
     "load-stall": load_stall.run,
     "merged": merged.run,
+    "simulator": simulator.run,
 }
 
 

@@ -1,19 +1,34 @@
 """Who may be handed to the engine now, who waits, who is refused: policy over plain values, with the clock passed in.
 
 The engine batches at most `slots` distinct adapters, and a request whose adapter is not among them is passed over there
-without ageing. So fairness is decided here. Between tenants places go in turn: a tenant's n-th request, running or
-waiting, comes before another's n+1-th; within one tenant the oldest comes first. A request that finds every slot taken
-by other adapters lets younger ones pass for `patience_seconds`, after which no younger adapter request is admitted
-until it is. The base needs no slot. Each tenant may have `max_queued` requests waiting.
+without ageing. So fairness is decided here, in two questions that are asked whenever a place is free:
+
+- Which adapter has the next turn in a slot (`server/slots.py`: quanta, and when a slot is closed)? One of the flow (a
+  tenant's requests of one priority, `server/shares.py`) that had the fewest turns for its weight: the adapter that has
+  waited longest, and among those that came within one patience the one with most waiting requests.
+- Who gets the place? The flow that was charged the fewest seconds for its weight, among those with a request that can
+  start: for the base, for an adapter whose slot is open, or the one that has the next turn. Within a flow the turn goes
+  first, then the oldest. So requests of an adapter in a slot batch along, and the base's run beside.
+
+Nothing that could start waits, but for two stated reasons: its adapter's slot is closing, or a free slot is another's
+turn. Every admitted request starts within `server/start_bound.py`. A tenant may have `max_queued` waiting requests,
+an adapter `max_adapter_queued`; a request whose client would be gone before its estimated start is refused at once, and
+one whose client is gone is not started. All costs O(log n) of what waits.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-SERVICE_SECONDS_AT_START = 2.0
-SMOOTHING = 0.2
+from adapters.types import Priority
+from server.shares import SERVICE_SECONDS_AT_START, SMOOTHING, Flow, Line, Shares, Ticket
+from server.slots import Quantum, Slots
+from server.waiting import Waiting, count_down
+
+__all__ = ["Admission", "Admitted", "Limits", "Quantum", "Queued", "Refusal", "Rejected", "Ticket"]
+LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +37,16 @@ class Limits:
     max_running: int
     max_queued: int
     patience_seconds: float
+    max_adapter_queued: int | None = None  # None: as many as its tenants may have
+    quantum: Quantum = field(default_factory=Quantum)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ticket:
-    """One request's place: which adapter it needs (None for the base), when it came, and whose it is."""
+class Refusal(StrEnum):
+    """Why a request is refused at the door."""
 
-    adapter: str | None
-    arrived_at: float
-    tenant: str = ""
+    TENANT_QUEUE = "tenant_queue"
+    ADAPTER_QUEUE = "adapter_queue"
+    CLIENT_TIMEOUT = "client_timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +57,12 @@ class Admitted:
 @dataclass(frozen=True, slots=True)
 class Queued:
     ticket: Ticket
+    needs_slot: bool = False  # else it waits for a place only
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
+    why: Refusal
     reason: str
     retry_after_seconds: float
 
@@ -54,93 +72,166 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.running = 0
-        self.queue: list[Ticket] = []  # oldest first
-        self.active: Counter[str] = Counter()  # running requests by adapter
+        self.slots = Slots(limits.slots, limits.quantum)
+        self.shares = Shares()
+        self.service_seconds = SERVICE_SECONDS_AT_START
         self.running_by: Counter[str] = Counter()  # by tenant
-        self._service_seconds = SERVICE_SECONDS_AT_START
+        self._room = Waiting(self.shares, self.slots, limits.patience_seconds)
+        self._charges: dict[Ticket, float] = {}  # of those that run
+        self._number = 0
 
-    def ask(self, adapter: str | None, now: float, tenant: str = "") -> Admitted | Queued | Rejected:
+    @property
+    def running(self) -> int:
+        return len(self._charges)
+
+    @property
+    def waiting(self) -> int:
+        return self._room.number
+
+    @property
+    def waiting_by(self) -> Counter[str]:
+        """Requests that wait, by tenant."""
+        return self._room.by_tenant
+
+    @property
+    def waiting_for(self) -> Counter[str | None]:
+        """The same by adapter."""
+        return self._room.by_adapter
+
+    def ask(
+        self,
+        adapter: str | None,
+        now: float,
+        tenant: str = "",
+        *,
+        priority: Priority = Priority.NORMAL,
+        timeout_seconds: float | None = None,
+    ) -> Admitted | Queued | Rejected:
         """Take a place. A Queued ticket comes back from a later `admit_waiting`, or is given up with `leave`."""
-        ticket = Ticket(adapter, now, tenant)
-        if self._next([*self.queue, ticket], now) is ticket:
-            return Admitted(self._start(ticket))
-        if self._waiting(tenant) >= self.limits.max_queued:
-            return Rejected(self.why_full(tenant), self.retry_after_seconds())
-        self.queue.append(ticket)
-        return Queued(ticket)
+        self._settle(now)
+        deadline = None if timeout_seconds is None else now + timeout_seconds
+        self._number += 1
+        ticket = Ticket(adapter, now, tenant, priority, deadline, self._number)
+        self._room.join(ticket, now)
+        line, is_turn = self._next()
+        if line is not None and line.head is ticket:
+            self._start(line, is_turn, now)
+            return Admitted(ticket)
+        self._room.take_out(ticket, now)
+        refused = self._refusal(ticket, timeout_seconds)
+        if refused is None:
+            self._room.join(ticket, now)
+        return refused or Queued(ticket, needs_slot=not self.slots.is_open(adapter))
 
     def admit_waiting(self, now: float) -> list[Ticket]:
-        """The waiting requests that may start now, in their order. Call it after every `release` and `leave`."""
-        started = []
-        while (ticket := self._next(self.queue, now)) is not None:
-            self.queue.remove(ticket)
-            started.append(self._start(ticket))
-        return started
+        """The waiting requests that may start now, in their order. Call it after every `ask`, `release` and `leave`."""
+        self._settle(now)
+        started: list[Ticket] = []
+        while True:
+            line, is_turn = self._next()
+            if line is None:
+                return started
+            started.append(self._start(line, is_turn, now))
 
-    def release(self, ticket: Ticket, ran_seconds: float) -> None:
+    def release(self, ticket: Ticket, ran_seconds: float, now: float) -> None:
         """An admitted request ended, however it ended."""
-        self.running -= 1
-        self.running_by[ticket.tenant] -= 1
-        if not self.running_by[ticket.tenant]:
-            del self.running_by[ticket.tenant]
-        self._service_seconds += SMOOTHING * (ran_seconds - self._service_seconds)
+        flow = self.shares.flow(ticket.tenant, ticket.priority)
+        self.shares.ended(flow, self._charges.pop(ticket), ran_seconds)
+        self.service_seconds += SMOOTHING * (ran_seconds - self.service_seconds)
+        count_down(self.running_by, ticket.tenant)
         if ticket.adapter is not None:
-            self.active[ticket.adapter] -= 1
-            if not self.active[ticket.adapter]:
-                del self.active[ticket.adapter]
+            self.slots.owners[ticket.adapter].running -= 1
+            if self.slots.free_if_drained(ticket.adapter, now):
+                self._room.arrange_all(ticket.adapter, now, cold_since=now)
+            self._room.show_work(ticket.adapter, now)
 
-    def leave(self, ticket: Ticket) -> None:
-        """A queued request gave up."""
-        if ticket in self.queue:
-            self.queue.remove(ticket)
+    def leave(self, ticket: Ticket, now: float) -> None:
+        """A queued request gave up; one that waits no more is left alone."""
+        if self._room.holds(ticket):
+            self._room.take_out(ticket, now)
 
-    def retry_after_seconds(self) -> float:
-        """When a place is likely: the queue's length in rounds of the running requests, 1 to 60 seconds."""
-        rounds = 1 + len(self.queue) / self.limits.max_running
-        return min(60.0, max(1.0, rounds * self._service_seconds))
+    def loaded(self, adapter: str, seconds: float, now: float) -> None:
+        """A load of the adapter into the engine took so long."""
+        self.slots.loaded(adapter, seconds, now)
 
-    def is_full(self, tenant: str = "") -> bool:
-        """A request of the tenant that came now would be refused."""
-        return self.running >= self.limits.max_running and self._waiting(tenant) >= self.limits.max_queued
+    def next_adapters(self, number: int) -> list[str]:
+        """The waiting adapters without a slot that will have their turns first: what to bring near meanwhile."""
+        found: dict[str, None] = {}
+        for flow in self.shares.by_turn.least(number):
+            found |= {line.adapter: None for line in flow.cold.least(1) if line.adapter is not None}
+        for flow in self.shares.by_turn.least(number):
+            found |= {line.adapter: None for line in flow.cold.least(number) if line.adapter is not None}
+        return list(found)[:number]
+
+    def estimated_seconds(self, adapter: str | None, tenant: str = "", priority: Priority = Priority.NORMAL) -> float:
+        """About how long one more such request would wait: by the seconds that requests and turns took until now."""
+        flow = self.shares.flows.get((tenant, priority)) or Flow(tenant, priority)
+        weight = self.shares.waiting_weight + (0.0 if flow.waiting else flow.weight)
+        rounds, seconds = weight / flow.weight, 0.0
+        if self.running >= self.limits.max_running:
+            seconds = (flow.waiting + 1) * rounds * self.service_seconds / self.limits.max_running
+        if not self.slots.is_open(adapter) and not self.slots.has_room:
+            turns = min((len(flow.cold) + 1) * rounds, len(self._room.lines) + 1.0)
+            seconds += turns * self.slots.turn_seconds / self.limits.slots
+        return seconds
+
+    def retry_after_seconds(
+        self, adapter: str | None = None, tenant: str = "", priority: Priority = Priority.NORMAL
+    ) -> float:
+        """When a place is likely, 1 to 60 seconds."""
+        seconds = self.estimated_seconds(adapter, tenant, priority)
+        return min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, seconds))
 
     def why_full(self, tenant: str) -> str:
         """For the tenant, in its own numbers."""
-        return f"{self.running_by[tenant]} of your requests run and {self._waiting(tenant)} wait, which is the limit."
+        return f"{self.running_by[tenant]} of your requests run and {self.waiting_by[tenant]} wait, which is the limit."
 
-    def _waiting(self, tenant: str) -> int:
-        return sum(ticket.tenant == tenant for ticket in self.queue)
+    def _refusal(self, ticket: Ticket, timeout_seconds: float | None) -> Rejected | None:
+        """Why the ticket may not wait."""
+        limits, most = self.limits, self.limits.max_adapter_queued
+        who = (ticket.adapter, ticket.tenant, ticket.priority)
+        estimated = self.estimated_seconds(*who)
+        retry_after = self.retry_after_seconds(*who)
+        if self.waiting_by[ticket.tenant] >= limits.max_queued:
+            return Rejected(Refusal.TENANT_QUEUE, self.why_full(ticket.tenant), retry_after)
+        if ticket.adapter is not None and most is not None and self.waiting_for[ticket.adapter] >= most:
+            reason = f"{most} requests wait for this adapter, which is the limit."
+            return Rejected(Refusal.ADAPTER_QUEUE, reason, retry_after)
+        if timeout_seconds is not None and estimated > timeout_seconds:
+            reason = f"It would start in about {estimated:.3g} s, and its client waits {timeout_seconds:g} s."
+            return Rejected(Refusal.CLIENT_TIMEOUT, reason, retry_after)
+        return None
 
-    def _has_slot(self, adapter: str | None) -> bool:
-        return adapter is None or adapter in self.active or len(self.active) < self.limits.slots
-
-    def _in_turn(self, tickets: list[Ticket]) -> list[Ticket]:
-        """By each ticket's number among its tenant's running and waiting requests, then by age."""
-        counts = Counter(self.running_by)
-        ranks: list[tuple[int, int, Ticket]] = []
-        for i, ticket in enumerate(tickets):
-            ranks.append((counts[ticket.tenant], i, ticket))
-            counts[ticket.tenant] += 1
-        return [ticket for _, _, ticket in sorted(ranks, key=lambda row: row[:2])]
-
-    def _next(self, tickets: list[Ticket], now: float) -> Ticket | None:
-        """The one of these, oldest first, that starts next: in turn, past those without a slot and those held back."""
+    def _next(self) -> tuple[Line | None, bool]:
+        """The line whose head starts next, and whether by a turn in a slot; None when nothing may start."""
         if self.running >= self.limits.max_running:
-            return None
-        barred = self._barred(tickets, now)
-        waiting = (one for one in self._in_turn(tickets) if one not in barred and self._has_slot(one.adapter))
-        return next(waiting, None)
+            return None, False
+        ready = self.shares.by_place.first()
+        turn = self.shares.by_turn.first() if self.slots.has_room else None
+        if turn is not None and (ready is None or turn.charged <= ready.charged):
+            return turn.cold.first(), True
+        return (None if ready is None else ready.ready.first()), False
 
-    def _barred(self, tickets: list[Ticket], now: float) -> set[Ticket]:
-        """The adapter requests younger than the oldest that has waited long enough for a slot."""
-        for i, ticket in enumerate(tickets):
-            if not self._has_slot(ticket.adapter) and now - ticket.arrived_at >= self.limits.patience_seconds:
-                return {one for one in tickets[i + 1 :] if one.adapter is not None}
-        return set()
-
-    def _start(self, ticket: Ticket) -> Ticket:
-        self.running += 1
+    def _start(self, line: Line, is_turn: bool, now: float) -> Ticket:
+        ticket, flow = line.head, line.flow
+        if is_turn:
+            self.shares.turned(flow)
+            self.slots.open(ticket.adapter or "", now)
+            self._room.arrange_all(ticket.adapter or "", now)
+        self._charges[ticket] = self.shares.started(flow)
+        self._room.take_out(ticket, now)
         self.running_by[ticket.tenant] += 1
         if ticket.adapter is not None:
-            self.active[ticket.adapter] += 1
+            self.slots.owners[ticket.adapter].running += 1
+            self._room.show_work(ticket.adapter, now)
         return ticket
+
+    def _settle(self, now: float) -> None:
+        """What the time that passed brings: clients gone, patience over, slots to close or to keep."""
+        room, slots = self._room, self.slots
+        room.drop_expired(now)
+        room.lose_patience(now)
+        while slots.coming < min(len(room.overdue), slots.number) and (closed := slots.close_one(now)) is not None:
+            room.arrange_all(closed, now, cold_since=now)
+        while slots.coming > len(room.overdue) and (reopened := slots.reopen_one()) is not None:
+            room.arrange_all(reopened, now)

@@ -24,7 +24,7 @@ from adapters.registry import Registry
 from adapters.servable import Servable
 from adapters.store import BlobStore
 from server.access_log import AccessLog
-from server.admission import Admission, Limits
+from server.admission import Admission, Limits, Quantum
 from server.agreement import Agreement
 from server.door import Door
 from server.ending import Ending
@@ -139,9 +139,10 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     files.sweep()
     metrics = Metrics(settings.label_limit)
     proxy = EngineProxy(engine.socket_path)
-    parts = (engine, registry, store, metrics, settings.staged_limit, servable)
+    parts = (engine, registry, store, metrics, settings.staged_limit, servable, frozenset(settings.pinned))
     residents = MergedResidents(merged.version, *parts) if merged else Residents(*parts)
-    limits = Limits(settings.slots, settings.max_running, settings.max_queued, settings.patience_seconds)
+    door = Door(Admission(limits_of(settings)), metrics, settings.queue_seconds)
+    residents.near, residents.on_loaded = door.near, door.loaded
     served = ServedProbe(residents, proxy, base.digest)
     agreement = Agreement(registry, store, merge_base or base, served, settings.compare_with_peft)
     engaged = Engaged(
@@ -196,7 +197,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         store=store,
         engine=engine,
         proxy=proxy,
-        door=Door(Admission(limits), metrics, settings.queue_seconds),
+        door=door,
         resolver=Resolver(registry),
         residents=residents,
         servable=servable,
@@ -217,6 +218,18 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     services.warm_ahead = WarmAhead(services)
     services.workers += [SourceSync(services), services.warm_ahead]
     return services
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What the settings say of places and slots."""
+    return Limits(
+        slots=settings.slots,
+        max_running=settings.max_running,
+        max_queued=settings.max_queued,
+        patience_seconds=settings.patience_seconds,
+        max_adapter_queued=settings.max_adapter_queued,
+        quantum=Quantum(settings.quantum_loads, settings.quantum_floor_seconds, settings.quantum_ceiling_seconds),
+    )
 
 
 def wandb_variables(settings: Settings) -> dict[str, str]:

@@ -37,6 +37,7 @@ class Exchange:
     result: Forwarded | None = None
     allowance: Allowance | None = None
     billed_as: str | None = None
+    timeout_seconds: float | None = None  # that its client waits for the first byte
     session: str | None = None  # keeps a conversation on one version; in no log
     request_bytes: int = 0
     response_bytes: int = 0

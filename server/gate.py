@@ -19,6 +19,7 @@ import structlog
 
 from adapters.errors import EngineFailed, HotshoeError, InvalidRequest, ModelNotFound
 from adapters.types import STABLE, AdapterRef, AdapterVersion
+from server.door import Asked
 from server.errors import GateNotPassed
 from server.services import Caller, Services
 from server.serving import served_as
@@ -171,7 +172,7 @@ async def _answers(services: Services, version: AdapterVersion, gate: Gate) -> S
 
         async def work() -> None:
             for i in waiting:
-                async with services.door.place(resident.engine_name, version.tenant):
+                async with services.door.place(resident.engine_name, Asked(version.tenant)):
                     answers[i] = await _ask(services, version, resident.engine_name, gate, gate.rows[i])
 
         try:

@@ -9,23 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from functools import partial
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.errors import EngineBusy, EngineUnavailable, HotshoeError, PayloadTooLarge
 from adapters.journal import coming_from
+from adapters.types import AdapterVersion
 from server.access import Access, Kind, Route, check_headers, check_scope, find_route
 from server.access_log import AccessLog
 from server.allowance import allowance_of, bill, renaming
+from server.client_timeout import timeout_of
 from server.cors import Cors
+from server.door import Asked
 from server.edge_settings import check_proxies
+from server.engine.base import engine_name
 from server.errors import EncodingNotAllowed, to_wire, unexpected
 from server.exchange import Exchange
 from server.inference import InferenceRequest, read_request
 from server.proxy import Forwarded, send_error
 from server.receiving import ClientGone, read_body, replaying, while_there
 from server.resolve import resolve_model
+from server.restoring import key_of
 from server.root_path import at_root, under_root
 from server.services import CALLER_KEY, Services
 from server.serving import served_as
@@ -130,6 +136,7 @@ class Gateway:
         try:
             exchange.allowance = await allowance_of(self.services, exchange.caller)
             exchange.session = session_of(scope["headers"])
+            exchange.timeout_seconds = timeout_of(scope["headers"])
             with exchange.allowance.place():
                 await self._run(receive, send, exchange)
         except ClientGone:  # who has the last event may leave before the engine closes its side
@@ -164,20 +171,24 @@ class Gateway:
             request = replace(request, body=served_as(exchange.path, request.body, target.version, is_allowed=allowed))
         if target.version is not None and target.ref != target.version.ref:
             send = renaming(send, target.version.ref, target.ref)
-        services.door.check_room(exchange.caller.tenant)
+        if not services.engine.is_ready():
+            raise EngineUnavailable("The engine is starting or restarting; try again shortly.")
+        version = None if exchange.path in PREFIX_FREE_PATHS else target.version
+        adapter = None if version is None else engine_name(*key_of(version))
         async with contextlib.AsyncExitStack() as stack:
-            model, adapter = services.engine_base, None
-            if target.version is not None and exchange.path not in PREFIX_FREE_PATHS:
-                services.warm_ahead.note(target.version)
+            place = services.door.place(adapter, self._asked(exchange, version))
+            exchange.queue_seconds = await stack.enter_async_context(place)
+            if version is not None:
+                services.warm_ahead.note(version)
                 patience = services.settings.load_wait_seconds
-                resident = await stack.enter_async_context(services.residents.holding(target.version, patience))
-                model = adapter = resident.engine_name
-            elif not services.engine.is_ready():
-                raise EngineUnavailable("The engine is starting or restarting; try again shortly.")
-            exchange.queue_seconds = await stack.enter_async_context(
-                services.door.place(adapter, exchange.caller.tenant)
-            )
-            await self._exchange_with_engine(request, model, send, exchange)
+                await stack.enter_async_context(services.residents.holding(version, patience))
+            await self._exchange_with_engine(request, adapter or services.engine_base, send, exchange)
+
+    def _asked(self, exchange: Exchange, version: AdapterVersion | None) -> Asked:
+        caller, waited = exchange.caller, exchange.seconds
+        bring = None if version is None else partial(self.services.residents.bring, version)
+        left = None if exchange.timeout_seconds is None else max(0.0, exchange.timeout_seconds - waited)
+        return Asked(caller.tenant, caller.priority, left, bring)
 
     async def _exchange_with_engine(
         self, request: InferenceRequest, model: str, send: Send, exchange: Exchange

@@ -128,11 +128,11 @@ class MergedResidents(Residents):
         super().__init__(*parts)
         self.merged = merged
 
-    async def _hold(self, version: AdapterVersion) -> Resident:
+    async def _hold(self, version: AdapterVersion, patience_seconds: float | None) -> Resident:
         misfit = self.servable.misfit(version)
         if misfit is not None:
             raise misfit
-        return await super()._hold(version)
+        return await super()._hold(version, patience_seconds)
 
     async def _plan(self) -> Plan:
         """The merged version is there whether or not it is wanted, unless it was retired meanwhile."""

@@ -71,6 +71,15 @@ class Metrics:
         self.per_token = self._histogram("time_per_output_token_seconds", "Between tokens of a stream.", TOKEN_SECONDS)
         self.request_seconds = self._histogram("request_seconds", "Arrival to end.", SECONDS)
         self.queue_seconds = self._histogram("queue_seconds", "Waiting for a place or a slot.", SECONDS)
+        self.waits = Histogram(
+            "hotshoe_wait_seconds",
+            "Waits of queued requests by for what.",
+            ("reason",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.refusals = self._counter("refusals", "Requests for which there was no place, by why.", "reason")
+        self.slot_switches = self._counter("slot_switches", "Slots that were given to another adapter.")
         self.running = self._gauge("running_requests", "Inference requests at the engine.")
         self.queued = self._gauge("queued_requests", "Inference requests waiting for a place.")
         self.versions = self._gauge("adapter_versions", "Versions by durable status.", "status")

@@ -32,10 +32,12 @@ from adapters.publish import remove_files
 from adapters.registry import Registry
 from adapters.servable import Servable
 from adapters.store import BlobStore
-from adapters.types import AdapterVersion, VersionStatus
+from adapters.types import DEFAULT_TENANT, AdapterVersion, VersionStatus
 from server.cold_start import ColdStarts
 from server.engine.base import Engine, EngineAdapter, engine_name
+from server.eviction import HALF_LIFE_SECONDS, Candidate, choose_victim
 from server.metrics import Metrics
+from server.popularity import DecayingCount
 from server.restoring import Key, Plan, key_of, plan_restore
 
 log = structlog.get_logger("hotshoe.residency")
@@ -64,10 +66,12 @@ class Resident:
     last_used: float = 0.0
     load_seconds: float | None = None
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    popularity: DecayingCount = field(default_factory=lambda: DecayingCount(HALF_LIFE_SECONDS))
 
     def hold(self) -> None:
         self.references += 1
         self.last_used = time.monotonic()
+        self.popularity.add(self.last_used)
         self.idle.clear()
 
     def let_go(self) -> None:
@@ -75,6 +79,12 @@ class Resident:
         self.last_used = time.monotonic()
         if not self.references:
             self.idle.set()
+
+
+def names_of(version: AdapterVersion) -> set[str]:
+    """As what an operator may name it: NAME and NAME@N, of another tenant than `default` with TENANT/ before it."""
+    names = {version.name, version.ref}
+    return names if version.tenant == DEFAULT_TENANT else {f"{version.tenant}/{name}" for name in names}
 
 
 def is_deadly(version: AdapterVersion) -> bool:
@@ -99,6 +109,7 @@ class Residents:
         metrics: Metrics,
         staged_limit: int,
         servable: Servable,
+        pinned: frozenset[str] = frozenset(),
     ) -> None:
         self.engine = engine
         self.registry = registry
@@ -107,6 +118,9 @@ class Residents:
         self.staged_limit = staged_limit
         self.servable = servable
         self.cold_starts = ColdStarts(metrics)
+        self.pinned = pinned  # NAME, NAME@N or TENANT/NAME of versions that are not evicted
+        self.near: Callable[[], set[str]] = set  # engine names of versions that are wanted next
+        self.on_loaded: Callable[[str, float], None] = lambda name, seconds: None
         self.vet: Vet | None = None  # proves a ready version again where its proof is another engine's
         self.is_restored = False
         self.is_closed = False
@@ -146,6 +160,15 @@ class Residents:
         """Have the version in the engine, and wanted there."""
         async with self.holding(version) as row:
             return row
+
+    async def bring(self, version: AdapterVersion) -> None:
+        """Have the version in the engine if it is absent. What goes wrong is told to the request that needs it then."""
+        if key_of(version) in self._rows or key_of(version) in self._loads or not self.engine.is_ready():
+            return
+        try:
+            await self._shared_load(version, None)
+        except HotshoeError as error:
+            log.info("version not loaded ahead of its turn", model=version.ref, code=error.code)
 
     @asynccontextmanager
     async def blaming(self, version: AdapterVersion) -> AsyncIterator[None]:
@@ -310,6 +333,7 @@ class Residents:
             self._left_out.pop(key_of(version), None)
             self.metrics.loads.labels("loaded").inc()
             self.metrics.load_seconds.observe(row.load_seconds)
+            self.on_loaded(row.engine_name, row.load_seconds)
             log.info("adapter loaded", model=version.ref, seconds=round(row.load_seconds, 3))
             if version.status is VersionStatus.READY:
                 await self.want(version)
@@ -345,18 +369,33 @@ class Residents:
             raise
 
     async def _make_room(self) -> None:
-        """Evict the least recently used idle version when the engine holds as many as it may. The lock is held."""
+        """Evict the idle version that costs least when the engine holds as many as it may. The lock is held."""
         while len(self._rows) >= self.staged_limit:
-            idle = [row for row in self._rows.values() if not row.references and row.state is Residency.RESIDENT]
-            if not idle:
+            victim = self._victim()
+            if victim is None:
                 raise EngineBusy(
-                    f"All {self.staged_limit} adapters in the engine are in use: try again, or raise staged_limit."
+                    f"All {self.staged_limit} adapters in the engine are in use or pinned: try again, or raise "
+                    "staged_limit."
                 )
-            oldest = min(idle, key=lambda row: row.last_used)
-            oldest.state = Residency.DRAINING
-            await self._remove(oldest)
-            await asyncio.to_thread(self.registry.set_warm, *key_of(oldest.version), False)
+            victim.state = Residency.DRAINING
+            await self._remove(victim)
+            await asyncio.to_thread(self.registry.set_warm, *key_of(victim.version), False)
             self.metrics.evictions.inc()
+
+    def _victim(self) -> Resident | None:
+        now = time.monotonic()
+        idle = {
+            row.engine_name: row
+            for row in self._rows.values()
+            if not row.references and row.state is Residency.RESIDENT
+        }
+        candidates = [
+            Candidate(name, row.version.size_bytes, row.load_seconds, row.popularity.at(now), row.last_used)
+            for name, row in idle.items()
+        ]
+        pinned = [name for name, row in idle.items() if self.pinned & names_of(row.version)]
+        name = choose_victim(candidates, pinned, self.near())
+        return None if name is None else idle[name]
 
     async def _remove(self, row: Resident) -> None:
         """Unload a draining row that nobody holds. The lock is held."""

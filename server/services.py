@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastapi import Request
 
 from adapters.keys import SCOPES, ApiKey
-from adapters.types import DEFAULT_TENANT
+from adapters.types import DEFAULT_TENANT, Priority
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -55,6 +55,11 @@ class Caller:
     actor: str = "operator"
     scopes: frozenset[str] = ALL_SCOPES
     key: ApiKey | None = None  # None for the operator's own key, and without keys
+
+    @property
+    def priority(self) -> Priority:
+        """What its requests weigh; the operator's own key and a server without keys are normal."""
+        return Priority.NORMAL if self.key is None else self.key.priority
 
     def may_touch(self, name: str) -> bool:
         """Its key is not limited to adapters of other names."""

@@ -91,8 +91,19 @@ class Settings(BaseSettings):
     warm_ahead: bool = Field(
         False, description="Whether popular versions are loaded before they are asked for, while the engine is idle."
     )
+    max_adapter_queued: int = Field(
+        128, ge=1, description="Inference requests that may wait for one adapter; then 503."
+    )
     patience_seconds: float = Field(
         1.0, gt=0, description="How long, in seconds, younger requests may pass one that waits for a slot."
+    )
+    quantum_loads: float = Field(
+        10.0, ge=1, description="How many times the seconds of its load an adapter keeps its slot when others wait."
+    )
+    quantum_floor_seconds: float = Field(0.25, gt=0, description="The least of that, in seconds.")
+    quantum_ceiling_seconds: float = Field(5.0, gt=0, description="The most of that, in seconds.")
+    pinned: tuple[str, ...] = Field(
+        (), description="Adapters that are not evicted from the engine's memory, as a JSON list of NAME or NAME@N."
     )
     max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="Largest request body, in bytes, uploads excepted.")
     max_weights_bytes: int = Field(
@@ -257,6 +268,12 @@ def check_settings(settings: Settings) -> Settings:
     twice = [name for name, count in Counter(source.name for source in settings.sources).items() if count > 1]
     if twice:
         raise ConfigInvalid(f"sources has the name {twice[0]} twice: give each its own.", param="sources")
+    if settings.quantum_floor_seconds > settings.quantum_ceiling_seconds:
+        raise ConfigInvalid(
+            f"quantum_floor_seconds {settings.quantum_floor_seconds:g} is above quantum_ceiling_seconds "
+            f"{settings.quantum_ceiling_seconds:g}: lower the one or raise the other.",
+            param="quantum_floor_seconds",
+        )
     if settings.staged_limit < settings.slots:
         raise ConfigInvalid(
             f"staged_limit {settings.staged_limit} is below slots {settings.slots}: each slot's adapter is staged too.",

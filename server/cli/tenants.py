@@ -48,6 +48,7 @@ def create_key(
     name: Annotated[str | None, typer.Option(help="A word to know it by.")] = None,
     adapters: Annotated[str | None, typer.Option(help="Comma-separated: the only adapters it may touch.")] = None,
     expires: Annotated[str | None, typer.Option(help="Life: 90s, 15m, 12h or 30d.")] = None,
+    priority: Annotated[str, typer.Option(help="Its share of busy places: high, normal or low.")] = "normal",
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
     concurrent_requests: Concurrent = None,
@@ -70,6 +71,7 @@ def create_key(
             tokens_per_minute=tokens_per_minute,
             concurrent_requests=concurrent_requests,
         ),
+        "priority": priority,
         "expires_in_seconds": None if expires is None else seconds_of(expires),
     }
     with open_admin(home) as admin:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.keys import MAX_LIFE_SECONDS, ApiKey, NewKey
 from adapters.limits import UseLimits
-from adapters.types import DEFAULT_TENANT
+from adapters.types import DEFAULT_TENANT, Priority
 from server.services import Services, caller_of
 from server.wire import listing
 
@@ -25,6 +25,7 @@ class KeyBody(BaseModel):
     name: str | None = None
     adapters: list[str] | None = None
     limits: dict[str, int | None] = Field(default_factory=dict)
+    priority: str = Priority.NORMAL
     expires_in_seconds: int | None = Field(None, ge=1, le=MAX_LIFE_SECONDS)
 
 
@@ -55,7 +56,7 @@ def new_key(body: KeyBody) -> NewKey:
     """The body as what the registry takes; raises InvalidRequest or NameInvalid."""
     expires_at = None if body.expires_in_seconds is None else time.time() + body.expires_in_seconds
     limits = UseLimits.read(body.limits)
-    return NewKey(body.tenant, body.scopes, body.name, body.adapters, limits, expires_at)
+    return NewKey(body.tenant, body.scopes, body.name, body.adapters, limits, expires_at, body.priority)
 
 
 def key_row(row: ApiKey) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def key_row(row: ApiKey) -> dict[str, Any]:
         "scopes": list(row.scopes),
         "adapters": None if row.adapters is None else list(row.adapters),
         "limits": row.limits.as_dict(),
+        "priority": row.priority,
         "created_at": int(row.created_at),
         "expires_at": None if row.expires_at is None else int(row.expires_at),
         "revoked_at": None if row.revoked_at is None else int(row.revoked_at),

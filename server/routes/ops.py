@@ -64,7 +64,7 @@ def router(services: Services) -> APIRouter:
             "sizing": await sizing_row(services),
             "requests": {
                 "running": services.door.admission.running,
-                "queued": len(services.door.admission.queue),
+                "queued": services.door.admission.waiting,
             },
             "adapters": await place_rows(services, caller),
         }

@@ -73,7 +73,7 @@ def held(server: Server) -> dict[str, Any]:
     assert isinstance(limiter, Limiter)
     return {
         "places": admission.running,
-        "waiting": len(admission.queue),
+        "waiting": admission.waiting,
         "adapters": sum(row.references for row in services.residents.rows()),
         "quota": sum(account.running for account in limiter._accounts.values()),
         "at the engine": server.call(server.engine.usage()).running,

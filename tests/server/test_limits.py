@@ -235,7 +235,7 @@ def test_p4_without_limits_too_a_flood_costs_another_tenant_one_place_at_most(
     server.script.seconds_to_first_token = 0.3
     with ThreadPoolExecutor(24) as pool:
         flooding = [pool.submit(say, server, flood) for _ in range(24)]
-        eventually(lambda: len(server.services.door.admission.queue) > 10)
+        eventually(lambda: server.services.door.admission.waiting > 10)
         waited = [say(server, calm).elapsed.total_seconds() for _ in range(3)]
         is_flooding = not all(one.done() for one in flooding)
         assert {one.result().status_code for one in flooding} == {200}
