@@ -19,9 +19,10 @@ class Target:
     url: str
     socket: Path | None = None
 
-    def session(self) -> aiohttp.ClientSession:
+    def session(self, total_seconds: float | None = 300) -> aiohttp.ClientSession:
+        """Any number of connections; a request may take so long, None for ever."""
         connector = aiohttp.UnixConnector(str(self.socket), limit=0) if self.socket else aiohttp.TCPConnector(limit=0)
-        return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300))
+        return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=total_seconds))
 
 
 @dataclass(frozen=True)

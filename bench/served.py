@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,17 +49,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve(*flags: str, timeout_seconds: float = 300) -> Iterator[Served]:
-    """Start `hotshoe serve` with these flags and wait for /ready."""
+def serve(*flags: str, timeout_seconds: float = 300, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """Start `hotshoe serve` with these flags and further variables, and wait for /ready."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         port = free_port()
-        environment = os.environ | {"HOTSHOE_HOME": f"{folder}/home", "TMPDIR": folder}
-        environment.pop("HOTSHOE_API_KEY", None)
+        variables = {**os.environ, "HOTSHOE_HOME": f"{folder}/home", "TMPDIR": folder, **(environment or {})}
+        variables.pop("HOTSHOE_API_KEY", None)
         hotshoe = str(Path(sys.executable).with_name("hotshoe"))
         command = [hotshoe, "serve", "--port", str(port), *flags]
         with (Path(folder) / "server.log").open("w") as log:
             started = time.monotonic()
-            server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            server = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_ready(server, url, started + timeout_seconds, Path(log.name))
