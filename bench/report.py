@@ -42,7 +42,9 @@ class Report:
 
 
 def shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -53,6 +53,12 @@ class Kept:
                     if (turn, case.table, case.name, side) not in done:
                         yield turn, case, side
 
+    def taken(self) -> str:
+        """When and on which commits the sides ran."""
+        starts = [line for line in self.lines if "start" in line]
+        days, commits = ({line[key]: None for line in starts} for key in ("date", "commit"))
+        return f"{', '.join(days)}, commit {', '.join(one[:10] + one[40:] for one in commits)}"
+
     def of(self, table: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line.get("table") == table]
 

@@ -29,7 +29,7 @@ from bench.many.kept import SEED, Kept, head, line_of
 from bench.many.pictures import pictures
 from bench.many.sides import SIDES, HttpSide, Setup, Side, started, write_files
 from bench.many.tables import reports
-from bench.report import Report, machine, write
+from bench.report import Report, commit, machine, write
 
 PRESETS = {"short": plans.short, "full": plans.full}
 DOCS = Path("docs/benchmarks.md")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = {name: text for table, report in found for name, text in pictures(table, report)}
     put(folder, found, drawn, every)
     if given.docs:
-        into_docs(found, drawn)
+        into_docs(found, drawn, f"`{machine()['command']}`, {kept.taken()}.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,13 +97,16 @@ def said(seconds: float) -> str:
 def measure(kept: Kept, setup: Setup, cases: Sequence[Case], rounds: int) -> None:
     """All that is still to be measured with one setup; its sides are started once, those that have something to do."""
     todo = list(kept.pending(cases, rounds))
+    if not todo:
+        return
     names = [name for name in SIDES if any(side == name for _, _, side in todo)]
     with tempfile.TemporaryDirectory(prefix="bench-many-") as folder, contextlib.ExitStack() as stack:
         files = write_files(load_base(default_base()), setup, Path(folder))
         sides: dict[str, Side] = {}
         for name in names:  # one after the other, so that a start is not another's
             sides[name] = stack.enter_context(started(name, setup, files))
-            kept.add({"start": name, "setup": setup.name, "seconds": sides[name].start_seconds})
+            on = {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
+            kept.add({"start": name, "setup": setup.name, "seconds": sides[name].start_seconds, **on})
             print(f"{name} is ready: {sides[name].start_seconds:.1f} s", file=sys.stderr, flush=True)
         for turn, case, name in todo:
             line = one(sides[name], case, turn)
@@ -138,7 +141,7 @@ def put(folder: Path, found: Sequence[tuple[str, Report]], drawn: Mapping[str, s
     print(f"\nwritten: {path}" + "".join(f", {name}.svg" for name in drawn))
 
 
-def into_docs(found: Sequence[tuple[str, Report]], drawn: Mapping[str, str]) -> None:
+def into_docs(found: Sequence[tuple[str, Report]], drawn: Mapping[str, str], taken: str) -> None:
     """Replace what stands between the marks of each table in docs/benchmarks.md; pictures go to docs/bench/."""
     text = DOCS.read_text("utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -147,8 +150,7 @@ def into_docs(found: Sequence[tuple[str, Report]], drawn: Mapping[str, str]) -> 
         if begin not in text or end not in text:
             raise SystemExit(f"{DOCS} has no place for the table {name}: it needs the lines {begin} and {end}.")
         shown = [f"![{report.title}](bench/{picture}.svg)" for picture, _ in pictures(name, report)]
-        when = f"`{machine()['command']}`, {machine()['date']}, commit {machine()['commit'][:12]}."
-        body = "\n\n".join([report.markdown().strip(), *shown, when])
+        body = "\n\n".join([report.markdown().strip(), *shown, taken])
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
     for picture, svg in drawn.items():

@@ -34,7 +34,7 @@ class Stalls:
     problems: list[str] = field(default_factory=list)
 
 
-async def measure(asker: Asker, adapters: int, seed: int, events: int) -> Stalls:
+async def measure(asker: Asker, adapters: int, seed: int, events: int, pause_seconds: float = PAUSE_SECONDS) -> Stalls:
     """So many events of each kind in turn; `adapters` must be more than are staged, so that each is absent again."""
     begin = time.perf_counter()
 
@@ -53,7 +53,7 @@ async def measure(asker: Asker, adapters: int, seed: int, events: int) -> Stalls
                 _check(live)
                 await asyncio.sleep(0.02)
             for event in range(2 * events):
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(pause_seconds)
                 is_absent = event % 2 == 1
                 turn = seed * events + event // 2
                 model = FIRST_ABSENT + turn % (adapters - FIRST_ABSENT) if is_absent else event // 2 % 2
@@ -65,7 +65,7 @@ async def measure(asker: Asker, adapters: int, seed: int, events: int) -> Stalls
                 spans.append((flight.intended, flight.times[0], is_absent))
                 if is_absent:
                     found.absent_ttft.append(flight.times[0] - flight.intended)
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(pause_seconds)
             _check(live)
         finally:
             for task in tasks:

@@ -103,12 +103,16 @@ def starts(kept: Kept, cases: Sequence[Case]) -> Report:
 
 
 def mix(kept: Kept, cases: Sequence[Case]) -> Report:
-    found = figures(kept, "mix", rate_of(cases))
+    """Times to the first token count from when a client sent its request, and are of all rounds together."""
+    found, by_name = figures(kept, "mix", rate_of(cases)), windows(cases)
+    answers = figures(kept, "mix", lambda seen, line: _ended(seen, by_name["mix", line["case"]].window.seconds))
+    pooled = _pooled(kept, "mix")
     report = Report(
         f"HTTP, 32 clients, 32 prompt and 24 output tokens, {MANY.slots} slots: tokens/s ({rounds_of(found)})"
     )
     for (name, side), values in sorted(found.items(), key=_order(cases)):
         middle, span = shown(values)
+        times = waits(pooled[name, side], by_name["mix", name].window.seconds)
         report.rows.append(
             {
                 "load": name,
@@ -118,9 +122,17 @@ def mix(kept: Kept, cases: Sequence[Case]) -> Report:
                 "of its base": ratio(values, found.get(("base", side))),
                 "of its four adapters": ratio(values, found.get(("four adapters", side))),
                 "hotshoe, times this": ratio(found.get((name, OURS)), values),
+                "requests/s": shown(answers[name, side])[0],
+                "TTFT p50, ms": _ms(times, 50),
+                "TTFT p99, ms": _ms(times, 99),
             }
         )
     return report
+
+
+def _ended(seen: Sequence[Seen], seconds: float) -> float:
+    """Answers a second that ended whole within the window."""
+    return sum(one.is_whole and one.last is not None and 0 <= one.last < seconds for one in seen) / seconds
 
 
 def closed(kept: Kept, cases: Sequence[Case]) -> Report:
@@ -175,7 +187,7 @@ def opened(kept: Kept, cases: Sequence[Case]) -> Report:
         "tokens/s": rate_of(cases),
     }
     found = {kind: figures(kept, "open", of) for kind, of in kinds.items()}
-    pooled = _pooled(kept)
+    pooled = _pooled(kept, "open")
     report = Report(f"Open loop, {MANY.adapters} adapters on {MANY.slots} slots ({rounds_of(found['tokens/s'])})")
     for name, side in sorted(pooled, key=lambda key: _order(cases)((key, {}))):
         seen = pooled[name, side]
@@ -201,7 +213,7 @@ def classes(kept: Kept, cases: Sequence[Case]) -> Report:
     """TTFT and TPOT of base, hot, warm and cold: requests of all rounds together."""
     by_name, of = windows(cases), Classes(MANY.slots)
     report = Report("Open loop, by class of adapter: ms to the first token, and a token after it")
-    pooled = _pooled(kept)
+    pooled = _pooled(kept, "open")
     for name, side in sorted(pooled, key=lambda key: _order(cases)((key, {}))):
         window = by_name["open", name].window
         until = window.seconds + window.drain_seconds
@@ -240,9 +252,10 @@ def stalls(kept: Kept, cases: Sequence[Case]) -> Report:
     return report
 
 
-def _pooled(kept: Kept) -> dict[tuple[str, str], list[Seen]]:
+def _pooled(kept: Kept, table: str) -> dict[tuple[str, str], list[Seen]]:
+    """The requests of all rounds together, by case and side."""
     found: dict[tuple[str, str], list[Seen]] = {}
-    for line in kept.of("open"):
+    for line in kept.of(table):
         found.setdefault((line["case"], line["side"]), []).extend(seen_of(line))
     return found
 

@@ -6,10 +6,12 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 from aiohttp import web
 
 from adapters.bases import BaseModel
@@ -64,7 +66,7 @@ def test_a_closed_load_keeps_its_clients_busy_and_is_cut_off_at_its_end(tiny_bas
     counts = Counter(one.model for one in seen)
     assert abs(counts[0] - counts[1]) <= 1
     # four streams of a token in 20 ms for a second and a half, less what questions take
-    assert 150 < sum(one.window_tokens for one in seen) <= 4 * 75 + 4
+    assert 60 < sum(one.window_tokens for one in seen) <= 4 * 75 + 4
 
 
 def test_a_closed_load_may_end_with_so_many_requests(tiny_base: BaseModel, tmp_path: Path) -> None:
@@ -94,22 +96,22 @@ def test_an_answer_with_fewer_tokens_than_asked_is_a_problem(tiny_base: BaseMode
         assert "of 50" in asyncio.run(ask(server)).problem
 
 
+Hold = Callable[[dict[str, Any]], float]  # for how long a request holds up everybody
+
+
 @asynccontextmanager
-async def stalling(once_after: float) -> AsyncIterator[Asker]:
-    """A server in this very process that answers at once, but holds up everybody, its clients too, for two seconds."""
-    stalls_at = time.monotonic() + once_after
+async def serving(hold: Hold, seconds_per_token: float = 0.0) -> AsyncIterator[Asker]:
+    """A server in this very process: while a request holds it up, clients cannot do anything either."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        nonlocal stalls_at
-        if time.monotonic() > stalls_at:
-            stalls_at = float("inf")
-            time.sleep(STALL_SECONDS)  # noqa: ASYNC251 - that nobody can do anything meanwhile is the point
-        tokens = (await request.json())["max_tokens"]
+        body = await request.json()
+        time.sleep(hold(body))  # noqa: ASYNC251 - that nobody can do anything meanwhile is the point
         stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await stream.prepare(request)
-        for _ in range(tokens):
+        for _ in range(body["max_tokens"]):
+            await asyncio.sleep(seconds_per_token)
             await stream.write(b'data: {"choices": [{"text": "x"}]}\n\n')
-        usage = json.dumps({"choices": [], "usage": {"completion_tokens": tokens}})
+        usage = json.dumps({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
         await stream.write(f"data: {usage}\n\ndata: [DONE]\n\n".encode())
         return stream
 
@@ -121,16 +123,29 @@ async def stalling(once_after: float) -> AsyncIterator[Asker]:
     await site.start()
     host, port = runner.addresses[0][:2]
     try:
-        yield Asker(Target("stalling", f"http://{host}:{port}"), lambda shot: {})
+        yield Asker(Target("here", f"http://{host}:{port}"), lambda shot: {"model": shot.model})
     finally:
         await runner.cleanup()
+
+
+def once(after: float, seconds: float) -> Hold:
+    """The first request after so long."""
+    at = [time.monotonic() + after]
+
+    def hold(body: dict[str, Any]) -> float:
+        if time.monotonic() < at[0]:
+            return 0.0
+        at[0] = float("inf")
+        return seconds
+
+    return hold
 
 
 def test_a_stall_of_two_seconds_shows_in_p99_though_the_client_could_not_send_meanwhile() -> None:
     load = Load("open", Popularity(0), Lengths(4), Lengths(2), rate=20.0)
 
     async def seen() -> list[Seen]:
-        async with stalling(once_after=1.0) as to:
+        async with serving(once(1.0, STALL_SECONDS)) as to:
             return await measure(to, load, 1, Window(0.0, 5.0, 5.0))
 
     found = asyncio.run(seen())
@@ -143,15 +158,29 @@ def test_a_stall_of_two_seconds_shows_in_p99_though_the_client_could_not_send_me
     assert quantile(by_sending, 0.95) < 0.5  # what a client sees that counts from when it could send
 
 
-def test_a_load_shows_as_a_gap_between_the_tokens_of_live_streams(tiny_base: BaseModel, tmp_path: Path) -> None:
-    with running(tiny_base, tmp_path, staged_limit=6, slots=4) as server:
-        server.script.seconds_per_token = 0.02
-        for number in range(8):
-            server.pushed(f"a{number}")
-        found = asyncio.run(stalls.measure(asker(server, *(f"a{n}" for n in range(8))), 8, seed=0, events=2))
-    assert not found.problems and len(found.resident) == len(found.absent) == 2
+def test_a_load_shows_as_a_gap_between_the_tokens_of_live_streams_beyond_a_residents_prefill() -> None:
+    def hold(body: dict[str, Any]) -> float:
+        is_event = body["max_tokens"] == stalls.EVENT_TOKENS
+        return (0.25 if body["model"] >= stalls.FIRST_ABSENT else 0.1) if is_event else 0.0
+
+    async def seen() -> stalls.Stalls:
+        async with serving(hold, seconds_per_token=0.01) as to:
+            return await stalls.measure(to, adapters=8, seed=0, events=3, pause_seconds=0.2)
+
+    found = asyncio.run(seen())
     row = stalls.summary(found)
-    assert 15 < row["normal gap, p50"] < 60 and row["largest, absent"] >= row["gap, absent adapter asked"] > 0
+    assert not found.problems and len(found.resident) == len(found.absent) == 3
+    assert 9 < row["normal gap, p50"] < 60
+    assert row["gap, resident adapter asked"] > 100 and row["largest, absent"] >= row["gap, absent adapter asked"] > 250
+    assert row["of the load"] == pytest.approx(150, abs=60)
+
+
+def test_live_streams_that_end_too_early_are_no_measurement(tiny_base: BaseModel, tmp_path: Path) -> None:
+    async def seen(server: Server) -> stalls.Stalls:
+        return await stalls.measure(asker(server, "nobody", "nobody"), 8, 0, 1)
+
+    with running(tiny_base, tmp_path) as server, pytest.raises(RuntimeError, match="a live stream ended"):
+        asyncio.run(seen(server))
 
 
 def test_normal_gaps_are_those_that_touch_no_event() -> None:

@@ -117,7 +117,8 @@ def test_stalls_are_medians_over_the_rounds(tmp_path: Path) -> None:
 
 def test_every_table_has_a_picture_that_is_well_formed_and_says_its_figures(tmp_path: Path) -> None:
     kept = keep(tmp_path / "kept.jsonl", CASES, TOKENS)
-    kept.add({"start": "stock", "setup": "many", "seconds": 27.5})
+    kept.add({"start": "stock", "setup": "many", "seconds": 27.5, "commit": "c" * 40 + "+", "date": "2026-11-30"})
+    assert kept.taken() == "2026-11-30, commit cccccccccc+"
     drawn = {name: dict(pictures(name, report)) for name, report in reports(kept, CASES)}
     assert all(len(found) == 1 for found in drawn.values()), drawn.keys()
     for found in drawn.values():
@@ -145,14 +146,19 @@ def test_tables_go_between_their_marks_in_the_docs_and_nowhere_else(
     Path("docs").mkdir()
     place = "<!-- bench many: mix begins -->\nold\n<!-- bench many: mix ends -->"
     run.DOCS.write_text(f"before\n{place}\nafter\n")
-    run.into_docs(found, {"many-mix": "<svg/>"})
+    run.into_docs(found, {"many-mix": "<svg/>"}, "`the command`, today.")
     text = run.DOCS.read_text()
     assert text.startswith("before\n<!-- bench many: mix begins -->\n### HTTP, 32 clients") and text.endswith("after\n")
-    assert "old" not in text and "| 64 Zipf | stock |" in text and "](bench/many-mix.svg)" in text
+    assert (
+        "old" not in text
+        and "| 64 Zipf | stock |" in text
+        and "](bench/many-mix.svg)" in text
+        and "\n`the command`, today.\n" in text
+    )
     assert (run.PICTURES / "many-mix.svg").read_text() == "<svg/>"
     run.DOCS.write_text("nothing")
     with pytest.raises(SystemExit, match="has no place for the table mix"):
-        run.into_docs(found, {})
+        run.into_docs(found, {}, "")
 
 
 def test_figures_are_written_with_what_they_were_taken_on(tmp_path: Path) -> None:
