@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 BASE = -1  # as a model: no adapter
 VOCABULARY = range(100, 40_000)  # plain tokens of the embedded base
@@ -109,11 +110,11 @@ class Load:
         raise AssertionError("shots have no end")
 
 
-def zipf(count: int, alpha: float) -> list[float]:
+@cache
+def zipf(count: int, alpha: float) -> tuple[float, ...]:
     """The share of each of `count` ranks, the most popular first; they add up to 1."""
     weights = [(rank + 1) ** -alpha for rank in range(count)]
-    total = sum(weights)
-    return [weight / total for weight in weights]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from adapters.bases import BaseModel
 from bench.client import Target
@@ -99,7 +99,7 @@ def test_an_answer_with_fewer_tokens_than_asked_is_a_problem(tiny_base: BaseMode
 Hold = Callable[[dict[str, Any]], float]  # for how long a request holds up everybody
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def serving(hold: Hold, seconds_per_token: float = 0.0) -> AsyncIterator[Asker]:
     """A server in this very process: while a request holds it up, clients cannot do anything either."""
 
@@ -108,11 +108,12 @@ async def serving(hold: Hold, seconds_per_token: float = 0.0) -> AsyncIterator[A
         time.sleep(hold(body))  # noqa: ASYNC251 - that nobody can do anything meanwhile is the point
         stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await stream.prepare(request)
-        for _ in range(body["max_tokens"]):
-            await asyncio.sleep(seconds_per_token)
-            await stream.write(b'data: {"choices": [{"text": "x"}]}\n\n')
         usage = json.dumps({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
-        await stream.write(f"data: {usage}\n\ndata: [DONE]\n\n".encode())
+        with contextlib.suppress(ClientConnectionResetError):  # a client that was cut off
+            for _ in range(body["max_tokens"]):
+                await asyncio.sleep(seconds_per_token)
+                await stream.write(b'data: {"choices": [{"text": "x"}]}\n\n')
+            await stream.write(f"data: {usage}\n\ndata: [DONE]\n\n".encode())
         return stream
 
     app = web.Application()
