@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.many.drive import Window
 from bench.many.plan import Lengths, Load, Popularity
@@ -13,6 +13,7 @@ from bench.many.stats import Slo
 MANY = Setup("many", adapters=64, slots=4, staged=64)
 RELOADED = Setup("reloaded", adapters=16, slots=4, staged=6)  # so that an adapter asked for in turn is on disk only
 TABLES = ("mix", "closed", "first", "open", "stalls")
+TRIAL = Setup("trial", adapters=8, slots=4, staged=8)
 ALPHAS = (0.6, 1.0, 1.4)
 SLO = Slo(ttft_seconds=2.0, tpot_seconds=0.2)
 PROMPTS, OUTPUTS = Lengths(64, 0.8, 8, 512), Lengths(24, 0.6, 4, 96)
@@ -54,6 +55,22 @@ def short() -> list[Case]:
     base, four, popular, _ = mix(window, ("hotshoe", "stock"))
     four = Case(four.table, four.name, SERVERS, four.load, window)
     return [base, four, popular, *opened((1.0,), window=Window(2.0, 10.0, 5.0), sides=("hotshoe", "stock"))]
+
+
+def trial() -> list[Case]:
+    """A load of every table on every side, as short as can be: to see that they run. Its figures say nothing."""
+    wanted = ("base", "64 Zipf", "one adapter, 4 at once", "128 prompt tokens, one adapter", "alpha 1, 2/s")
+    found = [case for case in full() if case.name in wanted or case.table == "stalls"]
+    return [_small(case) for case in found]
+
+
+def _small(case: Case) -> Case:
+    if case.load is None:
+        return case
+    adapters = min(case.load.popularity.adapters, TRIAL.adapters)
+    load = replace(case.load, popularity=replace(case.load.popularity, adapters=adapters))
+    window = replace(case.window, warm_seconds=0.5, seconds=min(case.window.seconds, 2.0), drain_seconds=1.0)
+    return replace(case, load=load, window=window if not case.window.requests else case.window, setup=TRIAL)
 
 
 def mix(window: Window = Window(3.0, 10.0), sides: tuple[str, ...] = ALL) -> list[Case]:  # noqa: B008 - frozen

@@ -31,7 +31,7 @@ from bench.many.sides import SIDES, HttpSide, Setup, Side, started, write_files
 from bench.many.tables import reports
 from bench.report import Report, commit, machine, write
 
-PRESETS = {"short": plans.short, "full": plans.full}
+PRESETS = {"short": plans.short, "full": plans.full, "trial": plans.trial}
 DOCS = Path("docs/benchmarks.md")
 PICTURES = Path("docs/bench")
 
@@ -58,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench many", description=__doc__)
-    made.add_argument("--preset", choices=PRESETS, default="short", help="short: ten minutes; full: about two hours")
+    made.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="short",
+        help="short: ten minutes; full: about two hours; trial: does it all run?",
+    )
     made.add_argument("--only", default="", help=f"tables, with commas between them: {', '.join(TABLES)}")
     made.add_argument("--sides", default="", help=f"as many of {', '.join(SIDES)}; default those of each load")
     made.add_argument("--rounds", type=int, default=5, help="of every load on every side (default 5)")

@@ -66,8 +66,11 @@ class Files:
 class Side(Protocol):
     """A running side."""
 
-    name: str
-    start_seconds: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def start_seconds(self) -> float: ...
 
     def measure(self, load: Load, seed: int, window: Window) -> list[Seen]: ...
 

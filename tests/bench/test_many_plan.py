@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter
+from functools import cache
 
 import pytest
 
-from bench.many.cases import OUTPUTS, PROMPTS, Case, full, short
-from bench.many.plan import BASE, Lengths, Load, Popularity, zipf
+from bench.many.cases import OUTPUTS, PROMPTS, Case, full, short, trial
+from bench.many.plan import BASE, Lengths, Load, Popularity, Shot, zipf
 
 OPEN = Load("open", Popularity(64, 1.0, 0.1), PROMPTS, OUTPUTS, rate=5.0)
 
-MANY = OPEN.arrivals(1, 1600.0)  # enough to see a distribution
+
+@cache
+def many() -> list[Shot]:
+    """Enough to see a distribution."""
+    return OPEN.arrivals(1, 1600.0)
 
 
 def test_the_same_seed_gives_the_same_plan_down_to_the_token_ids() -> None:
@@ -27,7 +32,7 @@ def test_a_plan_does_not_depend_on_how_far_it_is_read() -> None:
 
 
 def test_arrivals_are_a_poisson_process() -> None:
-    times = [shot.at_seconds for shot in MANY]
+    times = [shot.at_seconds for shot in many()]
     gaps = [late - early for early, late in itertools.pairwise(times)]
     assert len(times) == pytest.approx(8_000, rel=0.05)  # within five standard deviations
     assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.05)  # as of an exponential
@@ -42,7 +47,7 @@ def test_adapters_are_asked_for_by_zipfs_law(alpha: float) -> None:
 
 
 def test_a_share_is_for_the_base_and_the_others_take_turns_without_alpha() -> None:
-    counts = Counter(shot.model for shot in MANY)
+    counts = Counter(shot.model for shot in many())
     assert counts[BASE] / counts.total() == pytest.approx(0.1, rel=0.2)
     turns = Load("turns", Popularity(4), Lengths(8), Lengths(8), clients=1)
     assert [shot.model for shot in itertools.islice(turns.shots(1), 6)] == [0, 1, 2, 3, 0, 1]
@@ -51,7 +56,7 @@ def test_a_share_is_for_the_base_and_the_others_take_turns_without_alpha() -> No
 
 
 def test_lengths_are_lognormal_within_their_ends() -> None:
-    shots = MANY
+    shots = many()
     prompts = [shot.prompt_tokens for shot in shots]
     assert statistics.median(prompts) == pytest.approx(PROMPTS.median, rel=0.1)
     assert min(prompts) >= PROMPTS.least and max(prompts) == PROMPTS.most  # the tail is long enough to be cut
@@ -69,7 +74,7 @@ def test_a_closed_load_has_no_times() -> None:
         Load("closed", Popularity(1), Lengths(8), Lengths(8), clients=1).arrivals(1, 1.0)
 
 
-@pytest.mark.parametrize("cases", [short(), full()], ids=["short", "full"])
+@pytest.mark.parametrize("cases", [short(), full(), trial()], ids=["short", "full", "trial"])
 def test_every_case_has_a_name_of_its_own_and_ours_on_its_first_place(cases: list[Case]) -> None:
     names = [(case.table, case.name) for case in cases]
     assert len(set(names)) == len(names)
