@@ -81,6 +81,10 @@ class Asker:
     body: Body
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def session(self) -> aiohttp.ClientSession:
+        """Each request has a connection of its own: llama.cpp's server closes one after a stream, unannounced."""
+        return self.target.session(total_seconds=None, force_close=True)
+
     async def ask(self, session: aiohttp.ClientSession, flight: Flight, clock: Callable[[], float]) -> Flight:
         """Send it and take the answer in; whatever goes wrong is its `problem`."""
         shot = flight.shot
@@ -129,7 +133,7 @@ async def measure(asker: Asker, load: Load, seed: int, window: Window) -> list[S
     An open load's requests count where they are meant to be sent within the window; a closed one's, where any part of
     them lies in it.
     """
-    async with asker.target.session(total_seconds=None) as session:
+    async with asker.session() as session:
         if load.rate is not None:
             flights = await _open(asker, session, load.arrivals(seed, window.warm_seconds + window.seconds), window)
             return [one.seen(window) for one in flights if one.intended >= 0]

@@ -89,7 +89,7 @@ class HttpSide:
 
     async def _settle(self) -> None:
         """An answer to a short question for the base says that what was cut off is out of the way."""
-        async with self.asker.target.session(total_seconds=READY_SECONDS) as session:
+        async with self.asker.session() as session, asyncio.timeout(READY_SECONDS):
             shot = Shot(0.0, BASE, 4, 1, 0)
             one = await self.asker.ask(session, Flight(shot, 0.0), time.perf_counter)
         if one.problem:

@@ -43,7 +43,7 @@ async def measure(asker: Asker, adapters: int, seed: int, events: int, pause_sec
 
     found = Stalls()
     spans: list[tuple[float, float, bool]] = []
-    async with asker.target.session(total_seconds=None) as session:
+    async with asker.session() as session:
         live = [
             Flight(Shot(0.0, model, PROMPT_TOKENS, LIVE_TOKENS, seed * 100 + n), 0.0) for n, model in enumerate(LIVE)
         ]

@@ -194,8 +194,9 @@ def opened(kept: Kept, cases: Sequence[Case]) -> Report:
         row: dict[str, Any] = {"load": name, "side": side}
         row |= {kind: shown(values[name, side])[0] for kind, values in found.items()}
         row["min..max of goodput"] = shown(found["goodput/s"][name, side])[1]
-        row["Jain, adapters"] = jain(served_shares(seen, "model"))
-        row["Jain, tenants"] = jain(served_shares(seen, "tenant"))
+        for name_of, key in (("adapters", "model"), ("tenants", "tenant")):
+            shares = served_shares(seen, key)
+            row[f"Jain, {name_of}"] = jain(shares) if any(shares) else "-"
         row["failed"] = sum(bool(one.problem) for one in seen)
         row["goodput, hotshoe's over this"] = ratio(
             found["goodput/s"].get((name, OURS)), found["goodput/s"][name, side]

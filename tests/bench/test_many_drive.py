@@ -88,7 +88,7 @@ def test_a_refusal_is_counted_with_its_reason_and_never_as_an_answer(tiny_base: 
 
 def test_an_answer_with_fewer_tokens_than_asked_is_a_problem() -> None:
     async def ask() -> Flight:
-        async with serving(lambda body: 0.0, most_tokens=5) as to, to.target.session(None) as session:
+        async with serving(lambda body: 0.0, most_tokens=5) as to, to.session() as session:
             return await to.ask(session, Flight(Shot(0.0, BASE, 3, 50, 1), 0.0), time.perf_counter)
 
     assert asyncio.run(ask()).problem == "5 tokens came of 50"
