@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ PICTURES = Path("docs/bench")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the sides are ended
     every = PRESETS[given.preset]()
     wanted = chosen(every, split(given.only), split(given.sides))
     folder: Path = given.out or Path("build/bench") / given.preset
