@@ -61,6 +61,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.partition(":")[2].strip() or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "units": units,
+        "threads": os.environ.get("OMP_NUM_THREADS", "as many as the libraries take"),
         "python": platform.python_version(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernel": platform.release(),
