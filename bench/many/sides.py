@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -28,11 +27,11 @@ from adapters.bases import PROJECTIONS, BaseModel
 from bench.client import Target
 from bench.many.drive import Asker, Flight, Window, measure
 from bench.many.plan import BASE, Load, Shot
+from bench.many.processes import READY_SECONDS, is_up, lasting, process
 from bench.many.stats import Seen
 from bench.served import free_port, serve
 
 SIDES = ("hotshoe", "stock", "bare", "llama.cpp", "peft")
-READY_SECONDS = 600.0
 CONTEXT_TOKENS = 2048
 KV_CACHE_BYTES = 1 << 30
 RANK, ALPHA = 16, 32
@@ -178,14 +177,14 @@ def _bare(setup: Setup, files: Files) -> Iterator[Side]:
 def _vllm(name: str, setup: Setup, files: Files, *, with_lora: bool) -> Iterator[Side]:
     port = free_port()
     environment = {"VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    with _process(
+    with process(
         name,
         vllm_command(setup, files, port, with_lora=with_lora),
         files.scratch,
         {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING", **environment},
-    ) as process:
+    ) as running:
         target = Target(name, f"http://127.0.0.1:{port}")
-        seconds = process.until(lambda: _is_up(f"{target.url}/health"))
+        seconds = running.until(lambda: is_up(f"{target.url}/health"))
         names = (files.base.id, files.names)
         yield HttpSide(name, seconds, Asker(target, lambda shot: _named(shot, *names)))
 
@@ -195,11 +194,12 @@ def _llama(setup: Setup, files: Files) -> Iterator[Side]:
     """The GGUF files are made by our own exports, before the clock of its start."""
     from bench.many.llama_side import gguf_files
 
-    given = {**gguf_files(files, setup.dtype), "threads": len(os.sched_getaffinity(0)), "port": free_port()}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))  # as many as the others get
+    given = {**gguf_files(files, setup.dtype), "threads": threads, "port": free_port()}
     command = [sys.executable, "-m", "bench.many.llama_side", json.dumps(given)]
-    with _process("llama.cpp", command, files.scratch, {}) as process:
+    with process("llama.cpp", command, files.scratch, {}) as running:
         target = Target("llama.cpp", f"http://127.0.0.1:{given['port']}")
-        seconds = process.until(lambda: _is_up(f"{target.url}/health"))
+        seconds = running.until(lambda: is_up(f"{target.url}/health"))
 
         def body(shot: Shot) -> Mapping[str, Any]:
             return {"lora": [] if shot.model == BASE else [{"id": shot.model, "scale": 1.0}], "cache_prompt": False}
@@ -245,59 +245,9 @@ def _peft(setup: Setup, files: Files) -> Iterator[Side]:
             stderr=log,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        ) as process,
+        ) as child,
     ):
         try:
-            yield PeftSide(process)
+            yield PeftSide(child)
         finally:
-            process.kill()
-
-
-@dataclass(frozen=True)
-class _Process:
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    begin: float
-
-    def until(self, is_ready: Any) -> float:
-        """Seconds from its start until it is ready; raises RuntimeError with its last words."""
-        while time.monotonic() - self.begin < READY_SECONDS:
-            if self.process.poll() is not None:
-                break
-            if is_ready():
-                return time.monotonic() - self.begin
-            time.sleep(0.1)
-        raise RuntimeError(f"{self.name} did not become ready:\n{self.log.read_text(errors='replace')[-2000:]}")
-
-
-@contextlib.contextmanager
-def _process(name: str, command: list[str], folder: Path, more: Mapping[str, str]) -> Iterator[_Process]:
-    """A child with a process group of its own, which is ended with the block."""
-    path = folder / f"{name}.log"
-    with path.open("wb") as log:
-        begin = time.monotonic()
-        child = subprocess.Popen(
-            lasting(command), stdout=log, stderr=log, env={**os.environ, **more}, start_new_session=True
-        )
-        try:
-            yield _Process(name, child, path, begin)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(20)
-            with contextlib.suppress(ProcessLookupError):  # whoever of the group is left
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-
-
-def lasting(command: list[str]) -> list[str]:
-    """The command as one that ends with this process, however that ends."""
-    return [sys.executable, "-m", "server.engine.lifeline", str(os.getpid()), *command]
-
-
-def _is_up(url: str) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(url, timeout=2).status_code == 200
-    return False
+            child.kill()
