@@ -8,7 +8,7 @@ BIN := .venv/bin
 REQUESTS ?= 100000
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test test-long fuzz check fix bench serve gpu-smoke compat lock clean
+.PHONY: help setup demo test test-long fuzz check fix bench bench-full serve gpu-smoke compat lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,8 +40,11 @@ check: setup ## lint, format check and strict types; the Dockerfile and the comp
 fix: setup ## format and apply the safe lint fixes
 	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format .
 
-bench: setup ## measure start-up and the gateway's overhead over bare vLLM; prints tables, asserts nothing
-	@$(BIN)/python -m bench
+bench: setup ## serving many adapters beside stock vLLM and llama.cpp, ten minutes; prints tables, asserts nothing
+	@$(BIN)/python -m bench many --preset short
+
+bench-full: setup ## the same with every load and peer, about two hours; goes on where it was stopped; DOCS=1 puts it into docs/
+	@$(BIN)/python -m bench many --preset full $(if $(DOCS),--docs)
 
 serve: setup ## serve the embedded base on http://127.0.0.1:8000
 	@$(BIN)/hotshoe serve

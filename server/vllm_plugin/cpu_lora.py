@@ -42,10 +42,10 @@ def install() -> None:
     if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
-    compiled.mend_loading()
         for layer_class in set(_with_subclasses(BaseLinearLayerWithLoRA)):  # some have two bases
             if "set_lora" in vars(layer_class):
                 layer_class.set_lora = _set_lora(layer_class.set_lora)
+    compiled.mend_loading()
     if compiled.is_wanted():
         compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
     startup.install(CpuPlatform)

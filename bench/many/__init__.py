@@ -1,0 +1,1 @@
+"""Serving many adapters, beside peers in the same run: `python -m bench many`."""
