@@ -31,7 +31,7 @@ def asked(load: Load, seed: int, window: Window) -> dict[str, Any]:
 
 def parsed(given: dict[str, Any]) -> tuple[Load, int, Window]:
     fields = dict(given["load"])
-    parts = {
+    parts: dict[str, Any] = {
         "popularity": Popularity(**fields.pop("popularity")),
         "prompt": Lengths(**fields.pop("prompt")),
         "output": Lengths(**fields.pop("output")),
