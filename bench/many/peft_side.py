@@ -31,7 +31,7 @@ def asked(load: Load, seed: int, window: Window) -> dict[str, Any]:
 
 def parsed(given: dict[str, Any]) -> tuple[Load, int, Window]:
     fields = dict(given["load"])
-    parts = {
+    parts: dict[str, Any] = {
         "popularity": Popularity(**fields.pop("popularity")),
         "prompt": Lengths(**fields.pop("prompt")),
         "output": Lengths(**fields.pop("output")),
@@ -63,9 +63,7 @@ class Row:
     def arrive(self, now: float) -> float | None:
         """Put what has come by now into `waiting`; answers with the time of the next that has not, None without one."""
         while self._ahead and self._ahead[0][0] <= now:
-            at, _, flight = heapq.heappop(self._ahead)
-            flight.sent = at
-            self.waiting.append(flight)
+            self.waiting.append(heapq.heappop(self._ahead)[2])
         return self._ahead[0][0] if self._ahead else None
 
     def batch(self) -> list[Flight]:
@@ -89,7 +87,7 @@ class Row:
         return flight.tokens is None or flight.times[-1] >= 0
 
     def _come(self, at: float, shot: Shot) -> None:
-        flight = Flight(shot, at)
+        flight = Flight(shot, at, sent=at)
         self.flights.append(flight)
         heapq.heappush(self._ahead, (at, self._order, flight))
         self._order += 1

@@ -102,7 +102,7 @@ class Load:
         """The requests of an open load that are meant to be sent within so many seconds."""
         if self.rate is None:
             raise ValueError(f"{self.name} is a closed load: its requests have no times.")
-        found = []
+        found: list[Shot] = []
         for shot in self.shots(seed):
             if shot.at_seconds >= seconds:
                 return found
