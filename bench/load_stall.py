@@ -30,7 +30,7 @@ from adapters.bases import PROJECTIONS
 from bench.client import JSON, Target
 from bench.report import Report, machine, write
 
-STREAMS, TOKENS = 4, 3000
+STREAMS, TOKENS = 4, 1000
 RANK, SLOTS, STAGED = 16, 3, 64
 CONTEXT_TOKENS, KV_CACHE_BYTES = 4096, 512 << 20
 PAUSE_SECONDS, AFTER_SECONDS, QUIET_SECONDS = 0.4, 0.05, 0.3  # between events; of a window after one; of a quiet window
