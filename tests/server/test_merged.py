@@ -51,7 +51,8 @@ def refused(answer: httpx.Response) -> str:
 
 def start(base: BaseModel, state: Path, merged: str) -> None:
     """As far as a start goes before its engine."""
-    build_services(Settings(home=state / "home", base=str(base.folder), engine="scripted", merged=merged))
+    values: dict[str, Any] = {"home": state / "home", "base": str(base.folder), "engine": "scripted"}
+    build_services(Settings(**values, merged=merged))
 
 
 def test_every_name_of_the_version_answers_as_it_and_counts_as_it(server: Server) -> None:
