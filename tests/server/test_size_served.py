@@ -90,7 +90,7 @@ def test_an_engine_of_other_settings_reports_what_the_command_predicts(
 @pytest.mark.model
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_an_untied_qwen3_reports_what_the_command_predicts(tmp_path: Path) -> None:
+def test_a_qwen3_reports_what_the_command_predicts(tmp_path: Path) -> None:
     base = load_base(tiny_qwen3(tmp_path / "tiny-qwen3", head_dim=32))
     sizes: dict[str, Any] = {"slots": 2, "max_rank": 16, "context_length_tokens": 1024, "kv_cache_bytes": 64 << 20}
     options = EngineOptions(base.folder, base.id, tmp_path / "run", **sizes)
