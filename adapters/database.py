@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapters.upgrade import Upgrade
 
 FILE = "registry.sqlite3"
-HEAD = "0008"
+HEAD = "0009"
 # Rollback journal, not WAL: this SQLite is in the range of the WAL-reset bug (https://sqlite.org/wal.html#walresetbug).
 # EXTRA is FULL plus an fsync of the folder after the journal is gone, without which a power cut can undo a commit.
 PRAGMAS = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON")

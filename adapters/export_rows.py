@@ -22,9 +22,11 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from adapters import schema
 from adapters.database import Database
 from adapters.errors import Conflict, NotFound
-from adapters.file_rows import new_id
+from adapters.file_rows import SERVER, new_id
 from adapters.journal import add_event, ensure_tenant
+from adapters.paging import FIRST_PAGE, Page, beyond
 from adapters.tenants import check_export_quota
+from adapters.turn_rows import Queue, begin_turn, last_turns
 from adapters.turns import Turn, choose
 
 MOST_LOSSES = 5  # of the server while it runs; then it is most likely the export that ends servers
@@ -62,6 +64,7 @@ class NewExport:
     options: Mapping[str, Any] = field(default_factory=dict)
     size_bytes: int = 0  # as it is estimated
     keep_seconds: float | None = None  # for the result; None: until it is deleted
+    keep_rows: int | None = None  # of the tenant's exports that have ended; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class ExportEnd:
     error: Mapping[str, Any] | None = None
     size_bytes: int | None = None
     keep_seconds: float | None = None
+    keep_rows: int | None = None  # of the tenant's exports that have ended; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,8 @@ class ExportRows:
     def add_export(self, new: NewExport) -> ExportRow:
         """An order with a new id: queued, or where the same work runs or is done already, as far as that is.
 
-        Raises QuotaExceeded where the tenant may have no more exports, or no more bytes of them.
+        The tenant's oldest that have ended go where there are more than `keep_rows`. Raises QuotaExceeded where it may
+        have no more exports, or no more bytes of them.
         """
         now = time.time()
         with self.database.writing() as connection:
@@ -148,6 +153,7 @@ class ExportRows:
             connection.execute(insert(schema.exports).values(values))
             detail = {"export": row.id, "ref": new.ref}
             add_event(connection, new.tenant, "export_added", new.actor, new.ref.partition("@")[0], detail=detail)
+            _forget_oldest(connection, new.tenant, new.keep_rows)
             return _export(connection, new.tenant, row.id)
 
     def get_export(self, tenant: str, export_id: str) -> ExportRow:
@@ -155,15 +161,17 @@ class ExportRows:
         with self.database.reading() as connection:
             return _export(connection, tenant, export_id)
 
-    def exports(self, tenant: str | None = None, *, status: ExportStatus | None = None) -> list[ExportRow]:
-        """Exports, oldest first; of one tenant or status when named."""
-        where: list[ColumnElement[bool]] = []
-        if tenant is not None:
-            where.append(schema.exports.c.tenant == tenant)
-        if status is not None:
-            where.append(schema.exports.c.status == status)
+    def exports(self, tenant: str, page: Page = FIRST_PAGE, adapters: Collection[str] | None = None) -> list[ExportRow]:
+        """The tenant's exports, newest first; those of these adapters. Raises InvalidRequest for `after`."""
+        exports = schema.exports.c
+        where: list[ColumnElement[bool]] = [exports.tenant == tenant]
+        if adapters is not None:
+            where.append(func.substr(exports.ref, 1, func.instr(exports.ref, "@") - 1).in_(sorted(adapters)))
         with self.database.reading() as connection:
-            return _exports(connection, *where)
+            if page.after is not None:
+                where.append(beyond(connection, schema.exports, exports.tenant == tenant, page.after))
+            query = select(schema.exports).where(*where).order_by(exports.created_at.desc(), exports.id.desc())
+            return [_to_export(row._mapping) for row in connection.execute(query.limit(page.limit))]
 
     def kept_export(self, tenant: str, result: str) -> ExportRow | None:
         """An order that has this result, whose time is not over; None where there is none."""
@@ -202,14 +210,15 @@ class ExportRows:
         exports = schema.exports.c
         with self.database.writing() as connection:
             waiting = _exports(connection, exports.status == ExportStatus.QUEUED)
-            chosen = choose(
-                waiting, {tenant: _turn_of(connection, tenant) for tenant in {row.tenant for row in waiting}}
-            )
+            begun = last_turns(connection, Queue.EXPORTS, {row.tenant for row in waiting})
+            chosen = choose(waiting, {tenant: Turn(last_begun=at) for tenant, at in begun.items()})
             if chosen is None:
                 return None
+            now = time.time()
             where = (*_work(chosen), exports.status == ExportStatus.QUEUED)
-            values = {"status": ExportStatus.RUNNING, "attempts": exports.attempts + 1, "started_at": time.time()}
+            values = {"status": ExportStatus.RUNNING, "attempts": exports.attempts + 1, "started_at": now}
             connection.execute(update(schema.exports).where(*where).values(values))
+            begin_turn(connection, Queue.EXPORTS, chosen.tenant, now)
             return _export(connection, chosen.tenant, chosen.id)
 
     def has_queued_export(self) -> bool:
@@ -239,7 +248,9 @@ class ExportRows:
             values |= {"path": end.path, "progress": 1.0, "size_bytes": end.size_bytes or 0}
             values |= {"expires_at": _end_of(now, end.keep_seconds), "bytes_done": schema.exports.c.bytes_total}
         with self.database.writing() as connection:
-            return _change(connection, row, values)
+            ended = _change(connection, row, values)
+            _forget_oldest(connection, row.tenant, end.keep_rows)
+            return ended
 
     def requeue_export(self, row: ExportRow, *, has_died: bool = False) -> None:
         """Back into the queue: the server stops, or the process died and is tried again."""
@@ -344,9 +355,19 @@ def _change(connection: Connection, row: ExportRow, values: Mapping[str, Any]) -
     return connection.execute(update(schema.exports).where(*where).values(dict(values))).rowcount
 
 
-def _turn_of(connection: Connection, tenant: str) -> Turn:
-    begun = select(func.max(schema.exports.c.started_at)).where(schema.exports.c.tenant == tenant)
-    return Turn(last_begun=connection.execute(begun).scalar() or 0.0)
+def _forget_oldest(connection: Connection, tenant: str, keep_rows: int | None) -> None:
+    """Forget the tenant's oldest exports that have ended, beyond so many; results that only they have may then go."""
+    if keep_rows is None:
+        return
+    exports = schema.exports.c
+    has_ended = and_(exports.tenant == tenant, exports.status.not_in(OPEN))
+    newest_first = (
+        select(exports.id, exports.ref).where(has_ended).order_by(exports.created_at.desc(), exports.id.desc())
+    )
+    for export_id, ref in connection.execute(newest_first.limit(-1).offset(keep_rows)).all():
+        connection.execute(delete(schema.exports).where(exports.id == export_id))
+        detail = {"export": export_id, "ref": ref, "keep_rows": keep_rows}
+        add_event(connection, tenant, "export_deleted", SERVER, ref.partition("@")[0], detail=detail)
 
 
 def _lost() -> dict[str, Any]:

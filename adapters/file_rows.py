@@ -12,8 +12,9 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, and_, delete, func
 
 from adapters import schema
 from adapters.database import Database
-from adapters.errors import Conflict, InvalidRequest, LengthMismatch, NotFound, QuotaExceeded
+from adapters.errors import Conflict, LengthMismatch, NotFound, QuotaExceeded
 from adapters.journal import add_event, ensure_tenant
+from adapters.paging import beyond
 from adapters.tenants import check_file_quota, check_part_quota
 
 ADAPTER = "adapter"
@@ -153,7 +154,8 @@ class FileRows:
             if query.digest is not None:
                 where.append(files.digest == query.digest)
             if query.after is not None:
-                where.append(_beyond(connection, owner, query))
+                listed = and_(*_owned(schema.files, owner))
+                where.append(beyond(connection, schema.files, listed, query.after, is_ascending=query.is_ascending))
             order = (files.created_at, files.id)
             ordered = order if query.is_ascending else tuple(column.desc() for column in order)
             rows = connection.execute(select(schema.files).where(*where).order_by(*ordered).limit(query.limit))
@@ -327,17 +329,6 @@ def _file(connection: Connection, owner: Owner, file_id: str) -> FileRow:
 
 def _is_alive() -> ColumnElement[bool]:
     return or_(schema.files.c.expires_at.is_(None), schema.files.c.expires_at > time.time())
-
-
-def _beyond(connection: Connection, owner: Owner, query: FileQuery) -> ColumnElement[bool]:
-    files = schema.files.c
-    where = (*_owned(schema.files, owner), files.id == query.after)
-    row = connection.execute(select(files.created_at).where(*where)).first()
-    if row is None:
-        raise InvalidRequest("after is not the id of a file: take the id of the last one of a list.", param="after")
-    if query.is_ascending:
-        return or_(files.created_at > row[0], and_(files.created_at == row[0], files.id > query.after))
-    return or_(files.created_at < row[0], and_(files.created_at == row[0], files.id < query.after))
 
 
 def _insert_file(connection: Connection, file: FileRow) -> None:

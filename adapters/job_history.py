@@ -11,21 +11,11 @@ from sqlalchemy import Connection, insert, select, update
 
 from adapters import schema
 from adapters.database import Database
-from adapters.errors import InvalidRequest, NotFound
+from adapters.errors import NotFound
 from adapters.file_rows import new_id
+from adapters.paging import FIRST_PAGE, Page, unknown_after
 
 EVENT = "ftevent-"
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Which part of a list is asked for: what comes behind `after`, at most `limit`."""
-
-    after: str | None = None
-    limit: int = 20
-
-
-FIRST_PAGE = Page()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +150,6 @@ def event_number(event: str) -> int:
 
 def no_job(job_id: str) -> NotFound:
     return NotFound(f"There is no fine-tuning job {job_id[:80]!r}.", param="fine_tuning_job_id")
-
-
-def unknown_after(after: str) -> InvalidRequest:
-    return InvalidRequest(f"after is {after[:80]!r}, which is nothing of this list.", param="after")
 
 
 def _check_job(connection: Connection, tenant: str, job_id: str) -> None:

@@ -26,9 +26,11 @@ from adapters import schema
 from adapters.database import Database
 from adapters.errors import Conflict, LeaseLost
 from adapters.file_rows import new_id
-from adapters.job_history import FIRST_PAGE, JobHistory, Page, no_job, say, unknown_after
+from adapters.job_history import JobHistory, no_job, say
 from adapters.journal import add_event, ensure_tenant
+from adapters.paging import FIRST_PAGE, Page, beyond
 from adapters.tenants import check_job_bytes, check_job_quota, check_job_seconds, check_quota, running_jobs_limit
+from adapters.turn_rows import Queue, begin_turn, last_turns
 from adapters.turns import Turn, choose
 
 LEASE_SECONDS = 30.0
@@ -171,7 +173,7 @@ class JobRows(JobHistory):
             where.append(jobs.adapter.in_(sorted(adapters)))
         with self.database.reading() as connection:
             if page.after is not None:
-                where.append(_older_than(connection, tenant, page.after))
+                where.append(beyond(connection, schema.jobs, jobs.tenant == tenant, page.after))
             query = select(schema.jobs).where(*where).order_by(jobs.created_at.desc(), jobs.id.desc())
             rows = (_to_job(row._mapping) for row in connection.execute(query))
             wanted = (job for job in rows if job.has_metadata(metadata or {}))
@@ -227,8 +229,7 @@ class JobRows(JobHistory):
         with self.database.writing() as connection:
             free = [_to_job(row._mapping) for row in connection.execute(_free(now))]
             waiting = [job for job in free if not _is_given_up(connection, job)]
-            turns = {tenant: _turn_of(connection, tenant, now) for tenant in {job.tenant for job in waiting}}
-            chosen = choose(waiting, turns)
+            chosen = choose(waiting, _turns(connection, {job.tenant for job in waiting}, now))
             if chosen is None:
                 return None
             is_lost = chosen.status is JobStatus.RUNNING
@@ -243,6 +244,7 @@ class JobRows(JobHistory):
                 "started_at": now,
             }
             _update(connection, chosen.id, values)
+            begin_turn(connection, Queue.JOBS, chosen.tenant, now)
             return _job(connection, chosen.id, chosen.tenant)
 
     @contextmanager
@@ -354,20 +356,18 @@ def _free(now: float) -> Select[Any]:
     return select(schema.jobs).where(or_(jobs.status == JobStatus.QUEUED, is_abandoned))
 
 
-def _turn_of(connection: Connection, tenant: str, now: float) -> Turn:
+def _turns(connection: Connection, tenants: Collection[str], now: float) -> dict[str, Turn]:
+    begun = last_turns(connection, Queue.JOBS, tenants)
+    return {
+        tenant: Turn(_running(connection, tenant, now), running_jobs_limit(connection, tenant), begun[tenant])
+        for tenant in tenants
+    }
+
+
+def _running(connection: Connection, tenant: str, now: float) -> int:
     jobs = schema.jobs.c
     is_held = and_(jobs.status == JobStatus.RUNNING, jobs.leased_until > now)
-    running = connection.execute(select(func.count()).where(jobs.tenant == tenant, is_held)).scalar()
-    begun = connection.execute(select(func.max(jobs.started_at)).where(jobs.tenant == tenant)).scalar()
-    return Turn(running or 0, running_jobs_limit(connection, tenant), begun or 0.0)
-
-
-def _older_than(connection: Connection, tenant: str, after: str) -> ColumnElement[bool]:
-    jobs = schema.jobs.c
-    last = connection.execute(select(jobs.created_at, jobs.id).where(jobs.id == after, jobs.tenant == tenant)).first()
-    if last is None:
-        raise unknown_after(after)
-    return or_(jobs.created_at < last.created_at, and_(jobs.created_at == last.created_at, jobs.id < last.id))
+    return connection.execute(select(func.count()).where(jobs.tenant == tenant, is_held)).scalar() or 0
 
 
 def _job(connection: Connection, job_id: str, tenant: str) -> JobRow:

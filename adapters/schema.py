@@ -172,6 +172,15 @@ exports = Table(
     Index(None, "tenant", "created_at"),
 )
 
+# When a tenant's last export or fine-tuning job was begun. It outlives the rows of these.
+turns = Table(
+    "turns",
+    metadata,
+    Column("queue", String(16), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.id), primary_key=True),
+    Column("begun_at", Float, nullable=False),
+)
+
 # An adapter that another tenant may ask for answers.
 grants = Table(
     "grants",

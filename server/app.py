@@ -155,6 +155,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         store=store,
         home=settings.home,
         keep_seconds=settings.export_days * 86_400 or None,
+        keep_rows=settings.max_export_rows,
         on_end=lambda outcome: metrics.export_runs.labels(outcome).inc(),
     )
     jobs = Exports(kept, base, merge_base, served)

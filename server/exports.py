@@ -45,13 +45,15 @@ STOP_SECONDS = 5.0  # for the registry to take an export back when the server st
 class ExportPlace:
     """Where exports are kept: their rows, the adapters' files, and the state folder for what they make.
 
-    `keep_seconds` is how long results stay, None for as long as nobody deletes them; `on_end` hears how work ended.
+    `keep_seconds` is how long results stay, None for as long as nobody deletes them; `keep_rows` how many of a tenant's
+    exports that have ended are kept, None for all; `on_end` hears how work ended.
     """
 
     registry: Registry
     store: BlobStore
     home: Path
     keep_seconds: float | None = None
+    keep_rows: int | None = None
     on_end: Callable[[str], None] = lambda _: None
 
 
@@ -96,6 +98,7 @@ class Exports:
             options=order.options(),
             size_bytes=await asyncio.to_thread(estimated_bytes, order, version, self.merge_base),
             keep_seconds=self.where.keep_seconds,
+            keep_rows=self.where.keep_rows,
         )
         row = await asyncio.to_thread(self._place, new)
         self._poked.set()
@@ -208,7 +211,7 @@ class Exports:
     async def _ended(self, row: ExportRow, end: ExportEnd) -> None:
         if end.status is ExportStatus.SUCCEEDED:
             await self._note_agreement(row, end.report)
-        end = replace(end, keep_seconds=self.where.keep_seconds)
+        end = replace(end, keep_seconds=self.where.keep_seconds, keep_rows=self.where.keep_rows)
         orders = await self._written(lambda: self.registry.end_export(row, end))
         outcome = str(end.status if orders else ExportStatus.CANCELLED)
         log.info("export ended", export=row.id, model=row.ref, status=outcome, orders=orders)

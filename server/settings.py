@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     export_days: float = Field(
         7.0, ge=0, description="How long results of exports are kept, in days; 0: until they are deleted."
     )
+    max_export_rows: int = Field(
+        1000, ge=1, description="Exports that have ended that a tenant keeps; the oldest go first, with their results."
+    )
     wandb_api_key: SecretStr | None = Field(
         None, description="Key of Weights & Biases for fine-tuning jobs that ask to report there; unset, none may."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Path
+from fastapi import Path, Query
 
 from adapters.chat_template import template_digest
 from adapters.magnitude import CODE as TOO_LARGE
@@ -14,6 +14,9 @@ from server.catalogue import Adapter
 from server.services import Services
 
 MAX_NUMBER = 2**31 - 1
+MOST_LISTED = 100
+After = Annotated[str | None, Query(max_length=64)]  # the last id of the page before
+Limit = Annotated[int, Query(ge=1, le=MOST_LISTED)]
 VersionNumber = Annotated[int, Path(ge=1, le=MAX_NUMBER)]  # in a route's path
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from server.cli.options import AsJson
 from server.cli.output import print_json
+
+if TYPE_CHECKING:
+    from server.cli.client import Client
 
 EXPORTS = "/v1/exports"
 Export = Annotated[str, typer.Argument(metavar="EXPORT", help="The export's id.")]
@@ -28,7 +32,7 @@ def list_exports(as_json: AsJson = False) -> None:
     from server.cli.client import open_client
 
     with open_client() as client:
-        rows = client.get(EXPORTS)["data"]
+        rows = list(_all_exports(client))
     if as_json:
         print_json(rows)
         return
@@ -102,6 +106,15 @@ def fetch(
     else:
         size = sum(entry["size_bytes"] for entry in files.values())
         typer.echo(f"{row['model']} -> {found['path']}  ({len(files)} files, {size:,} bytes, all as the manifest says)")
+
+
+def _all_exports(client: Client) -> Iterator[dict[str, Any]]:
+    """Page after page, newest first."""
+    page: dict[str, Any] = {"has_more": True, "data": []}
+    while page["has_more"]:
+        last = {"after": page["data"][-1]["id"]} if page["data"] else {}
+        page = client.get(EXPORTS, params={"limit": 100, **last})
+        yield from page["data"]
 
 
 def _path(export_id: str) -> str:

@@ -11,12 +11,13 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.export_rows import ExportRow, no_export
+from adapters.paging import Page
 from server.export_content import content_response
 from server.export_order import ExportOrder, order_of
 from server.idempotency import idempotent
 from server.resolve import own_name
 from server.services import Caller, Services, caller_of
-from server.wire import listing
+from server.wire import After, Limit, listing
 
 MAX_SHARD_BYTES = 1 << 50
 
@@ -52,12 +53,14 @@ def router(services: Services) -> APIRouter:
         status, answer = await idempotent(services, request, body.model_dump_json(), act)
         return JSONResponse(answer, status_code=status)
 
-    @routes.get("", summary="All exports, newest first")
-    async def list_exports(request: Request) -> dict[str, Any]:
+    @routes.get("", summary="The exports, newest first; go on with ?after=ID")
+    async def list_exports(request: Request, after: After = None, limit: Limit = 20) -> dict[str, Any]:
         caller = caller_of(request)
-        rows = await asyncio.to_thread(registry.exports, caller.tenant)
+        adapters = caller.key.adapters if caller.key is not None else None
+        found = await asyncio.to_thread(registry.exports, caller.tenant, Page(after, limit + 1), adapters)
         is_open = await services.keyring.is_open()
-        return listing([export_row(row, is_open) for row in reversed(rows) if caller.may_touch(name_of(row))])
+        shown = [export_row(row, is_open) for row in found[:limit]]
+        return {**listing(shown), "has_more": len(found) > limit}
 
     @routes.get("/{export_id}", summary="How far it is; its files and parity report once it has ended")
     async def read(request: Request, export_id: str) -> dict[str, Any]:

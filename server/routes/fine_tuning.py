@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,8 +16,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from adapters.canonical import CONFIG_FILE, WEIGHTS_FILE
 from adapters.errors import Conflict, InvalidRequest, NotFound
 from adapters.file_rows import FINE_TUNE
-from adapters.job_history import JobCheckpoint, Page, event_number, no_job
+from adapters.job_history import JobCheckpoint, event_number, no_job
 from adapters.job_rows import JobRow
+from adapters.paging import Page
 from adapters.publish import publish
 from adapters.store import disk_error
 from adapters.types import AdapterVersion, VersionStatus
@@ -39,10 +40,8 @@ from server.room import size
 from server.routes.adapters import shown as version_shown
 from server.services import Caller, Services, caller_of
 from server.stream import DONE
+from server.wire import After, Limit
 
-MOST_LISTED = 100
-After = Annotated[str | None, Query(max_length=64)]
-Limit = Annotated[int, Query(ge=1, le=MOST_LISTED)]
 METADATA = "metadata["
 LOOK_SECONDS, KEEP_ALIVE_SECONDS = 0.5, 15.0
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.errors import Conflict, NotFound, QuotaExceeded
+from adapters.database import FILE
+from adapters.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from adapters.export_rows import MOST_LOSSES, ExportEnd, ExportRow, ExportStatus, NewExport
 from adapters.limits import UseLimits
+from adapters.paging import Page
 from adapters.registry import Registry
+from adapters.turn_rows import Queue, last_turns
+from tests.fixtures.old_state import at_schema
 
 WEEK = 7 * 86_400.0
 
@@ -104,6 +111,67 @@ def test_tenants_take_turns(registry: Registry) -> None:
     assert not registry.has_queued_export()
 
 
+def test_a_tenant_that_deletes_what_was_begun_for_it_has_had_its_turn_all_the_same(registry: Registry) -> None:
+    ordered(registry, "export-a", "sly"), ordered(registry, "export-b", "sly")
+    ordered(registry, "export-c", "other"), ordered(registry, "export-d", "other")
+    turns = []
+    while (row := registry.claim_export()) is not None:
+        turns.append(row.tenant)
+        registry.end_export(row, ExportEnd(ExportStatus.FAILED, error={"code": "x"}))
+        if row.tenant == "sly":
+            registry.delete_export("sly", row.id, actor="sly")
+    assert turns == ["sly", "other", "sly", "other"]
+
+
+def test_turns_of_before_the_table_of_turns_are_kept_by_its_migration(tmp_path: Path) -> None:
+    at_schema(tmp_path / FILE, "0008")
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        for tenant, started_at in (("acme", 7.0), ("other", None)):
+            connection.execute("INSERT INTO tenants (id, created_at) VALUES (?, 1)", (tenant,))
+            connection.execute(
+                "INSERT INTO exports (id, tenant, ref, format, options, status, progress, created_at, started_at) "
+                "VALUES (?, ?, 'router@1', 'hf', '{}', 'queued', 0, 1, ?)",
+                (f"export-{tenant}", tenant, started_at),
+            )
+        connection.commit()
+    registry = Registry.open(tmp_path)
+    with registry.database.reading() as reading:
+        assert last_turns(reading, Queue.EXPORTS, ["acme", "other"]) == {"acme": 7.0, "other": 0.0}
+    registry.close()
+
+
+def test_exports_are_listed_in_pages_newest_first_of_the_adapters_that_are_asked_for(registry: Registry) -> None:
+    rows = [ordered(registry, f"export-{number}") for number in range(5)]
+    other = registry.add_export(NewExport("default", "router_en@3", "export-x", "somebody"))
+    newest_first = [row.id for row in (other, *reversed(rows))]
+    seen: list[str] = []
+    while page := registry.exports("default", Page(seen[-1] if seen else None, 4)):
+        seen += [row.id for row in page]
+    assert seen == newest_first
+    assert [row.id for row in registry.exports("default", adapters=["router_en"])] == [other.id]
+    assert registry.exports("default", adapters=["router%", "Router_en", "router_en@3"]) == []
+    with pytest.raises(InvalidRequest, match="after is"):
+        registry.exports("acme", Page(rows[0].id))
+
+
+def test_of_exports_that_have_ended_a_tenant_keeps_so_many_and_the_oldest_go(registry: Registry) -> None:
+    still_open = ordered(registry, "export-open", "acme", keep_rows=2)
+    registry.claim_export()
+    ended = []
+    for number in range(4):
+        row = ordered(registry, f"export-{number}", keep_rows=2)
+        registry.end_export(claimed(registry), replace(succeeded(), keep_rows=2))
+        ended.append(row.id)
+    assert [row.id for row in registry.exports("default")] == [ended[3], ended[2]]
+    assert results(registry) == ({"export-open"}, {"export-2", "export-3"})
+    again = ordered(registry, "export-3", keep_rows=2)
+    assert again.status == "succeeded" and [row.id for row in registry.exports("default")] == [again.id, ended[3]]
+    assert results(registry) == ({"export-open"}, {"export-3"})
+    assert [row.id for row in registry.exports("acme")] == [still_open.id]
+    gone = [event.detail for event in registry.events("default", "router") if event.kind == "export_deleted"]
+    assert {detail["export"] for detail in gone} == set(ended[:3]) and gone[0]["keep_rows"] == 2
+
+
 def test_what_ran_when_the_server_ended_waits_again_and_not_for_ever(registry: Registry) -> None:
     row = ordered(registry)
     for losses in range(1, MOST_LOSSES):
@@ -149,8 +217,9 @@ def test_a_tenant_has_a_number_of_exports_and_of_their_bytes(registry: Registry)
     assert caught.value.param == "export_bytes"
     assert ordered(registry, tenant="acme", size_bytes=60).status == "succeeded", "its bytes are there already"
     ordered(registry, "export-b", "acme", size_bytes=30)
-    for row in registry.exports("acme", status=ExportStatus.SUCCEEDED):
-        registry.delete_export("acme", row.id, actor="x")
+    for row in registry.exports("acme"):
+        if row.status is ExportStatus.SUCCEEDED:
+            registry.delete_export("acme", row.id, actor="x")
     assert registry.get_tenant("acme").export_bytes == 30
     assert registry.stored_exports().queued == 1 and registry.stored_exports().result_bytes == 0
     assert first.tenant == "acme"

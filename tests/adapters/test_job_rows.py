@@ -20,9 +20,10 @@ from adapters.errors import (
     PayloadTooLarge,
     QuotaExceeded,
 )
-from adapters.job_history import Page, event_id
+from adapters.job_history import event_id
 from adapters.job_rows import MOST_LOSSES, NEXT, JobChange, JobRow, JobStatus, Phase
 from adapters.limits import UseLimits
+from adapters.paging import Page
 from adapters.registry import NewVersion, Registry
 from adapters.turns import Turn, choose
 from adapters.types import VersionStatus

@@ -202,3 +202,21 @@ def test_an_export_that_ran_when_the_server_ended_runs_again(base: BaseModel, tm
     with running(base, tmp_path) as server:
         assert server.services.registry.get_export("default", row["id"]).status is not ExportStatus.CANCELLED
         assert ended(server, row["id"])["status"] == "succeeded"
+
+
+def test_the_list_comes_in_pages_and_a_tenant_keeps_so_many_that_have_ended(base: BaseModel, tmp_path: Path) -> None:
+    with running(base, tmp_path, max_export_rows=3) as server:
+        server.pushed("router")
+        made = [ordered(server, dtype=dtype)["id"] for dtype in ("float32", "float16", "bfloat16", None, None)]
+        for one in made[2:]:
+            assert ended(server, one)["status"] == "succeeded"
+        first = server.http.get("/v1/exports", params={"limit": 2}).json()
+        assert ([row["id"] for row in first["data"]], first["has_more"]) == ([made[4], made[3]], True)
+        rest = server.http.get("/v1/exports", params={"limit": 2, "after": made[3]}).json()
+        assert ([row["id"] for row in rest["data"]], rest["has_more"]) == ([made[2]], False)
+        assert server.http.get(f"/v1/exports/{made[0]}").status_code == 404
+        results = server.services.exports.results.root
+        eventually(lambda: len([path for path in results.iterdir() if path.name.startswith("export-")]) == 2, 10)
+        refused = server.http.get("/v1/exports", params={"after": "export-nothing"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "after")
+        assert server.http.get("/v1/exports", params={"limit": 101}).status_code == 422
