@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,8 @@ def work_folder(work: Path, inputs: str, kept: Collection[str]) -> Iterator[Path
     Of an earlier run the files named in `kept` are left, if `inputs` (a digest) are the same as then; all else goes. An
     error of ours or of the disk removes the folder, a kill or an exit leaves it. Raises AlreadyRunning.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    handle = _open_folder(work)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise AlreadyRunning(f"Another process exports in {work}. Wait for it, or name another folder.") from error
-    try:
+    refusal = f"Another process exports in {work}. Wait for it, or name another folder."
+    with own_folder(work, refusal), _gone_after_an_error(work):
         note = work / INPUTS
         is_same = note.is_file() and note.read_text() == inputs
         for path in list(work.iterdir()):
@@ -61,11 +55,44 @@ def work_folder(work: Path, inputs: str, kept: Collection[str]) -> Iterator[Path
         if not is_same:
             write_file(note, inputs.encode())
         yield work
-    except Exception:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+
+
+@contextmanager
+def own_folder(folder: Path, refusal: str) -> Iterator[None]:
+    """The folder, made where there is none, is this process's alone while the block runs.
+
+    Raises AlreadyRunning with `refusal` where it is another's. The lock ends with its process, even a killed one.
+    """
+    try:
+        handle = _owned(folder)
+    except BlockingIOError as error:
+        raise AlreadyRunning(refusal) from error
+    try:
+        yield
     finally:
         os.close(handle)
+
+
+def _owned(folder: Path) -> int:
+    """A locked handle of the folder that has the name now; raises BlockingIOError."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError), ExitStack() as undone:  # whoever had it may remove or rename it meanwhile
+            handle = _open_folder(folder)
+            undone.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                undone.pop_all()
+                return handle
+
+
+@contextmanager
+def _gone_after_an_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def sweep_partial(parent: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,29 +35,39 @@ class Wanted:
 def fetch_folder(client: Client, path: str, out: Path, *, shown: bool) -> dict[str, Any]:
     """Fetch the result of the export at `path` into the new folder `out`; the manifest's files.
 
-    What has come lies in a hidden folder beside it, where the next call goes on. Raises OutputExists, StorageDamaged
-    where a file is not what the manifest says, Unreachable, and what the server refuses.
+    What has come lies in a hidden folder beside it, where the next call goes on. Raises OutputExists, AlreadyRunning
+    where another process fetches there, StorageDamaged where a file is not what the manifest says, Unreachable, and
+    what the server refuses.
     """
     from adapters.durable import write_file
-    from adapters.staging import publish
+    from adapters.staging import own_folder, publish
 
-    if os.path.lexists(out):
-        raise OutputExists(f"{out} exists already. Choose another --out, or remove it first.", param="out")
+    _check_absent(out)
     manifest = _manifest(client, path)
     files = [_wanted(name, entry) for name, entry in json.loads(manifest)["files"].items()]
-    staged = out.parent / f".{out.name[:100]}.{path.rpartition('/')[2]}{SUFFIX}"
+    place = out.parent / f".{out.name[:100]}{SUFFIX}"
+    refusal = f"Another process fetches into {out}, one may at a time: wait for it, or choose another --out."
     try:
-        staged.mkdir(parents=True, exist_ok=True)
-        with _bar(sum(file.size_bytes for file in files), shown) as tell:
-            for file in files:
-                _fetch_file(client, path, file, staged / file.name, tell)
-        for name in {one.name for one in staged.iterdir()} - {file.name for file in files}:
-            (staged / name).unlink()  # of an earlier result of the same export
-        write_file(staged / MANIFEST, manifest)
-        publish(staged, out)
+        with own_folder(place, refusal):
+            _check_absent(out)  # who had the folder before may have finished
+            staged = place / path.rpartition("/")[2]
+            staged.mkdir(exist_ok=True)
+            with _bar(sum(file.size_bytes for file in files), shown) as tell:
+                for file in files:
+                    _fetch_file(client, path, file, staged / file.name, tell)
+            for name in {one.name for one in staged.iterdir()} - {file.name for file in files}:
+                (staged / name).unlink()  # of an earlier result of the same export
+            write_file(staged / MANIFEST, manifest)
+            publish(staged, out)
+            shutil.rmtree(place, ignore_errors=True)  # with what came of other exports for the same place
     except OSError as error:
-        raise _unwritten(staged, error) from error
+        raise _unwritten(place, error) from error
     return {file.name: {"sha256": file.sha256, "size_bytes": file.size_bytes} for file in files}
+
+
+def _check_absent(out: Path) -> None:
+    if os.path.lexists(out):
+        raise OutputExists(f"{out} exists already. Choose another --out, or remove it first.", param="out")
 
 
 def _manifest(client: Client, path: str) -> bytes:

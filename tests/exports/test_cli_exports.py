@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,8 @@ def test_a_fetched_folder_is_the_result_to_the_byte(
 def test_a_fetch_goes_on_with_what_has_come_and_refuses_what_is_not_the_manifests(
     shell: Shell, server: Server, row: dict[str, Any], tmp_path: Path
 ) -> None:
-    staged, result = tmp_path / f".merged.{row['id']}.hotshoe-fetch", result_of(server, row["id"])
-    staged.mkdir()
+    staged, result = tmp_path / ".merged.hotshoe-fetch" / row["id"], result_of(server, row["id"])
+    staged.mkdir(parents=True)
     weights = (result / "model.safetensors").read_bytes()
     (staged / "model.safetensors").write_bytes(weights[:1000])
     (staged / "config.json").write_bytes((result / "config.json").read_bytes() + b"too long")
@@ -59,11 +61,37 @@ def test_a_fetch_goes_on_with_what_has_come_and_refuses_what_is_not_the_manifest
     after = server.metric("hotshoe_http_responses_total", route="/v1/exports/{export_id}/content", status="206")
     assert contents(tmp_path / "merged") == contents(result) and after > before
     shutil.rmtree(tmp_path / "merged")
-    staged.mkdir()
+    staged.mkdir(parents=True)
     (staged / "model.safetensors").write_bytes(b"x" * 1000)  # of a disk that lied, or of somebody else
     done = shell.run("exports", "fetch", row["id"], "--out", str(tmp_path / "merged"))
     assert done.returncode == 3 and "the manifest says" in done.stderr and not (tmp_path / "merged").exists()
     assert shell.run("exports", "fetch", row["id"], "--out", str(tmp_path / "merged")).returncode == 0
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from adapters.staging import own_folder
+with own_folder(Path(sys.argv[1]), "held"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_of_two_fetches_into_one_folder_the_second_is_told_so_and_a_killed_one_blocks_none(
+    shell: Shell, server: Server, row: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    first = [sys.executable, "-c", HOLDER, str(tmp_path / ".merged.hotshoe-fetch")]
+    with subprocess.Popen(first, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        refused = shell.run("exports", "fetch", row["id"], "--out", str(out))
+        assert refused.returncode == 1 and "already_running" in refused.stderr and not out.exists()
+        assert str(out) in refused.stderr and "choose another --out" in refused.stderr
+        assert shell.run("exports", "fetch", row["id"], "--out", str(tmp_path / "else")).returncode == 0
+        other.kill()
+    assert shell.run("exports", "fetch", row["id"], "--out", str(out)).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "merged"]
 
 
 def test_the_verbs_say_how_exports_stand_cancel_them_and_remove_them(
