@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.durable import sync
 from adapters.errors import AlreadyRunning, ConfigInvalid, OutputExists, TrainingStopped
 from training.checkpoints import last_complete
 
@@ -132,13 +133,8 @@ def _locked(path: Path, out: Path) -> int:
 def _settle(result: Path, out: Path) -> None:
     for path in result.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
     if out.is_dir():
         out.rmdir()
     result.rename(out)
-    parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync(out.parent)

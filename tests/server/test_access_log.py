@@ -17,9 +17,10 @@ import pytest
 
 from adapters.bases import BaseModel
 from adapters.errors import ConfigInvalid
+from bench.served import free_port
 from server.access_log import FIELDS, AccessLog
 from server.lines import LineWriter, OpenFile
-from tests.fixtures.processes import HOTSHOE, Served, environment, free_port
+from tests.fixtures.processes import HOTSHOE, Served, environment
 from tests.fixtures.service import Server, eventually
 
 KEY = "a-key-of-the-log"

@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from adapters.bases import BaseModel
+from bench.served import free_port
 from tests.fixtures.adapters import write_adapter
-from tests.fixtures.processes import HOTSHOE, Served, environment, free_port
+from tests.fixtures.processes import HOTSHOE, Served, environment
 
 VERBS = ("serve", "doctor", "push", "ls", "show", "promote", "rollback", "retire", "chat")
 

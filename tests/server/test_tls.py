@@ -14,9 +14,10 @@ import pytest
 
 from adapters.bases import BaseModel
 from adapters.errors import ConfigInvalid
+from bench.served import free_port
 from server.tls import Certificate
 from tests.fixtures.certificates import Authority
-from tests.fixtures.processes import Served, free_port
+from tests.fixtures.processes import Served
 from tests.fixtures.service import eventually
 
 KEY = "a-key-of-the-tls"
