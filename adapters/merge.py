@@ -124,13 +124,14 @@ class _Block:
 
 
 class _Workspace:
-    """The buffers of one worker, made once: as read, the result in float32, as written."""
+    """The buffers of one worker, made once: as read, the result in float32 (and its bytes), as written."""
 
     def __init__(self) -> None:
         import torch
 
         self.raw = bytearray(BLOCK_ELEMENTS * 4)
         self.weight = torch.empty(BLOCK_ELEMENTS)
+        self.weight_bytes = memoryview(self.weight.numpy()).cast("B")
         self.written = bytearray(BLOCK_ELEMENTS * 4)
 
 
@@ -146,16 +147,21 @@ def _merge_block(block: _Block, space: _Workspace) -> None:
     tensor, count = block.tensor, block.elements
     columns = tensor.matrix_shape[1]
     item = ITEM_BYTES[tensor.source.dtype]
-    raw = memoryview(space.raw)[: count * item]
+    result, is_wide = space.weight[:count], tensor.source.dtype == "F32"  # float32 is read and written in place
+    raw = (space.weight_bytes if is_wide else memoryview(space.raw))[: count * item]
     read_all(block.source, raw, tensor.source.begin + block.first * columns * item)
-    result = space.weight[:count].copy_(torch.frombuffer(raw, dtype=_torch_dtype(tensor.source.dtype)))
+    if not is_wide:
+        result.copy_(torch.frombuffer(raw, dtype=_torch_dtype(tensor.source.dtype)))
     if block.scales is not None:
         result.copy_(block.scales.through(result, block.first * columns))
     if tensor.update is not None and block.factors is not None:
         a, b = block.factors
         result.view(-1, columns).addmm_(b[block.first : block.end], a, alpha=tensor.update.scaling)
-    written = memoryview(space.written)[: count * ITEM_BYTES[tensor.dtype]]
-    rounded = torch.frombuffer(written, dtype=_torch_dtype(tensor.dtype)).copy_(result)
+    if tensor.dtype == "F32":
+        written, rounded = space.weight_bytes[: count * 4], result
+    else:
+        written = memoryview(space.written)[: count * ITEM_BYTES[tensor.dtype]]
+        rounded = torch.frombuffer(written, dtype=_torch_dtype(tensor.dtype)).copy_(result)
     if not bool(torch.isfinite(torch.stack(rounded.aminmax())).all()):
         raise _not_finite(result, tensor)
     write_all(block.target, written, tensor.begin + block.first * columns * ITEM_BYTES[tensor.dtype])
