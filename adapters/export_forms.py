@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.bases import WEIGHT_INDEX
+from adapters.checkpoint import FLOATS
 from adapters.durable import sync
 from adapters.errors import InvalidRequest
 from adapters.export_files import companions, says, write_companions
@@ -31,6 +32,10 @@ class Form(Protocol):
     @property
     def size_bytes(self) -> int:
         """What its files will take on the disk."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What of it are the weights that are delivered, without what lies beside them only while they are made."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -83,6 +88,10 @@ class MergedFolder:
         return self.plan.weight_bytes + companion_bytes(self.request)
 
     @property
+    def weight_bytes(self) -> int:
+        return self.plan.weight_bytes
+
+    @property
     def files(self) -> tuple[str, ...]:
         return tuple(file.name for file in self.plan.files)
 
@@ -124,10 +133,14 @@ class PeftFolder:
 
     @property
     def size_bytes(self) -> int:
-        return checkpoint_bytes(self.request.base, self._code) + companion_bytes(self.request)
+        return self.weight_bytes + companion_bytes(self.request)
+
+    @property
+    def weight_bytes(self) -> int:
+        return checkpoint_bytes(self.request.base, self._code)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"merged_by": "peft", "weight_bytes": self.size_bytes}
+        return {"merged_by": "peft", "weight_bytes": self.weight_bytes}
 
     def write(self, folder: Path, tell: Tell) -> None:
         tell({"stage": "merging", "percent": 0})
@@ -149,10 +162,21 @@ class PeftFolder:
         write_companions(asked, folder, self.made["config"])
 
     def prove(self, folder: Path, tell: Tell) -> dict[str, Any]:
-        logits = self.made["logits"]
+        from adapters.readback_peft import verify_peft_merge
+
+        asked, logits = self.request, self.made["logits"]
+        codes = {name: code for code, name in FLOATS.items()}
+        progress = percents(tell, "checking", self.weight_bytes)
+        weights = verify_peft_merge(asked.adapter, asked.base, folder, codes[self.dtype], progress)
         notes = ["PEFT merged this adapter: it is more than low-rank updates."]
-        parity = {"level": "logits", "merged_by": "peft", "logits": logits, "notes": notes}
-        return with_verdict(parity, logits_problems(logits))
+        parity = {
+            "level": "logits",
+            "merged_by": "peft",
+            "weights": weights.as_dict(),
+            "logits": logits,
+            "notes": notes,
+        }
+        return with_verdict(parity, [*weights.problems, *logits_problems(logits)])
 
 
 @dataclass
@@ -173,6 +197,10 @@ class AdapterFolder:
     @property
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in self._sources)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.size_bytes
 
     def as_dict(self) -> dict[str, Any]:
         return {"files": {path.name: path.stat().st_size for path in self._sources}}

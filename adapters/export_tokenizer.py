@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def own_tokenizer(source: Path, adapter: Path, base: BaseModel) -> Path | None:
             "Remove it to export with the base's."
         )
     added = theirs.keys() - ours.keys()
-    rows = embedding_rows(adapter / "adapter_model.safetensors") or int(base.config["vocab_size"])
+    rows = embedding_rows(read_header(adapter / "adapter_model.safetensors")) or int(base.config["vocab_size"])
     beyond = sorted(number for number in theirs.values() if number >= rows)
     if beyond:
         raise MergeFailed(
@@ -64,20 +65,20 @@ def token_ids(path: Path) -> dict[str, int]:
     return ids
 
 
-def embedding_rows(weights: Path) -> int | None:
-    """Rows of the embeddings and output layer that an adapter brings along; None where it brings neither.
+def embedding_rows(header: Sequence[StoredTensor]) -> int | None:
+    """Rows of the embeddings and output layer that an adapter with these tensors brings along; None where neither.
 
     Raises MergeFailed where they contradict each other.
     """
-    found = {tensor.name: rows for tensor in read_header(weights) if (rows := _rows(tensor)) is not None}
+    found = {tensor.name: rows for tensor in header if (rows := _rows(tensor)) is not None}
     if len(set(found.values())) > 1:
         raise MergeFailed(f"The adapter has vocabularies of several sizes: {found}.")
     return next(iter(found.values()), None)
 
 
-def trains_whole(weights: Path, module: str) -> bool:
-    """The adapter brings every row of `embed_tokens` or `lm_head`, and not an update of it."""
-    return any(tensor.name.endswith(f"{module}.weight") for tensor in read_header(weights))
+def trains_whole(header: Sequence[StoredTensor], module: str) -> bool:
+    """An adapter with these tensors brings every row of `embed_tokens` or `lm_head`, and not an update of it."""
+    return any(tensor.name.endswith(f"{module}.weight") for tensor in header)
 
 
 def _rows(tensor: StoredTensor) -> int | None:

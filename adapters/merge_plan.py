@@ -323,8 +323,8 @@ def _update_of(name: str, tensors: Mapping[str, StoredTensor], config: Mapping[s
     if shape is None or a is None or b is None:
         lacks = "is no layer of this base" if shape is None else f"has no lora_{'B' if a else 'A'}"
         raise _refused("tensor_set_invalid", name, lacks)
-    rank = int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+    rank = int(by_pattern(config.get("rank_pattern"), name, config["r"]))
+    alpha = float(by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
     if a.shape != (rank, shape.in_features) or b.shape != (shape.out_features, rank):
         wanted = f"[{rank}, {shape.in_features}] and [{shape.out_features}, {rank}]"
         raise _refused("shape_mismatch", name, f"A and B are {list(a.shape)} and {list(b.shape)}, not {wanted}")
@@ -335,7 +335,7 @@ def _update_of(name: str, tensors: Mapping[str, StoredTensor], config: Mapping[s
     return Update(name, alpha / (rank**0.5 if config.get("use_rslora") else rank), a, b)
 
 
-def _by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+def by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     """The first key that is the module's name or its ending, as PEFT matches; keys are literal, never compiled."""
     return next((value for key, value in (pattern or {}).items() if name == key or name.endswith(f".{key}")), default)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from adapters.bases import BaseModel, stored_dtype, weight_files
 from adapters.canonical import check
+from adapters.checkpoint import read_header
 from adapters.child import run_child
 from adapters.errors import HotshoeError, MergeFailed, StorageFull
 from adapters.export_tokenizer import embedding_rows, trains_whole
@@ -71,11 +72,11 @@ def merge_by_peft(
 
 def resized_rows(adapter: Path, base: BaseModel) -> int | None:
     """The vocabulary's size where training changed it; raises MergeFailed where rows of it are nowhere."""
-    weights = adapter / "adapter_model.safetensors"
-    rows = embedding_rows(weights)
+    header = read_header(adapter / "adapter_model.safetensors")
+    rows = embedding_rows(header)
     if rows is None or rows == int(base.config["vocab_size"]):
         return None
-    lacking = [module for module in ("embed_tokens", "lm_head") if not trains_whole(weights, module)]
+    lacking = [module for module in ("embed_tokens", "lm_head") if not trains_whole(header, module)]
     if lacking and not (base.is_tied and len(lacking) == 1):
         raise MergeFailed(
             f"The adapter's vocabulary has {rows:,} rows and the base's {base.config['vocab_size']:,}, and the rows of "

@@ -157,7 +157,7 @@ def verify_tensor(planned: PlannedTensor, written: StoredTensor, every: int = 1)
     if (written.dtype, written.shape) != (planned.dtype, planned.source.shape):
         report.problems.append(f"{name} was written as {written.dtype} {list(written.shape)}")
     elif planned.is_copy:
-        if not _same_bytes(planned.source, written):
+        if not same_bytes(planned.source, written):
             report.problems.append(f"{name} should be unchanged and is not")
         report.unchanged_tensors, report.unchanged_bytes = 1, written.size_bytes
     else:
@@ -171,7 +171,8 @@ def verify_tensor(planned: PlannedTensor, written: StoredTensor, every: int = 1)
     return report
 
 
-def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    """Two tensors of the same size hold the same bytes."""
     with one.path.open("rb") as left, other.path.open("rb") as right:
         left.seek(one.begin)
         right.seek(other.begin)
@@ -195,8 +196,12 @@ class Factors:
         """None where nothing is added."""
         if update is None:
             return None
-        a = read_floats(update.a).reshape(update.a.shape)
-        b = read_floats(update.b).reshape(update.b.shape) * update.scaling
+        a, b = (read_floats(half).reshape(half.shape) for half in (update.a, update.b))
+        return cls.of_floats(b, a, update.scaling)
+
+    @classmethod
+    def of_floats(cls, b: Floats, a: Floats, scaling: float) -> Factors:
+        b = b * scaling
         # An element of B @ A sums `rank` products in float32; each row's largest possible sum bounds what that loses.
         slack = EPSILON32 * (len(a) + 3) * (np.abs(b) @ np.abs(a).max(axis=1, keepdims=True))
         return cls(b, a, slack)

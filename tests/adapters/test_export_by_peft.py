@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from adapters.bases import BaseModel, load_base
+from adapters.checkpoint import read_header
 from adapters.errors import BaseInvalid, InvalidRequest, MergeFailed
 from adapters.export import ExportRequest, canonical_copy, export
+from adapters.export_forms import plan_form
 from adapters.export_tokenizer import own_tokenizer
+from adapters.readback_peft import verify_peft_merge
 from tests.fixtures.bases import tiny_qwen2
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -55,6 +58,8 @@ def test_u4b_what_cannot_be_served_is_merged_and_its_folder_computes_what_peft_d
     adapter = canonical_copy(source, base, tmp_path / "canonical", base_is_named=True)
     result = export(ExportRequest(adapter, base, tmp_path / "out", source="adapter"))
     assert (result.parity["verdict"], result.parity["merged_by"]) == ("passed", "peft")
+    weights = result.parity["weights"]
+    assert weights["outside_bound"] == 0 and weights["changed_tensors"] > 0 and weights["unchanged_tensors_equal"] > 0
     assert set(result.manifest["files"]) >= {"config.json", "model.safetensors", "parity.json", "tokenizer.json"}
     model = AutoModelForCausalLM.from_pretrained(result.folder).eval()
     with torch.no_grad():
@@ -148,3 +153,73 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused(tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(MergeFailed, match="2 of its tokens"):
         own_tokenizer(source, source, base)
+
+
+def flip(folder: Path, name: str) -> None:
+    """Make one element of a tensor in the folder another number."""
+    path = folder / "model.safetensors"
+    (tensor,) = (one for one in read_header(path) if one.name == name)
+    raw = bytearray(path.read_bytes())
+    raw[tensor.begin + tensor.size_bytes - 2] ^= 0x08
+    path.write_bytes(raw)
+
+
+CHANGED = {
+    "dora": "model.layers.1.self_attn.q_proj.weight",
+    "lora_bias": "model.layers.0.self_attn.v_proj.bias",
+    "bias": "model.layers.0.self_attn.k_proj.bias",
+    "lm_head": "lm_head.weight",
+    "embeddings": "model.embed_tokens.weight",
+    "tokens": "model.embed_tokens.weight",
+    "dora_embeddings": "model.embed_tokens.weight",
+    "patterns": "model.layers.1.mlp.up_proj.weight",
+}
+FURTHER: dict[str, dict[str, Any]] = {
+    "dora_embeddings": {"use_dora": True, "target_modules": ["up_proj", "embed_tokens"]},
+    "patterns": {"use_dora": True, "use_rslora": True, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", CHANGED)
+def test_every_element_that_peft_merged_is_what_base_and_adapter_give_and_a_flipped_one_is_found(
+    tmp_path: Path, kind: str, is_tied: bool
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = load_base(tiny_qwen2(tmp_path / "base", tie_word_embeddings=is_tied))
+    source, _ = trained(base, tmp_path / "source", {**KINDS, **FURTHER}[kind])
+    adapter = canonical_copy(source, base, tmp_path / "canonical", base_is_named=True)
+    for code, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16)):
+        plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(plain, adapter).merge_and_unload().to(dtype)
+        if is_tied and merged.lm_head.weight.data_ptr() != merged.model.embed_tokens.weight.data_ptr():
+            merged.config.tie_word_embeddings = False
+        merged.save_pretrained(tmp_path / code)
+        report = verify_peft_merge(adapter, base, tmp_path / code, code)
+        assert report.problems == [], report.problems
+        assert CHANGED[kind] in {check.name for check in report.changed}
+        assert report.as_dict()["relative_error"] <= 1.1 * report.as_dict()["rounding_floor"] + 1e-6
+        for name in (CHANGED[kind], "model.norm.weight"):
+            flip(tmp_path / code, name)
+            (problem,) = verify_peft_merge(adapter, base, tmp_path / code, code).problems
+            assert name in problem
+            flip(tmp_path / code, name)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_export_by_peft_with_one_wrong_element_fails(tmp_path: Path) -> None:
+    base = load_base(tiny_qwen2(tmp_path / "base", tie_word_embeddings=False))
+    source, _ = trained(base, tmp_path / "source", KINDS["dora"])
+    adapter = canonical_copy(source, base, tmp_path / "canonical", base_is_named=True)
+    form = plan_form(ExportRequest(adapter, base, tmp_path / "out", source="adapter"))
+    (tmp_path / "made").mkdir()
+    form.write(tmp_path / "made", lambda _: None)
+    assert form.prove(tmp_path / "made", lambda _: None)["verdict"] == "passed"
+    flip(tmp_path / "made", CHANGED["dora"])
+    parity = form.prove(tmp_path / "made", lambda _: None)
+    assert parity["verdict"] == "failed" and CHANGED["dora"] in parity["problems"][0]
+    assert parity["weights"]["outside_bound"] == 1
