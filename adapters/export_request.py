@@ -20,7 +20,7 @@ FORMATS = (HF, GGUF, ADAPTER, GGUF_LORA)
 ORIGINAL, NF4 = "original", "nf4"
 MERGE_INTO = (ORIGINAL, NF4)
 LEAST_SHARD_BYTES = 1 << 20
-CODE_VERSION = 1  # grows when the same order would give other bytes
+CODE_VERSION = 2  # grows when the same order would give other bytes
 
 
 @dataclass(frozen=True)

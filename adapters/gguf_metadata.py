@@ -16,7 +16,7 @@ Metadata = dict[str, tuple[str, Any]]  # key -> (gguf's name of the value type, 
 QUANTISATION_VERSION = 2
 ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 YARN_OWN = ("attention_factor", "mscale", "mscale_all_dim")
-ROLE_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "pad": "padding", "unk": "unknown"}
+ROLE_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "pad": "padding", "unk": "unknown"}
 
 
 def architecture(base: BaseModel) -> str:

@@ -19,6 +19,7 @@ TOKENIZER = "tokenizer.json"
 # llama.cpp's llama_token_type.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 ROLES = ("bos", "eos", "pad", "unk")
+FURTHER_ENDS = ("eot", "eom")  # roles of tokens that end an answer beside eos
 # What llama.cpp ends an answer at without being told, by its text.
 KNOWN_ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "</s>"}
 
@@ -40,7 +41,7 @@ SPLITTING: Mapping[tuple[tuple[str, ...], bool], str] = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What goes into the file. `special` maps bos, eos, pad, unk and eot to ids, those that there are."""
+    """What goes into the file. `special` maps bos, eos, pad, unk, eot and eom to ids, those that there are."""
 
     pre: str
     tokens: tuple[str, ...]
@@ -67,9 +68,10 @@ class _Reading:
         self.problems.append(Problem("tokenizer_not_supported", f"{TOKENIZER}:{path}", message, advice))
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a base's folder, filled up to the `vocab_size` rows of its embedding with unused tokens.
+def read_vocabulary(folder: Path, config: Mapping[str, Any], *, generation: Path | None = None) -> Vocabulary:
+    """The vocabulary of a tokenizer's folder, filled up to the `vocab_size` rows of the embedding with unused tokens.
 
+    `generation` is the folder whose generation_config.json says where answers end, the tokenizer's own unless given.
     Raises BaseInvalid with everything that llama.cpp would do otherwise.
     """
     if not (folder / TOKENIZER).is_file():
@@ -80,7 +82,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         _json(folder / TOKENIZER),
         _json(folder / "tokenizer_config.json"),
         config,
-        _json(folder / "generation_config.json"),
+        _json((generation or folder) / "generation_config.json"),
     )
     pre = _splitting(reading)
     _check_model(reading)
@@ -193,10 +195,9 @@ def _special(reading: _Reading, ids: Mapping[str, int]) -> dict[str, int]:
         for number in (ends if isinstance(ends, list) else [ends])
         if number is not None and number != special.get("eos") and texts.get(number) not in KNOWN_ENDS
     ]
-    if others:
-        special["eot"] = int(others[0])
-    if others[1:]:
-        reading.notes.append(f"llama.cpp takes two tokens that end an answer; these do not in it: {others[1:]}.")
+    special |= {role: int(number) for role, number in zip(FURTHER_ENDS, others, strict=False)}
+    if left := others[len(FURTHER_ENDS) :]:
+        reading.notes.append(f"llama.cpp takes three tokens that end an answer; these do not in it: {left}.")
     return special
 
 

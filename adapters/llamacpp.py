@@ -37,10 +37,11 @@ class Continuation:
 
 @dataclass(frozen=True)
 class LlamaAnswer:
-    """One continuation for each prompt, and the token ids of each text."""
+    """One continuation for each prompt, the token ids of each text, and of the stops those that end an answer there."""
 
     continuations: tuple[Continuation, ...]
     texts: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]
 
 
 def missing() -> str | None:
@@ -81,7 +82,7 @@ def run(
         Continuation(tuple(one["tokens"]), tuple({int(key): value for key, value in row} for row in one["top"]))
         for one in answer["continuations"]
     )
-    return LlamaAnswer(continuations, tuple(map(tuple, answer["texts"])))
+    return LlamaAnswer(continuations, tuple(map(tuple, answer["texts"])), tuple(answer["ends"]))
 
 
 def _failed(model: Path, said: str) -> HotshoeError:
@@ -94,7 +95,9 @@ def main(spec_path: str) -> None:
     server = _server(spec)
     address = str(server.listening_address)
     continuations = [_continue(address, prompt, spec) for prompt in spec["prompts"]]
-    print(json.dumps({"continuations": continuations, "texts": [_tokens(address, text) for text in spec["texts"]]}))
+    texts = [_tokens(address, text) for text in spec["texts"]]
+    ends = [token for token in spec["stops"] if _ends_at(address, token)]
+    print(json.dumps({"continuations": continuations, "texts": texts, "ends": ends}))
 
 
 def _server(spec: Mapping[str, Any]) -> Any:
@@ -152,6 +155,13 @@ def _continue(address: str, prompt: Sequence[int], spec: Mapping[str, Any]) -> d
         rows.append([[one["id"], one["logprob"]] for one in row["top_logprobs"]])
         tokens.append(rows[-1][0][0])
     return {"tokens": tokens, "top": rows}
+
+
+def _ends_at(address: str, token: int) -> bool:
+    """An answer in which this token was sampled ends there by itself."""
+    forced = {"samplers": ["top_k"], "top_k": 1, "logit_bias": [[token, 1e6]]}
+    answer = _ask(address, "/completion", {"prompt": [0], "n_predict": 2, **forced})
+    return bool(answer["stop_type"] == "eos")
 
 
 def _tokens(address: str, text: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from adapters.child import run_child
 from adapters.errors import ParityFailed
-from adapters.llamacpp import missing, run
+from adapters.llamacpp import run
 from adapters.parity_answers import MAX_NEW_TOKENS, TOP_TOKENS, Answer, greedy_answers, stop_tokens
 from adapters.parity_forms import compare_form
 from adapters.parity_nf4 import put_through_nf4
@@ -64,12 +64,10 @@ def ask_llamacpp(
 ) -> dict[str, Any]:
     """`forms` as parity_forms.compare_form gives them, `tokenizer`, and the `problems` of both.
 
-    `{"left_out": why}` where llama.cpp is not installed. `rows` is the vocabulary's size where training changed it;
-    `through_nf4` answers with what NF4 leaves of the base.
-    Raises ParityFailed where llama.cpp does not take the file.
+    `tokenizer.goes_on_after` are the tokens that end an answer of the base and none in llama.cpp. `rows` is the
+    vocabulary's size where training changed it; `through_nf4` answers with what NF4 leaves of the base.
+    Raises InvalidRequest where llama.cpp is not installed, and ParityFailed where it does not take the file.
     """
-    if reason := missing():
-        return {"left_out": reason, "problems": []}
     spec = {
         "base": str(base),
         "adapter": str(adapter) if adapter else None,
@@ -105,7 +103,12 @@ def ask_llamacpp(
     ]
     problems = [problem for form in forms for problem in form["problems"]]
     problems += [f"llama.cpp cuts {text!r} into other tokens than the tokenizer does" for text in different]
-    return {"forms": forms, "tokenizer": {"texts": len(texts), "different": different}, "problems": problems}
+    tokenizer_found = {
+        "texts": len(texts),
+        "different": different,
+        "goes_on_after": sorted(set(peft["stops"]) - set(answered.ends)),
+    }
+    return {"forms": forms, "tokenizer": tokenizer_found, "problems": problems}
 
 
 def main(spec_path: str) -> None:

@@ -13,12 +13,14 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from adapters.errors import BaseInvalid
-from adapters.gguf_plan import plan_base_gguf
+from adapters.gguf_plan import plan_base_gguf, plan_gguf
 from adapters.gguf_vocabulary import CONTROL, NORMAL, SPLITTING, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
 from adapters.gguf_write import write_gguf
 from adapters.llamacpp import missing, run
+from adapters.merge_plan import plan_merge
 from adapters.parity_gguf import HARD_TEXTS
 from adapters.parity_served import PROBES
+from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2, tiny_qwen3
 
 TEXTS = (
@@ -137,12 +139,29 @@ def test_all_that_llama_cpp_would_do_otherwise_is_refused_at_once(folder: Path) 
         vocabulary_of(folder)
 
 
-def test_a_second_end_of_turn_goes_into_the_file_and_a_third_is_noted(folder: Path) -> None:
+def test_further_ends_of_an_answer_go_into_the_file_and_what_is_one_too_many_is_noted(folder: Path) -> None:
     ids = {token: number for number, token in enumerate(vocabulary_of(folder).tokens)}
-    ends = [ids["<|im_end|>"], ids["<|endoftext|>"], ids["a"], ids["b"]]
+    ends = [ids[token] for token in ("<|im_end|>", "<|endoftext|>", "a", "b", "c")]
     change(folder, "generation_config.json", lambda content: content.update(eos_token_id=ends))
     found = vocabulary_of(folder)
-    assert found.special["eot"] == ids["a"] and any(str([ids["b"]]) in note for note in found.notes)
+    assert (found.special["eot"], found.special["eom"]) == (ids["a"], ids["b"])
+    assert any(str([ids["c"]]) in note for note in found.notes)
+
+
+@needs_llama
+def test_answers_end_in_llama_cpp_where_the_base_s_end_with_another_tokenizer_too(folder: Path, tmp_path: Path) -> None:
+    ids = {token: number for number, token in enumerate(vocabulary_of(folder).tokens)}
+    ends = [ids[token] for token in ("<|im_end|>", "<|endoftext|>", "a", "b")]
+    change(folder, "generation_config.json", lambda content: content.update(eos_token_id=ends))
+    own = tmp_path / "own"  # as a trainer leaves it beside an adapter
+    own.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, own / name)
+    base = load_base(folder)
+    merged = plan_merge(write_adapter(tmp_path / "adapter", base), base)
+    write_gguf(plan_gguf(merged, quantisation="f32", name="x", tokenizer=own), tmp_path / "f.gguf")
+    asked = [*ends, ids["c"]]
+    assert list(run(tmp_path / "f.gguf", prompts=[[1, 2]], new_tokens=1, stops=asked).ends) == ends
 
 
 def cut_by_llama(folder: Path, path: Path, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
