@@ -20,9 +20,9 @@ import numpy as np
 from adapters.bases import BaseModel
 from adapters.checkpoint import StoredTensor
 from adapters.gguf_metadata import QUANTISATION_VERSION, Metadata, architecture
-from adapters.gguf_plan import FILE_TYPES, GgufPlan, GgufTensor, encode_header, gguf_name
+from adapters.gguf_plan import GgufPlan, GgufTensor, encode_header, gguf_name
 from adapters.gguf_read import GgufFile, read_elements, read_gguf
-from adapters.gguf_types import check_type
+from adapters.gguf_types import FILE_TYPES, check_type
 from adapters.gguf_verify import verify_gguf
 from adapters.gguf_write import write_gguf
 from adapters.merge import Progress

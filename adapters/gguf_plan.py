@@ -19,20 +19,14 @@ from adapters.chat_template import base_template
 from adapters.checkpoint import StoredTensor, read_checkpoint
 from adapters.errors import BaseInvalid, MergeFailed, Problem
 from adapters.gguf_metadata import QUANTISATION_VERSION, Metadata, architecture, model_metadata, vocabulary_metadata
-from adapters.gguf_types import check_type
+from adapters.gguf_types import BLOCK_SIZES, FILE_TYPES, TYPE_CODES, check_type, chosen_type, tensor_type
 from adapters.gguf_vocabulary import read_vocabulary
 from adapters.merge_plan import BLOCK_BOUND_BYTES, BLOCK_ELEMENTS, MAX_WORKERS, MergePlan, Update
 
 Sourced = tuple[StoredTensor, Update | None, bool]  # and whether the weight is what NF4 leaves of it
 ALIGNMENT = 32
-TYPE_CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}  # ggml_type
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}  # llama_ftype
-BLOCK_SIZES = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}  # elements and bytes of a block
-BLOCK_SIZES |= {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24)}
-FALLBACK = "F16"  # of a matrix whose rows are not whole blocks
 # Far below what the smallest float16 step can tell from zero; without this the step's reciprocal may overflow.
 NEGLIGIBLE = 2.0**-60
-EMBEDDINGS = ("token_embd.weight", "output.weight")  # Q8_0 in a file of fewer bits: they lose the most by rounding
 NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -149,7 +143,7 @@ def _plan(
     chat_template: str | None,
     tokenizer: Path | None = None,
 ) -> GgufPlan:
-    vocabulary = read_vocabulary(tokenizer or base.folder, base.config)
+    vocabulary = read_vocabulary(tokenizer or base.folder, base.config, generation=base.folder)
     template = chat_template if chat_template is not None else base_template(tokenizer or base.folder)
     metadata: Metadata = {
         "general.architecture": ("STRING", architecture(base)),
@@ -159,13 +153,15 @@ def _plan(
         **vocabulary_metadata(vocabulary, template),
     }
     found, left_out = _named(base, sources)
-    typed = [(name, _type(name, sourced[0].shape, wanted), sourced) for name, sourced in found]
+    layers = int(base.config["num_hidden_layers"])
+    typed = [(name, tensor_type(name, sourced[0].shape, wanted, layers), sourced) for name, sourced in found]
     header, begins = encode_header(metadata, [(name, kind, source.shape) for name, kind, (source, _, _) in typed])
     tensors = tuple(
         GgufTensor(name, kind, source, begin, update, through_nf4=through_nf4)
         for (name, kind, (source, update, through_nf4)), begin in zip(typed, begins, strict=True)
     )
-    fallbacks = {tensor.name: tensor.type for tensor in tensors if _fell_back(tensor, wanted)}
+    matrices = (tensor for tensor in tensors if len(tensor.source.shape) == 2)
+    fallbacks = {one.name: one.type for one in matrices if one.type != chosen_type(one.name, wanted, layers)}
     notes = vocabulary.notes if template is not None else (*vocabulary.notes, "The base has no chat template.")
     return GgufPlan(wanted.lower(), metadata, header, tensors, fallbacks, left_out, notes)
 
@@ -209,19 +205,6 @@ def _place(name: str) -> tuple[int, int, str]:
     if parts[0] == "blk":
         return 1, int(parts[1]), name
     return (0 if parts[0] == "token_embd" else 2), 0, name
-
-
-def _type(name: str, shape: Sequence[int], wanted: str) -> str:
-    """Vectors are F32; a row that is no whole number of blocks falls back; embeddings have 8 bits at least."""
-    if len(shape) < 2:
-        return "F32"
-    if name in EMBEDDINGS and BLOCK_SIZES[wanted][0] > 1:
-        wanted = "Q8_0"
-    return FALLBACK if shape[1] % BLOCK_SIZES[wanted][0] else wanted
-
-
-def _fell_back(tensor: GgufTensor, wanted: str) -> bool:
-    return len(tensor.source.shape) == 2 and tensor.type == FALLBACK and wanted != FALLBACK
 
 
 def size_bytes(kind: str, elements: int) -> int:

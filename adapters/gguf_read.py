@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.errors import BaseInvalid
+from adapters.gguf_k import K_LIMITS, decode_k
 
 Floats = npt.NDArray[np.float64]
 # gguf_metadata_value_type -> little-endian numpy type; 8 is a string, 9 an array.
@@ -28,6 +29,9 @@ _TYPES = {
     6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
 }
 _SIZES = {name: (elements, size) for name, elements, size in _TYPES.values()}
@@ -116,19 +120,29 @@ def _placed(name: str, shape: tuple[int, ...], kind: int, begin: int) -> ReadTen
     return ReadTensor(name, label, shape, begin, total // elements * size)
 
 
-def read_elements(path: Path, tensor: ReadTensor, first: int, end: int) -> Floats:
-    """Elements first..end of a tensor, flat and as float64; a quantised one is read in whole blocks of 32."""
+def read_blocks(path: Path, tensor: ReadTensor, first: int, end: int) -> npt.NDArray[np.uint8]:
+    """The bytes of elements first..end of a tensor, in whole blocks: (blocks, bytes of one)."""
     elements, size = _SIZES[tensor.type]
     with path.open("rb") as file:
         file.seek(tensor.begin + first // elements * size)
-        raw = np.frombuffer(_exactly(file, (end - first) // elements * size), np.uint8)
+        return np.frombuffer(_exactly(file, (end - first) // elements * size), np.uint8).reshape(-1, size)
+
+
+def read_elements(path: Path, tensor: ReadTensor, first: int, end: int) -> Floats:
+    """Elements first..end of a tensor, flat and as float64; a quantised one is read in whole blocks."""
+    blocks = read_blocks(path, tensor, first, end)
+    raw = blocks.reshape(-1)
     if tensor.type == "F32":
         return raw.view("<f4").astype(np.float64)
     if tensor.type == "F16":
         return raw.view("<f2").astype(np.float64)
     if tensor.type == "BF16":
         return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return _dequantised(raw.reshape(-1, size), tensor.type)
+    return (
+        decode_k(blocks, tensor.type).values.reshape(-1)
+        if tensor.type in K_LIMITS
+        else _dequantised(blocks, tensor.type)
+    )
 
 
 def _dequantised(blocks: npt.NDArray[np.uint8], kind: str) -> Floats:

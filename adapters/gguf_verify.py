@@ -8,7 +8,7 @@ nearest multiple of d as computed before that rounding. So
 
 where `levels` is the largest multiple, `least` the smallest element where a block keeps it, and float16 is off by at
 most 2^-11 of a number or 2^-25. In Q4_0 and Q5_0 the side opposite the largest element has one multiple less, so an
-element there may be off by d.
+element there may be off by d. What K-quants are held to says adapters/gguf_k.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.checkpoint import StoredTensor
+from adapters.gguf_k import K_BLOCK, K_LIMITS, KBlocks, decode_k, hold_k
 from adapters.gguf_plan import NEGLIGIBLE, GgufPlan, GgufTensor
-from adapters.gguf_read import GgufFile, ReadTensor, read_elements, read_gguf
+from adapters.gguf_read import GgufFile, ReadTensor, read_blocks, read_elements, read_gguf
 from adapters.merge_plan import PlannedTensor
 from adapters.readback import (
     CHECK_ELEMENTS,
@@ -81,7 +82,7 @@ def _verify(planned: GgufTensor, written: ReadTensor, path: Path, every: int) ->
     report = WeightsReport()
     if (written.type, written.shape) != (planned.type, planned.source.shape):
         report.problems.append(f"{planned.name} was written as {written.type} {list(written.shape)}")
-    elif planned.type in QUANTISED or planned.factor != 1.0:
+    elif planned.type in QUANTISED or planned.type in K_LIMITS or planned.factor != 1.0:
         check = _check(planned, written, path, every)
         report.changed.append(check)
         if check.outside:
@@ -105,6 +106,10 @@ def _check(planned: GgufTensor, written: ReadTensor, path: Path, every: int) -> 
         for block, first in enumerate(range(0, rows, step)):
             end = min(rows, first + step)
             weight, held = weights.read(first, end), factors.rows(first, end) if factors else None
+            if planned.type in K_LIMITS:
+                blocks = decode_k(read_blocks(path, written, first * columns, end * columns), planned.type)
+                _measure_k(check, weight.astype(np.float64), blocks, held, planned.type)
+                continue
             stored = read_elements(path, written, first * columns, end * columns).reshape(-1, columns)
             if planned.type not in QUANTISED:
                 exact = weight * np.float64(planned.factor)
@@ -169,6 +174,26 @@ def _measure(check: TensorCheck, weight: Floats, stored: Floats, factors: Factor
     check.floor_squares += float(np.square(ideal - blocks).sum())
     check.exact_squares += float(np.vdot(exact, exact))
     check.kept += float(np.vdot(stored - weight, update))
+    check.update_squares += float(np.vdot(update, update))
+
+
+def _measure_k(check: TensorCheck, weight: Floats, stored: KBlocks, factors: Factors | None, kind: str) -> None:
+    """The bound and every figure of a block of rows of K-quants; the floor is what the stored scales must lose."""
+    update = factors.b @ factors.a if factors else np.zeros_like(weight)
+    exact = weight + update
+    lost = factors.slack + 2 * EPSILON32 * np.abs(exact) if factors else np.zeros_like(exact)
+    wrong, nearest = hold_k(exact.reshape(-1, K_BLOCK), lost.reshape(-1, K_BLOCK), stored, kind)
+    values = stored.values.reshape(exact.shape)
+    error = np.abs(values - exact)
+    check.elements += exact.size
+    check.measured += exact.size
+    check.equal += int((stored.values == nearest).sum())
+    check.outside += int(wrong.sum())
+    check.max_abs_error = max(check.max_abs_error, float(error.max(initial=0.0)))
+    check.error_squares += float(np.vdot(error, error))
+    check.floor_squares += float(np.square(nearest - exact.reshape(-1, K_BLOCK)).sum())
+    check.exact_squares += float(np.vdot(exact, exact))
+    check.kept += float(np.vdot(values - weight, update))
     check.update_squares += float(np.vdot(update, update))
 
 

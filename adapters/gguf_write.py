@@ -29,6 +29,7 @@ from adapters.blocks import (
 from adapters.checkpoint import FLOATS, ITEM_BYTES
 from adapters.errors import MergeFailed
 from adapters.flushing import Flusher
+from adapters.gguf_k import K_LIMITS
 from adapters.gguf_plan import NEGLIGIBLE, GgufPlan, GgufTensor, size_bytes
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 # The largest number that a type can hold. A quantised block keeps its largest number over so many steps in float16.
 F16_MAX = 65504.0
 LIMITS = {"F16": F16_MAX, "Q8_0": 127 * F16_MAX, "Q4_0": 8 * F16_MAX, "Q5_0": 16 * F16_MAX}
-LIMITS |= {"Q4_1": F16_MAX, "Q5_1": F16_MAX}
+LIMITS |= {"Q4_1": F16_MAX, "Q5_1": F16_MAX, **dict.fromkeys(K_LIMITS, 63 * F16_MAX)}
 QUANTISED_AT_ONCE = 1 << 16  # elements, a multiple of every block: the library takes ten times their bytes meanwhile
 
 
@@ -116,6 +117,10 @@ def _encoded(values: Tensor, kind: str) -> memoryview:
         rounded = values.to(getattr(torch, FLOATS[kind])).contiguous()
         raw: Any = rounded.view(torch.uint8).numpy()
         return memoryview(raw).cast("B")
+    if kind in K_LIMITS:
+        from adapters.ggml import quantise
+
+        return memoryview(quantise(values.numpy(), kind)).cast("B")
     from gguf import GGMLQuantizationType, quantize
 
     numbers: Any = torch.nn.functional.hardshrink(values, NEGLIGIBLE).view(1, -1).numpy()
