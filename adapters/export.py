@@ -62,7 +62,7 @@ def export(request: ExportRequest, report: Tell | None = None) -> ExportResult:
     tell = report or (lambda _: None)
     check_request(request)
     form = plan_form(request)
-    tell({"stage": "planned", "weight_bytes": form.size_bytes, **form.as_dict()})
+    tell({"stage": "planned", "weight_bytes": form.weight_bytes, **form.as_dict()})
     try:
         with _folder_for(request, form) as folder:
             _check_space(request, form, folder)
@@ -122,36 +122,36 @@ def main(spec_path: str) -> int:
     spec = json.loads(Path(spec_path).read_text())
     os.nice(spec.pop("nice", 0))
     end_with_stdin()
-    threading.Thread(target=_stay_heard, daemon=True).start()
+    voice = Voice()
+    threading.Thread(target=voice.stay_heard, daemon=True).start()
     try:
-        result = export(request_from_spec(spec), _say)
+        result = export(request_from_spec(spec), voice.say)
     except HotshoeError as error:
-        _say({"stage": "error", "error": error.as_dict()})
+        voice.say({"stage": "error", "error": error.as_dict()})
         return 3
-    _say({"stage": "result", "result": result.as_dict()})
+    voice.say({"stage": "result", "result": result.as_dict()})
     return 0
 
 
-class _Voice:
-    """What was said last; the lock is held while something is said."""
+class Voice:
+    """A process's words to its parent, one JSON line each on stdout."""
 
-    lock = threading.Lock()
-    said: Mapping[str, Any] | None = None
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said: Mapping[str, Any] = {"stage": "started"}
 
+    def say(self, message: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._said = message
+            sys.stdout.write(json.dumps(message) + "\n")
+            sys.stdout.flush()
 
-def _say(message: Mapping[str, Any]) -> None:
-    with _Voice.lock:
-        _Voice.said = message
-        sys.stdout.write(json.dumps(message) + "\n")
-        sys.stdout.flush()
-
-
-def _stay_heard() -> None:
-    """Say the last word again now and then: a comparison layer by layer may have nothing new to say for hours."""
-    for _ in range(MOST_HOURS_ALONE * 3600 // HEARD_SECONDS):
-        time.sleep(HEARD_SECONDS)
-        if _Voice.said is not None and _Voice.said["stage"] not in ("failed", "error", "result"):
-            _say(_Voice.said)
+    def stay_heard(self) -> None:
+        """Say the last word again now and then: a comparison layer by layer may have nothing new to say for hours."""
+        for _ in range(MOST_HOURS_ALONE * 3600 // HEARD_SECONDS):
+            time.sleep(HEARD_SECONDS)
+            if self._said["stage"] not in ("started", "failed", "error", "result"):
+                self.say(self._said)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from adapters.export_forms import Form, PeftFolder
 from adapters.export_request import GGUF_LORA, HF, NF4, ExportRequest
 from adapters.gguf_lora import plan_gguf_lora, verify_gguf_lora, write_gguf_lora
 from adapters.gguf_plan import GgufPlan, plan_base_gguf, plan_gguf
-from adapters.gguf_types import check_type
+from adapters.gguf_types import BITS, check_type
 from adapters.gguf_verify import verify_gguf
 from adapters.gguf_write import write_gguf
 from adapters.llamacpp import missing
@@ -70,6 +71,10 @@ class GgufMerged:
         return self.plan.size_bytes
 
     @property
+    def weight_bytes(self) -> int:
+        return self.size_bytes
+
+    @property
     def files(self) -> tuple[str, ...]:
         return ()
 
@@ -104,6 +109,13 @@ class GgufOfPeft:
     def size_bytes(self) -> int:
         return 2 * self.merged.size_bytes  # the folder that PEFT's merge is read from lies beside it
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the file, about, until it is planned."""
+        if self.plan is not None:
+            return self.plan.size_bytes
+        return round(checkpoint_bytes(self.request.base, "F32") * BITS[self.dtype] / BITS["f32"])
+
     def as_dict(self) -> dict[str, Any]:
         return {"merged_by": "peft", "quantisation": self.dtype}
 
@@ -112,6 +124,7 @@ class GgufOfPeft:
         made.mkdir()
         self.merged.write(made, tell)
         self.plan = plan_base_gguf(load_base(made), quantisation=self.dtype, name=self.request.source)
+        tell({"stage": "merging", "weight_bytes": self.weight_bytes})
         progress = percents(tell, "merging", self.plan.size_bytes)
         write_gguf(self.plan, folder / file_name(self.request), workers=self.request.workers, progress=progress)
 
@@ -143,12 +156,13 @@ class GgufAdapter:
 
     @property
     def size_bytes(self) -> int:
-        return self.plan.size_bytes + (checkpoint_bytes(self.request.base, "F32") if self.is_asked else 0)
+        """With the base in float32 where llama.cpp will be asked, and needs it beside the adapter."""
+        beside = 0 if unasked(self.request) else checkpoint_bytes(self.request.base, "F32")
+        return self.weight_bytes + beside
 
     @property
-    def is_asked(self) -> bool:
-        """llama.cpp will be asked, and needs the base beside the adapter, in float32."""
-        return self.request.with_logits and missing() is None and no_room(self.request) is None
+    def weight_bytes(self) -> int:
+        return self.plan.size_bytes
 
     def as_dict(self) -> dict[str, Any]:
         return self.plan.as_dict()
@@ -159,20 +173,18 @@ class GgufAdapter:
 
     def prove(self, folder: Path, tell: Tell) -> dict[str, Any]:
         """The base is written beside it for llama.cpp to load, in float32, and goes again."""
-        asked = self.request
-        path = folder / file_name(asked)
+        path = folder / file_name(self.request)
         weights = verify_gguf_lora(self.plan, path, percents(tell, "checking", self.plan.size_bytes))
         parity = report(weights.as_dict(), list(self.plan.file.notes))
-        reason = missing() or no_room(asked) if asked.with_logits else "not asked for"
-        if parity["problems"] or reason:
-            return ended(parity, reason)
-        tell({"stage": "comparing logits"})
+        return answered(self.request, parity, lambda: self._on_its_base(folder), tell)
+
+    @contextmanager
+    def _on_its_base(self, folder: Path) -> Iterator[GgufFiles]:
+        asked = self.request
         with tempfile.TemporaryDirectory(prefix=".base-", dir=folder) as scratch:
-            base = plan_base_gguf(asked.base, quantisation="f32", name=asked.base.id)
-            write_gguf(base, Path(scratch) / "base.gguf", workers=asked.workers)
-            files = GgufFiles(Path(scratch) / "base.gguf", self.dtype.upper(), path)
-            found = ask_llamacpp(files, asked.base.folder, asked.adapter, **asking(asked))
-        return ended({**parity, **found, "problems": found["problems"]}, found.get("left_out"))
+            path = Path(scratch) / "base.gguf"
+            write_gguf(plan_base_gguf(asked.base, quantisation="f32", name=asked.base.id), path, workers=asked.workers)
+            yield GgufFiles(path, self.dtype.upper(), folder / file_name(asked))
 
 
 def proved(request: ExportRequest, plan: GgufPlan, folder: Path, tell: Tell) -> dict[str, Any]:
@@ -181,15 +193,30 @@ def proved(request: ExportRequest, plan: GgufPlan, folder: Path, tell: Tell) -> 
     weights = verify_gguf(plan, path, percents(tell, "checking", plan.size_bytes))
     notes = list(plan.notes)
     if plan.fallbacks:
-        notes.append(f"{len(plan.fallbacks)} tensors whose rows are no whole blocks of {plan.quantisation} are f16.")
-    parity = report(weights.as_dict(), notes)
-    reason = no_room(request) if request.with_logits else "not asked for"
+        kinds = " or ".join(sorted(set(plan.fallbacks.values()))).lower()
+        notes.append(
+            f"{len(plan.fallbacks)} tensors whose rows are no whole blocks of {plan.quantisation} are {kinds}."
+        )
+    files = GgufFiles(path, plan.quantisation.upper())
+    return answered(request, report(weights.as_dict(), notes), lambda: nullcontext(files), tell)
+
+
+def answered(
+    request: ExportRequest, parity: dict[str, Any], files: Callable[[], AbstractContextManager[GgufFiles]], tell: Tell
+) -> dict[str, Any]:
+    """The report of the read-back with llama.cpp's answers from `files`, where it can be asked and nothing is wrong."""
+    reason = unasked(request)
     if parity["problems"] or reason:
         return ended(parity, reason)
     tell({"stage": "comparing logits"})
-    files = GgufFiles(path, plan.quantisation.upper())
-    found = ask_llamacpp(files, request.base.folder, request.adapter, **asking(request))
-    return ended({**parity, **found, "problems": found["problems"]}, found.get("left_out"))
+    with files() as run_there:
+        found = ask_llamacpp(run_there, request.base.folder, request.adapter, **asking(request))
+    return ended({**parity, **found}, None)
+
+
+def unasked(request: ExportRequest) -> str | None:
+    """Why llama.cpp is not asked; None where it is."""
+    return missing() or no_room(request) if request.with_logits else "not asked for"
 
 
 def asking(request: ExportRequest) -> dict[str, Any]:
@@ -211,7 +238,6 @@ def report(weights: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
 def ended(parity: dict[str, Any], reason: str | None) -> dict[str, Any]:
     """With its verdict and level."""
     problems = parity.pop("problems")
-    parity.pop("left_out", None)
     level = {"level": "answers"} if "forms" in parity else {"level": "weights_only", "reason": reason or "see problems"}
     return with_verdict({**level, **parity}, problems)
 

@@ -47,9 +47,8 @@ class Standing:
         """What a message says of it."""
         stage, percent = str(message["stage"])[:40], float(message.get("percent", 0))
         self.stage = stage
-        if stage == "planned":
-            self.bytes_total = int(message["weight_bytes"])
-        elif stage in STAGES:
+        self.bytes_total = int(message.get("weight_bytes", self.bytes_total))
+        if stage in STAGES:
             begin, part = STAGES[stage]
             self.progress = max(self.progress, round(begin + part * percent / 100, 3))
             done = self.bytes_total * (percent / 100 if stage == FIRST else 1)

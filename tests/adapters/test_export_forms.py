@@ -13,6 +13,7 @@ import pytest
 from adapters.bases import BaseModel, load_base
 from adapters.errors import InvalidRequest, ParityFailed
 from adapters.export import ExportRequest, canonical_copy, check_order, export
+from adapters.export_forms import plan_form
 from adapters.llamacpp import missing
 from adapters.merge import merge, plan_merge
 from tests.adapters.exporting import MERGED, left_in
@@ -157,6 +158,18 @@ def test_both_merges_of_a_qlora_adapter_are_measured_against_training(
     assert any("Nearer to training is what NF4 leaves of them" in note for note in result.parity["notes"])
     own = result.parity["logits"]["merged_against_peft"]["mean_abs"]
     assert own == pytest.approx(nf4["mean_abs"]) if merge_into == "nf4" else own < original["mean_abs"]
+
+
+@needs_llamacpp
+def test_progress_is_of_what_is_delivered_and_not_of_a_base_that_lies_beside_it_for_the_proof(
+    request_for: Callable[..., ExportRequest],
+) -> None:
+    request = request_for(format="gguf-lora", with_logits=True)
+    form, told = plan_form(request), []
+    export(request, told.append)
+    (planned,) = (message for message in told if message["stage"] == "planned")
+    delivered = next(request.out.glob("*.gguf")).stat().st_size
+    assert planned["weight_bytes"] == delivered < form.size_bytes
 
 
 @needs_llamacpp
