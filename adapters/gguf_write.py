@@ -120,7 +120,8 @@ def _encoded(values: Tensor, kind: str) -> memoryview:
     if kind in K_LIMITS:
         from adapters.ggml import quantise
 
-        return memoryview(quantise(values.numpy(), kind)).cast("B")
+        quantised: Any = quantise(values.numpy(), kind)
+        return memoryview(quantised).cast("B")
     from gguf import GGMLQuantizationType, quantize
 
     numbers: Any = torch.nn.functional.hardshrink(values, NEGLIGIBLE).view(1, -1).numpy()

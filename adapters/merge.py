@@ -131,7 +131,8 @@ class _Workspace:
 
         self.raw = bytearray(BLOCK_ELEMENTS * 4)
         self.weight = torch.empty(BLOCK_ELEMENTS)
-        self.weight_bytes = memoryview(self.weight.numpy()).cast("B")
+        shared: Any = self.weight.numpy()
+        self.weight_bytes = memoryview(shared).cast("B")
         self.written = bytearray(BLOCK_ELEMENTS * 4)
 
 
