@@ -97,9 +97,11 @@ def read_effect(folder: Path, max_rank: int) -> int:
 
 
 def make_app(options: EngineOptions, script: Script) -> Starlette:
-    """The whole double as an ASGI app, with no adapter in it."""
+    """The whole double as an ASGI app, with no adapter in it; `app.state.models` is what it has and was asked."""
     models = ScriptedModels(options.base_id, options.context_length_tokens or DEFAULT_CONTEXT_TOKENS, script)
-    return build_app(models, Control(ScriptedWorker(options, models)))
+    app = build_app(models, Control(ScriptedWorker(options, models)))
+    app.state.models = models
+    return app
 
 
 class ScriptedEngine(SpokenTo):
@@ -110,6 +112,7 @@ class ScriptedEngine(SpokenTo):
         self.script = script or Script()
         super().__init__(check_socket_path(options.run_dir))
         self.phases: Mapping[str, float] = {}
+        self.app: Starlette | None = None  # of the present life
         self._callbacks: list[RestartCallback] = []
         self._is_up = False
         self._server: _Server | None = None
@@ -163,7 +166,8 @@ class ScriptedEngine(SpokenTo):
         prepare_run_dir(self.options.run_dir)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.socket_path))
-        config = uvicorn.Config(make_app(self.options, self.script), log_config=None, lifespan="off")
+        self.app = make_app(self.options, self.script)
+        config = uvicorn.Config(self.app, log_config=None, lifespan="off")
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only

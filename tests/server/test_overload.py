@@ -106,7 +106,9 @@ def test_adapters_of_one_name_in_two_tenants_never_meet_in_a_slot(make_server: C
     watching.join()
     assert all(text.startswith("same@1 heard: ") and f"of {i} " in text for i, text in enumerate(texts)), texts
     heard: dict[str, set[int]] = {"one/same@1": set(), "two/same@1": set()}
-    for (_, model), prompts in server.engine.models.prompts.items():
+    app = server.engine.app
+    assert app is not None
+    for (_, model), prompts in app.state.models.prompts.items():
         numbers = [int(found[1]) for prompt in prompts if (found := re.search(r"of (\d+) ", prompt))]
         if numbers:
             heard[model].update(numbers)
@@ -121,7 +123,8 @@ def test_a_client_that_leaves_frees_its_slot_within_a_second(make_server: Callab
     server.script.seconds_per_token = 0.05
     body = {"model": "long", "messages": [{"role": "user", "content": "w " * 400}], "stream": True}
     with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: a generator that is dropped closes the answer
+        next(lines)
         assert server.services.door.admission.slots.owners["long@1"].running == 1
     left_at = time.monotonic()
     server.script.seconds_per_token = 0.0
