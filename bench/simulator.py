@@ -30,7 +30,7 @@ from server.popularity import DecayingCount
 STEP, ROW, ADAPTER = 0.0177, 0.0012, 0.0005
 PROMPT, SWITCH, LOAD = 0.001, 0.005, 0.085
 STAGED = 64
-LIMITS = Limits(slots=8, max_running=32, max_queued=10**9, patience_seconds=1.0)
+LIMITS = Limits(slots=8, max_running=32, max_queued=10**9, patience_seconds=0.5)
 RATE = 3.0  # requests a second: about half of what the model serves when adapters are few
 SEED = 20
 
@@ -192,6 +192,7 @@ def traces(requests: int, adapters: int) -> dict[str, Callable[[], Iterable[Requ
     }
     made["bursts"] = lambda: bursts(requests, adapters, RATE, 1.0, SEED)
     made["adversary"] = lambda: adversary(requests, adapters, 1.5 * RATE, LIMITS.slots, SEED)
+    made["adversary, overload"] = lambda: adversary(requests, adapters, 2.5 * RATE, LIMITS.slots, SEED)
     return made
 
 

@@ -125,9 +125,9 @@ class Admission:
 
     def admit_waiting(self, now: float) -> list[Ticket]:
         """The waiting requests that may start now, in their order. Call it after every `ask`, `release` and `leave`."""
-        self._settle(now)
         started: list[Ticket] = []
         while True:
+            self._settle(now)  # again after each: with the one who started a slot may be needed no more
             line, is_turn = self._next()
             if line is None:
                 return started
@@ -231,7 +231,10 @@ class Admission:
         room, slots = self._room, self.slots
         room.drop_expired(now)
         room.lose_patience(now)
-        while slots.coming < min(len(room.overdue), slots.number) and (closed := slots.close_one(now)) is not None:
+        wanted = len(room.overdue)
+        if wanted:
+            wanted = min(wanted + slots.slow(self.limits.patience_seconds, now), slots.number)
+        while slots.coming < wanted and (closed := slots.close_one(now)) is not None:
             room.arrange_all(closed, now, cold_since=now)
-        while slots.coming > len(room.overdue) and (reopened := slots.reopen_one()) is not None:
+        while slots.coming > wanted and (reopened := slots.reopen_one()) is not None:
             room.arrange_all(reopened, now)

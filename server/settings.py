@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         128, ge=1, description="Inference requests that may wait for one adapter; then 503."
     )
     patience_seconds: float = Field(
-        1.0, gt=0, description="How long, in seconds, younger requests may pass one that waits for a slot."
+        0.5, gt=0, description="How long, in seconds, younger requests may pass one that waits for a slot."
     )
     quantum_loads: float = Field(
         10.0, ge=1, description="How many times the seconds of its load an adapter keeps its slot when others wait."

@@ -2,8 +2,9 @@
 
 An adapter that is given a slot keeps it for a quantum that pays for its load: a multiple of the measured seconds of a
 load, between a floor and a ceiling. After it the adapter goes on while nobody needs the slot; when somebody has waited
-for one for `patience_seconds`, the slot whose quantum ended first is closed: what runs there ends, nothing of it is
-added, and then the slot is free. An owner without work gives its slot up to the first who needs it.
+for one for `patience_seconds`, the slot with the fewest running requests is closed: what runs there ends, nothing of it
+is added, and then the slot is free. Where that takes longer than the patience, one more is closed. An owner without work
+gives its slot up to the first who needs it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Owner:
     ends_at: float  # of its quantum
     running: int = 0
     is_closing: bool = False
+    closed_at: float = 0.0
 
 
 class Slots:
@@ -106,15 +108,21 @@ class Slots:
                 self._idle.put(owner, now)
 
     def close_one(self, now: float) -> str | None:
-        """Close the slot whose quantum ended first; None where none has ended."""
-        owner = self._open.first()
-        if owner is None or owner.ends_at > now:
+        """Close the slot that should be empty first: of those whose quantum has ended the one with the fewest requests
+        running, and of these the one whose quantum ended first. None where none has ended. Costs O(slots)."""
+        ended = [owner for owner in self._open if owner.ends_at <= now]
+        owner = min(ended, key=lambda one: (one.running, one.ends_at), default=None)
+        if owner is None:
             return None
         self._open.drop(owner)
-        owner.is_closing = True
+        owner.is_closing, owner.closed_at = True, now
         self._closing[owner] = None
         self.free_if_drained(owner.adapter, now)
         return owner.adapter
+
+    def slow(self, seconds: float, now: float) -> int:
+        """How many closing slots are not empty after so long."""
+        return sum(now - owner.closed_at >= seconds for owner in self._closing)
 
     def reopen_one(self) -> str | None:
         """The one that was closed last goes on, since nobody needs its slot any more."""

@@ -56,5 +56,5 @@ def test_a_recorded_trace_is_read_as_it_was_written_and_a_bad_line_is_named(tmp_
 
 def test_the_table_has_a_row_for_each_policy_on_each_trace() -> None:
     report = compare(traces(60, 30))
-    assert len(report.rows) == 5 * len(POLICIES)
+    assert len(report.rows) == 6 * len(POLICIES)
     assert all(0 < row["Jain"] <= 1.0 + 1e-9 for row in report.rows)

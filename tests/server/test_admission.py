@@ -93,6 +93,29 @@ def test_only_as_many_slots_are_closed_as_adapters_have_waited_too_long() -> Non
     assert [isinstance(admission.ask(name, 3.0), Admitted) for name in "abc"] == [False, True, True]
 
 
+def test_of_the_slots_that_may_close_the_one_with_fewest_running_does() -> None:
+    admission = door(slots=2, patience=0.1)
+    admitted(admission, "busy", now=0.0)
+    admitted(admission, "busy", now=0.0)
+    admitted(admission, "calm", now=0.1)
+    queued(admission, "cold", now=2.0)
+    queued(admission, "calm", now=3.0)
+    admitted(admission, "busy", now=3.0)
+
+
+def test_a_slot_that_is_slow_to_empty_holds_nobody_up_who_could_have_another() -> None:
+    admission = door(slots=2, patience=1.0)
+    admitted(admission, "slow", now=0.0)
+    other = admitted(admission, "other", now=0.1)
+    cold = queued(admission, "cold", now=2.0)
+    held = queued(admission, "slow", now=3.5)  # its slot is closed, and what runs there goes on
+    last = admitted(admission, "other", now=4.4)
+    queued(admission, "other", now=4.6)  # one patience later its slot is closed too
+    admission.release(other, 4.6, 4.7)
+    admission.release(last, 0.4, 4.8)
+    assert admission.admit_waiting(4.8) == [cold, held], "once nobody is overdue, the slow one goes on"
+
+
 def test_what_waits_for_an_adapter_that_lost_its_slot_has_patience_anew() -> None:
     admission = door(slots=2, patience=1.0)
     first = admitted(admission, "a", now=0.0)
@@ -102,7 +125,8 @@ def test_what_waits_for_an_adapter_that_lost_its_slot_has_patience_anew() -> Non
     admission.release(first, 3.5, 3.5)
     assert admission.admit_waiting(3.5) == [cold]
     admitted(admission, "b", now=4.4)
-    queued(admission, "b", now=4.6)  # now that slot has, for a
+    admitted(admission, "b", now=4.6)
+    queued(admission, "cold", now=4.6)  # now one has closed for a, that with fewer running
 
 
 def test_a_turn_of_a_tenant_that_had_less_goes_before_requests_that_need_none() -> None:
