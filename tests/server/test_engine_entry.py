@@ -89,5 +89,6 @@ def test_the_process_ends_before_a_model_is_touched_and_says_what_to_do(own: lis
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "error: These vLLM flags are not passed through: --enable-lora (it is always on)."
+        "error: These vLLM flags are not passed through: --enable-lora "
+        "(it is on, and off with --merged of hotshoe serve)."
     )
