@@ -2,9 +2,9 @@
 
 An adapter that is given a slot keeps it for a quantum that pays for its load: a multiple of the measured seconds of a
 load, between a floor and a ceiling. After it the adapter goes on while nobody needs the slot; when somebody has waited
-for one for `patience_seconds`, the slot with the fewest running requests is closed: what runs there ends, nothing of it
-is added, and then the slot is free. Where that takes longer than the patience, one more is closed. An owner without work
-gives its slot up to the first who needs it.
+for one for `patience_seconds`, the slot with the fewest running requests is closed: what runs there ends, nothing of
+it is added, and then the slot is free. Where that takes longer than the patience, one more is closed. An owner without
+work gives its slot up to the first who needs it.
 """
 
 from __future__ import annotations
