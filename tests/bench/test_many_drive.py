@@ -151,7 +151,7 @@ def test_a_stall_of_two_seconds_shows_in_p99_though_the_client_could_not_send_me
     found = asyncio.run(seen())
     times = waits(found, 9.0)
     assert all(one.is_whole for one in found)
-    assert quantile(times, 0.99) > 0.75 * STALL_SECONDS and quantile(times, 0.5) < 0.3
+    assert quantile(times, 0.99) > 0.75 * STALL_SECONDS and quantile(times, 0.5) < 1.0
     late = [one for one in found if one.ttft_seconds is not None and one.ttft_seconds > 0.2]
     assert 20 < len(late) < 60  # all that were meant to be sent within it: two seconds of twenty each
     by_sending = [one.first - one.sent for one in found if one.first is not None]
