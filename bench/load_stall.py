@@ -2,8 +2,9 @@
 
 Streams run without an end while, one after the other and each for itself: nothing happens; a short request comes for
 the adapter that they use; an adapter is loaded; a loaded adapter that has no slot is used. Each such event has a
-window, and its stall is the longest gap that touches the window, less the median gap of the quiet time. The windows of
-the quiet time are about as long and tell what this machine does by itself.
+window, and its stall is the longest gap that touches the window, less the median gap of the quiet time right before
+it, since a machine's speed may drift. The events that are nothing last as long as loads do, and tell what this machine
+does by itself.
 
 Forms, each an engine of its own in turn, asked on its own socket: ours; ours with staging off (HOTSHOE_LORA_STAGE=0);
 vLLM without our plugins, loading through its own route. Choices: `python -m bench.load_stall --help`.
@@ -33,7 +34,11 @@ from bench.report import Report, machine, write
 STREAMS, TOKENS = 4, 1000
 RANK, SLOTS, STAGED = 16, 3, 64
 CONTEXT_TOKENS, KV_CACHE_BYTES = 4096, 512 << 20
-PAUSE_SECONDS, AFTER_SECONDS, QUIET_SECONDS = 0.4, 0.05, 0.3  # between events; of a window after one; of a quiet window
+PAUSE_SECONDS, AFTER_SECONDS, QUIET_SECONDS = (
+    0.4,
+    0.05,
+    0.3,
+)  # between events; of a window after one; of quiet before one
 START_SECONDS = 300.0
 FORMS = ("ours", "ours, staging off", "vLLM")
 LIVE = "live"
@@ -46,22 +51,23 @@ class Recorder:
 
     gaps: list[tuple[float, float]] = field(default_factory=list)  # begin and end
     windows: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    quiet: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # before each of these
     seconds: dict[str, list[float]] = field(default_factory=dict)  # that an event itself took
 
     async def event(self, kind: str, work: Awaitable[object]) -> None:
+        quiet = time.perf_counter()
+        await asyncio.sleep(QUIET_SECONDS)
         begin = time.perf_counter()
         await work
         end = time.perf_counter()
         await asyncio.sleep(PAUSE_SECONDS)
+        self.quiet.setdefault(kind, []).append((quiet, begin))
         self.windows.setdefault(kind, []).append((begin, end + AFTER_SECONDS))
         self.seconds.setdefault(kind, []).append(end - begin)
 
-    def within(self, kind: str) -> list[list[float]]:
-        """For each event of the kind, the gaps that touch its window."""
-        return [
-            [end - begin for begin, end in self.gaps if begin < last and end > first]
-            for first, last in self.windows[kind]
-        ]
+    def within(self, windows: Sequence[tuple[float, float]]) -> list[list[float]]:
+        """For each window the gaps that touch it."""
+        return [[end - begin for begin, end in self.gaps if begin < last and end > first] for first, last in windows]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -70,14 +76,15 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def rows_of(form: str, seen: Recorder) -> Iterator[dict[str, object]]:
-    normal = statistics.median(gap for gaps in seen.within(NOTHING) for gap in gaps)
     for kind in (NOTHING, BASE, LOAD, FIRST):
-        found = [gaps for gaps in seen.within(kind) if gaps]
-        every, stalls = [gap for gaps in found for gap in gaps], [max(gaps) - normal for gaps in found]
+        found, quiet = seen.within(seen.windows[kind]), seen.within(seen.quiet[kind])
+        pairs = [(gaps, before) for gaps, before in zip(found, quiet, strict=True) if gaps and before]
+        every = [gap for gaps, _ in pairs for gap in gaps]
+        stalls = [max(gaps) - statistics.median(before) for gaps, before in pairs]
         yield {
             "engine": form,
             "while there is": kind,
-            "events": len(found),
+            "events": len(pairs),
             "gap p50 ms": 1000 * percentile(every, 0.5),
             "gap p99 ms": 1000 * percentile(every, 0.99),
             "gap max ms": 1000 * max(every),
@@ -133,11 +140,10 @@ async def measure(engine: Engine, folders: Sequence[Path]) -> Recorder:
         await engine.load(session, folders[0], 1)
         streams = [group.create_task(stream(engine.target, LIVE, number, seen)) for number in range(STREAMS)]
         await asyncio.sleep(5.0)
-        for _ in folders[1:]:
-            await seen.event(NOTHING, asyncio.sleep(QUIET_SECONDS))
-            await seen.event(BASE, engine.use(session, LIVE))
         for number, folder in enumerate(folders[1:], start=2):
+            await seen.event(BASE, engine.use(session, LIVE))
             await seen.event(LOAD, engine.load(session, folder, number))
+            await seen.event(NOTHING, asyncio.sleep(seen.seconds[LOAD][-1]))
         for folder in folders[1:]:
             await seen.event(FIRST, engine.use(session, folder.name))
         for task in streams:
@@ -247,7 +253,7 @@ def run(rounds: int, forms: Sequence[str] = FORMS) -> Iterator[Report]:
     report.notes.append(
         f"{STREAMS} streams of one adapter; {4 * rounds} adapters of {size / 1e6:.1f} MB (16-bit, r {RANK}, all "
         f"linear), {SLOTS} slots. A stall is the longest gap that touches an event, less the "
-        "median gap of the quiet time."
+        "median gap of the quiet time before it; the events that are nothing last as long as loads."
     )
     yield report
 

@@ -92,11 +92,14 @@ class VllmWorker:
             log.info("Adapters are %s", "staged" if why_not is None else f"loaded by vLLM itself: {why_not}")
         return self._layout
 
+    def _is_busy(self) -> bool:
+        return bool(self._engine.get_num_unfinished_requests())
+
     async def _hand_over(self, adapter: EngineAdapter, layout: Layout) -> None:
         """Each call is worked off between two steps of the engine; until the last one the adapter is not there."""
         number, rpc = adapter.engine_id, self._engine.collective_rpc
         config = self._state.vllm_config.lora_config
-        staged = await self._thread.run(lambda: stage(adapter.path, layout, config))
+        staged = await self._thread.run(lambda: stage(adapter.path, layout, config, self._is_busy))
         try:
             await rpc("hotshoe_stage_begin", args=(number, staged.path, staged.nbytes))
             for group in staged.groups():
