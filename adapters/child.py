@@ -19,19 +19,23 @@ SECRETS = (  # variables that no process of ours inherits; one that needs one of
 )
 
 
+def child_environment() -> dict[str, str]:
+    """Variables for a process that computes: this one's without secrets, offline."""
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    return {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
 def run_child(module: str, spec: Mapping[str, Any], failed: Callable[[str], HotshoeError]) -> dict[str, Any]:
     """`python -m module` with the spec on its stdin, offline; the JSON object in the last line of its stdout.
 
     Raises what `failed` makes of the last line of its stderr where it ends with an error.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    environment = {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
         [sys.executable, "-m", module, "/dev/stdin"],
         input=json.dumps(spec),
         capture_output=True,
         text=True,
-        env=environment,
+        env=child_environment(),
         check=False,
     )
     if done.returncode != 0:

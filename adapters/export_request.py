@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,12 @@ def check_request(request: ExportRequest) -> None:
             f"{request.base.digest}. Pass --base with the base it was made for.",
             param="base",
         )
+
+
+def spec_of(request: ExportRequest) -> dict[str, Any]:
+    """What `request_from_spec` reads: JSON of the fields that have a value."""
+    told = {one.name: getattr(request, one.name) for one in fields(request)} | {"base": request.base.folder}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in told.items() if value is not None}
 
 
 def request_from_spec(spec: Mapping[str, Any]) -> ExportRequest:

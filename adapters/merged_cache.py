@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters import errors
-from adapters.child import SECRETS
+from adapters.child import child_environment
 from adapters.durable import sync
 from adapters.errors import HotshoeError, MergeFailed, StorageDamaged
 from adapters.export_files import MANIFEST
-from adapters.export_request import ExportRequest
+from adapters.export_request import ExportRequest, spec_of
 from adapters.staging import SUFFIX, explained, sha256
 
 FOLDER = "merged"  # below the cache folder
@@ -142,20 +142,8 @@ def _is_held(path: Path) -> bool:
 
 def _export(request: ExportRequest, tell: Tell) -> None:
     """The export in a process of its own, which torch is loaded in; it ends with this one."""
-    spec = {
-        "adapter": str(request.adapter),
-        "base": str(request.base.folder),
-        "out": str(request.out),
-        "source": request.source,
-        "dtype": request.dtype,
-        "with_logits": request.with_logits,
-        "base_digest": request.base_digest,
-        "accepted_digests": list(request.accepted_digests),
-    }
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    environment = {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as order, tempfile.TemporaryFile() as complaints:
-        json.dump(spec, order)
+        json.dump(spec_of(request), order)
         order.flush()
         with subprocess.Popen(
             [sys.executable, "-m", "adapters.export", order.name],
@@ -163,7 +151,7 @@ def _export(request: ExportRequest, tell: Tell) -> None:
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            env=environment,
+            env=child_environment(),
             start_new_session=True,  # closing its stdin, as leaving this block does, ends it with its group
         ) as child:
             last = _follow(child, tell)

@@ -153,20 +153,40 @@ def in_threads(check: Callable[[Item], Found], items: list[Item]) -> Iterator[Fo
 
 def verify_tensor(planned: PlannedTensor, written: StoredTensor, every: int = 1) -> WeightsReport:
     """One tensor against its plan; figures are of every `every`-th block."""
-    name, report = planned.source.name, WeightsReport()
-    if (written.dtype, written.shape) != (planned.dtype, planned.source.shape):
+    return verified(
+        planned.source.name,
+        planned.source,
+        written,
+        planned.dtype,
+        None if planned.is_copy else lambda: _check_changed(planned, written, every),
+        "round(W + scaling * B @ A)",
+    )
+
+
+def verified(
+    name: str,
+    source: StoredTensor,
+    written: StoredTensor,
+    dtype: str,
+    check: Callable[[], TensorCheck] | None,
+    expected: str,
+) -> WeightsReport:
+    """What is found of one tensor: its dtype and shape, then every byte of a copy (`check` is None), or every element
+    by `check`, which should be as the words `expected` say."""
+    report = WeightsReport()
+    if (written.dtype, written.shape) != (dtype, source.shape):
         report.problems.append(f"{name} was written as {written.dtype} {list(written.shape)}")
-    elif planned.is_copy:
-        if not same_bytes(planned.source, written):
+    elif check is None:
+        if not same_bytes(source, written):
             report.problems.append(f"{name} should be unchanged and is not")
         report.unchanged_tensors, report.unchanged_bytes = 1, written.size_bytes
     else:
-        check = _check_changed(planned, written, every)
-        report.changed.append(check)
-        if check.outside:
+        checked = check()
+        report.changed.append(checked)
+        if checked.outside:
             report.problems.append(
-                f"{name}: {check.outside} of {check.elements} elements are not round(W + scaling * B @ A); "
-                f"largest error {check.max_abs_error:g}"
+                f"{name}: {checked.outside} of {checked.elements} elements are not {expected}; "
+                f"largest error {checked.max_abs_error:g}"
             )
     return report
 

@@ -38,7 +38,7 @@ from adapters.readback import (
     compare,
     in_threads,
     read_floats,
-    same_bytes,
+    verified,
 )
 from adapters.tensor_names import TRAINED_COPY, unwrapped
 
@@ -162,27 +162,19 @@ def verify_peft_merge(
 
 
 def _verify(formula: Formula, written: StoredTensor, dtype: str) -> WeightsReport:
-    report = WeightsReport()
-    if (written.dtype, written.shape) != (dtype, formula.start.shape):
-        report.problems.append(f"{formula.name} was written as {written.dtype} {list(written.shape)}")
-    elif formula.is_copy and formula.start.dtype == dtype:
-        if not same_bytes(formula.start, written):
-            report.problems.append(f"{formula.name} should be unchanged and is not")
-        report.unchanged_tensors, report.unchanged_bytes = 1, written.size_bytes
-    else:
-        check, formula = TensorCheck(formula.name), replace(formula)  # a copy, with which its factors go
-        for first, end in blocks(formula):
-            span = (first * formula.columns, end * formula.columns)
-            merged = read_floats(written, span).reshape(-1, formula.columns)
-            weight, update, slack = formula.exact(first, end)
-            compare(check, weight, merged, update, slack, dtype)
-        report.changed.append(check)
-        if check.outside:
-            report.problems.append(
-                f"{formula.name}: {check.outside} of {check.elements} elements are not what base and adapter give; "
-                f"largest error {check.max_abs_error:g}"
-            )
-    return report
+    is_copy = formula.is_copy and formula.start.dtype == dtype
+    check = None if is_copy else lambda: _check_changed(replace(formula), written, dtype)  # a copy: its factors go too
+    return verified(formula.name, formula.start, written, dtype, check, "what base and adapter give")
+
+
+def _check_changed(formula: Formula, written: StoredTensor, dtype: str) -> TensorCheck:
+    check = TensorCheck(formula.name)
+    for first, end in blocks(formula):
+        span = (first * formula.columns, end * formula.columns)
+        merged = read_floats(written, span).reshape(-1, formula.columns)
+        weight, update, slack = formula.exact(first, end)
+        compare(check, weight, merged, update, slack, dtype)
+    return check
 
 
 def formulas_of(adapter: Path, base: BaseModel, has_head: bool) -> dict[str, Formula]:

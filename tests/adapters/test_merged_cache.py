@@ -15,7 +15,7 @@ import pytest
 
 from adapters.bases import BaseModel, load_base
 from adapters.errors import BaseMismatch, MergeFailed
-from adapters.export_request import ExportRequest
+from adapters.export_request import ExportRequest, request_from_spec, spec_of
 from adapters.merged_cache import KEPT, find_or_make
 from tests.fixtures.adapters import write_adapter
 from tests.fixtures.bases import tiny_qwen2
@@ -42,6 +42,11 @@ def request_of(base: BaseModel, tmp_path: Path) -> Make:
 
 def folders(cache: Path) -> set[str]:
     return {path.name for path in (cache / "merged").iterdir() if path.name != ".lock"}
+
+
+def test_a_request_is_the_same_after_its_way_to_another_process(request_of: Make, tmp_path: Path) -> None:
+    request = request_of(dtype="bf16", accepted_digests=("one", "two"), shard_bytes=1 << 20, tokenizer=tmp_path)
+    assert request_from_spec(json.loads(json.dumps(spec_of(request)))) == request
 
 
 def test_a_merge_is_made_once_and_found_again_until_it_is_damaged(request_of: Make, tmp_path: Path) -> None:
