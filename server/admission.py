@@ -13,7 +13,7 @@ without ageing. So fairness is decided here, in two questions that are asked whe
 Nothing that could start waits, but for two stated reasons: its adapter's slot is closing, or a free slot is another's
 turn. Every admitted request starts within `server/start_bound.py`. A tenant may have `max_queued` waiting requests,
 an adapter `max_adapter_queued`; a request whose client would be gone before its estimated start is refused at once, and
-one whose client is gone is not started. All costs O(log n) of what waits.
+one whose client is gone is not started. An arrival or an end costs O(slots), and O(log n) of what waits.
 """
 
 from __future__ import annotations
@@ -179,8 +179,7 @@ class Admission:
         self, adapter: str | None = None, tenant: str = "", priority: Priority = Priority.NORMAL
     ) -> float:
         """When a place is likely, 1 to 60 seconds."""
-        seconds = self.estimated_seconds(adapter, tenant, priority)
-        return min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, seconds))
+        return _bounded(self.estimated_seconds(adapter, tenant, priority))
 
     def why_full(self, tenant: str) -> str:
         """For the tenant, in its own numbers."""
@@ -189,9 +188,8 @@ class Admission:
     def _refusal(self, ticket: Ticket, timeout_seconds: float | None) -> Rejected | None:
         """Why the ticket may not wait."""
         limits, most = self.limits, self.limits.max_adapter_queued
-        who = (ticket.adapter, ticket.tenant, ticket.priority)
-        estimated = self.estimated_seconds(*who)
-        retry_after = self.retry_after_seconds(*who)
+        estimated = self.estimated_seconds(ticket.adapter, ticket.tenant, ticket.priority)
+        retry_after = _bounded(estimated)
         if self.waiting_by[ticket.tenant] >= limits.max_queued:
             return Rejected(Refusal.TENANT_QUEUE, self.why_full(ticket.tenant), retry_after)
         if ticket.adapter is not None and most is not None and self.waiting_for[ticket.adapter] >= most:
@@ -238,3 +236,8 @@ class Admission:
             room.arrange_all(closed, now, cold_since=now)
         while slots.coming > wanted and (reopened := slots.reopen_one()) is not None:
             room.arrange_all(reopened, now)
+
+
+def _bounded(seconds: float) -> float:
+    """A wait as a client is told it."""
+    return min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, seconds))

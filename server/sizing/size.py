@@ -194,10 +194,9 @@ def _notes(found: Sizing, traffic: Traffic) -> Iterator[str]:
 
 def _changes(found: Sizing) -> Iterator[str]:
     """What makes it fit, each tried; else how far away it is."""
-    for words, changed in _alternatives(found):
-        if changed.fits:
-            yield words
-    if not any(changed.fits for _, changed in _alternatives(found)):
+    fitting = [words for words, changed in _alternatives(found) if changed.fits]
+    yield from fitting
+    if not fitting:
         yield "no single change makes it fit: combine a smaller or quantised base, more GPUs and a shorter context"
 
 

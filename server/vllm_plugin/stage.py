@@ -87,7 +87,9 @@ class Pace:
 class Staged:
     """One adapter's bytes, kept until `close`: another process opens them at `path`."""
 
-    def __init__(self, images: Sequence[tuple[str, SlotImage]], rank: int, pace: Pace | None = None) -> None:
+    def __init__(
+        self, images: Sequence[tuple[str, SlotImage]], rank: int, rest: Callable[[], None] = lambda: None
+    ) -> None:
         self.rank = rank
         self.rows: list[Row] = []
         self.nbytes = 0
@@ -97,7 +99,7 @@ class Staged:
             self.nbytes += -(-image.stream.nbytes // LINE) * LINE
         self._file = os.memfd_create("hotshoe-adapter")
         try:
-            self._write(images, pace or Pace())
+            self._write(images, rest)
         except BaseException:
             self.close()
             raise
@@ -114,14 +116,14 @@ class Staged:
         """The rows in order, in pieces that one pause between two steps has room for."""
         return groups(self.rows)
 
-    def _write(self, images: Sequence[tuple[str, SlotImage]], pace: Pace) -> None:
+    def _write(self, images: Sequence[tuple[str, SlotImage]], rest: Callable[[], None]) -> None:
         if not self.nbytes:
             return
         os.posix_fallocate(self._file, 0, self.nbytes)  # a lack of memory is an error here, not a signal later
         with mmap.mmap(self._file, self.nbytes) as memory:
             for (_, image), row in zip(images, self.rows, strict=True):
                 memory[row[1] : row[1] + row[2]] = image.stream.numpy().tobytes()
-                pace.rest()
+                rest()
 
 
 def groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -141,14 +143,14 @@ def stage(path: Path, layout: Layout, lora_config: Any, is_busy: Callable[[], bo
     OSError or what vLLM raises for it."""
     from vllm.lora.peft_helper import PEFTHelper
 
-    pace = Pace(is_busy)
+    rest = Pace(is_busy).rest
     helper = PEFTHelper.from_local_dir(str(path), layout.max_positions)
     helper.validate_legal(lora_config)
-    loras = read(path, layout, helper, lora_config.lora_dtype, pace)
-    return Staged(list(packed(loras, layout, lora_config.max_lora_rank, pace)), helper.r, pace)
+    loras = read(path, layout, helper, lora_config.lora_dtype, rest)
+    return Staged(list(packed(loras, layout, lora_config.max_lora_rank, rest)), helper.r, rest)
 
 
-def read(path: Path, layout: Layout, helper: Any, dtype: torch.dtype, pace: Pace) -> dict[str, Any]:
+def read(path: Path, layout: Layout, helper: Any, dtype: torch.dtype, rest: Callable[[], None]) -> dict[str, Any]:
     """vLLM's weights of every module, by its own converter, one module at a time."""
     from safetensors import SafetensorError, safe_open
     from vllm.lora.lora_model import LoRAModel
@@ -169,7 +171,7 @@ def read(path: Path, layout: Layout, helper: Any, dtype: torch.dtype, pace: Pace
                     words = ", ".join(model.modules_to_save)
                     raise ValueError(f"it replaces whole modules ({words}), which are not served.")
                 found |= model.loras
-                pace.rest()
+                rest()
     except SafetensorError as error:
         raise ValueError(f"{WEIGHTS_FILE} cannot be read: {error}") from error
     return found
@@ -180,7 +182,7 @@ def _module_of(name: str) -> str:
 
 
 def packed(
-    loras: dict[str, Any], layout: Layout, max_rank: int, pace: Pace | None = None
+    loras: dict[str, Any], layout: Layout, max_rank: int, rest: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, SlotImage]]:
     """Every layer that the adapter changes, with its image; takes the weights out of `loras` as it goes on."""
     for layer in layout.layers:
@@ -191,8 +193,7 @@ def packed(
         image = pack_matrices(pairs, layer.sizes)
         if image is not None:
             yield layer.name, image
-        if pace is not None:
-            pace.rest()
+        rest()
     if loras:
         raise ValueError(f"the model has no such modules: {', '.join(sorted(loras)[:5])} ({len(loras)} in all).")
 
