@@ -18,8 +18,8 @@ import httpx
 
 from bench.interference import CONCURRENCY, TOKENS, measured
 from bench.report import Report
-from bench.restarts import write_adapter
-from bench.served import Served, serve
+from bench.restarts import embedded_shapes, write_adapter
+from bench.served import Served, publish, serve
 
 EXPORTS, NAME = "/v1/exports", "exported"
 QUIET = "no export"
@@ -32,7 +32,8 @@ def run(rounds: int) -> Iterator[Report]:
     """Time between tokens and to the first one, p50 and p95 over requests; medians over the rounds."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (QUIET, *PARITY)}
     with serve() as served, httpx.Client(base_url=served.gateway.url, timeout=300) as http:
-        publish(http)
+        with tempfile.TemporaryDirectory() as folder:
+            publish(served.gateway.url, NAME, write_adapter(Path(folder) / NAME, embedded_shapes(), seed=1))
         for turn in range(rounds):
             for name in found if turn % 2 == 0 else reversed(found):
                 found[name].append(one_round(served, http, name))
@@ -91,17 +92,3 @@ def exporting(http: httpx.Client, *, parity: bool) -> Iterator[None]:
         worker.join(BEGIN_SECONDS)
     if failures:
         raise RuntimeError(f"an export failed: {failures[0]}")
-
-
-def publish(http: httpx.Client) -> None:
-    """One adapter of random weights."""
-    from adapters.bases import load_base
-    from adapters.embedded import default_base
-
-    shapes = {name: (shape.in_features, shape.out_features) for name, shape in load_base(default_base()).shapes.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_adapter(Path(folder) / NAME, shapes, seed=1)
-        parts = {part: path.read_bytes() for part, path in files.items()}
-        answer = http.post("/v1/adapters", data={"name": NAME}, files=parts, params={"wait": 120})
-    if answer.status_code != 201 or answer.json()["status"] != "ready":
-        raise RuntimeError(f"{NAME} was not published: {answer.status_code} {answer.text[:500]}")

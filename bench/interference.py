@@ -18,6 +18,7 @@ import openai
 
 from bench.client import Timing, closed_loop
 from bench.gateway import bodies
+from bench.many.stats import quantile
 from bench.report import Report
 from bench.served import Served, serve
 from examples.agent_routing.data import ENGLISH, make
@@ -97,8 +98,3 @@ def measured(served: Served) -> dict[str, float]:
 
 def tokens(timings: Sequence[Timing]) -> int:
     return sum(one.events for one in timings)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that so large a share does not exceed, between two of them by the distance."""
-    return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1]

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import aiohttp
 
 from adapters.bases import PROJECTIONS
 from bench.client import JSON, Target
+from bench.many.processes import is_up, process
 from bench.report import Report, machine, write
 
 STREAMS, TOKENS = 4, 1000
@@ -39,7 +39,6 @@ PAUSE_SECONDS, AFTER_SECONDS, QUIET_SECONDS = (
     0.05,
     0.3,
 )  # between events; of a window after one; of quiet before one
-START_SECONDS = 300.0
 FORMS = ("ours", "ours, staging off", "vLLM")
 LIVE = "live"
 LOAD, FIRST, BASE, NOTHING = "a load", "a first use", "a request", "nothing"
@@ -198,34 +197,12 @@ async def stock(base: Path, folder: Path) -> AsyncIterator[Engine]:
     flags += ["--enable-lora", "--max-loras", str(SLOTS + 1), "--max-cpu-loras", str(STAGED), "--max-lora-rank", "64"]
     flags += ["--lora-target-modules", *PROJECTIONS, "--max-model-len", str(CONTEXT_TOKENS)]
     flags += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--disable-uvicorn-access-log"]
-    env = os.environ | {"VLLM_PLUGINS": "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
+    variables = {"VLLM_PLUGINS": "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
-    log = folder / "engine.log"
-    with log.open("wb") as file:
-        process = await asyncio.create_subprocess_exec(
-            *command, env=env, stdout=file, stderr=file, start_new_session=True
-        )
     target = Target("vLLM", "http://engine", socket)
-    try:
-        await answering(process, target, log)
+    with process("vLLM", command, folder, variables) as running:
+        await asyncio.to_thread(running.until, lambda: is_up(f"{target.url}/health", socket))
         yield Engine(target, "/v1/load_lora_adapter", stock_body)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        await process.wait()
-
-
-async def answering(process: asyncio.subprocess.Process, target: Target, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.returncode is not None:
-            raise RuntimeError(f"vLLM ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-        with contextlib.suppress(aiohttp.ClientError, OSError):
-            async with target.session() as session, session.get(f"{target.url}/health") as answer:
-                if answer.status == 200:
-                    return
-        await asyncio.sleep(0.2)
-    raise RuntimeError(f"vLLM was not ready in time:\n{log.read_text()[-2000:]}")
 
 
 async def one_form(form: str, base: Path, folders: Sequence[Path], run_dir: Path) -> Recorder:

@@ -8,14 +8,11 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-
-from adapters.embedded import open_base
 from bench.client import closed_loop
 from bench.gateway import bodies, first, rate
 from bench.report import Report
-from bench.restarts import write_adapter
-from bench.served import Served, serve
+from bench.restarts import embedded_shapes, write_adapter
+from bench.served import Served, publish, serve
 
 NAME, REF = "hot", "hot@1"
 CONCURRENCY = (1, 4, 16)
@@ -24,27 +21,17 @@ TOKENS = 64
 
 def run(rounds: int) -> list[Report]:
     """Both servers run at the same time; a ratio is taken within one round."""
-    shapes = {name: (one.in_features, one.out_features) for name, one in open_base().shapes.items()}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
-        files = write_adapter(Path(folder) / NAME, shapes, seed=1)
+        files = write_adapter(Path(folder) / NAME, embedded_shapes(), seed=1)
         homes = [Path(folder) / form for form in ("slot", "merged")]
         for home in homes:  # a version that is ready costs no start of vLLM
             with serve("--engine", "scripted", home=home) as served:
-                push(served, files)
+                publish(served.gateway.url, NAME, files)
         slot = stack.enter_context(serve(home=homes[0]))
         merged = stack.enter_context(serve("--merged", REF, home=homes[1], timeout_seconds=900))
         base = slot.base_id()
         sides = [("merged", merged, NAME), ("in a slot", slot, NAME), ("its base", slot, base)]
         return [asyncio.run(compare(sides, rounds))]
-
-
-def push(served: Served, files: dict[str, Path]) -> None:
-    """Have the adapter ready there."""
-    parts = {part: (path.name, path.read_bytes()) for part, path in files.items()}
-    url = f"{served.gateway.url}/v1/adapters"
-    answer = httpx.post(url, data={"name": NAME}, files=parts, params={"wait": 20}, timeout=60)
-    if answer.json().get("status") != "ready":
-        raise RuntimeError(f"the adapter is not ready: {answer.text}")
 
 
 async def compare(sides: list[tuple[str, Served, str]], rounds: int) -> Report:

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import numpy as np
 import psutil
 
 from bench.load import Load, Outcome, Request, verdict
 from bench.report import Report, spread
-from bench.served import Served, serve
+from bench.served import Served, publish, serve
 
 ADAPTERS = ("light", "kitchen", "music", "garage")
 PROMPTS = ("Turn the light on.", "What is the weather like today?", "Write a line about the sea.")
@@ -84,18 +83,18 @@ async def _run(served: Served, kills: int) -> list[Report]:
 
 def push_adapters(served: Served) -> None:
     """Several adapters of random weights, published and so warm."""
+    shapes = embedded_shapes()
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, name in enumerate(ADAPTERS):
+            publish(served.gateway.url, name, write_adapter(Path(folder) / name, shapes, seed))
+
+
+def embedded_shapes() -> dict[str, tuple[int, int]]:
+    """(in, out) of every projection of the embedded base."""
     from adapters.bases import load_base
     from adapters.embedded import default_base
 
-    shapes = {name: (shape.in_features, shape.out_features) for name, shape in load_base(default_base()).shapes.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed, name in enumerate(ADAPTERS):
-            files = write_adapter(Path(folder) / name, shapes, seed)
-            parts = {part: path.open("rb") for part, path in files.items()}
-            url = f"{served.gateway.url}/v1/adapters"
-            answer = httpx.post(url, data={"name": name}, files=parts, params={"wait": 120}, timeout=300)
-            if answer.status_code != 201 or answer.json()["status"] != "ready":
-                raise RuntimeError(f"{name} was not published: {answer.status_code} {answer.text[:500]}")
+    return {name: (shape.in_features, shape.out_features) for name, shape in load_base(default_base()).shapes.items()}
 
 
 def write_adapter(folder: Path, shapes: dict[str, tuple[int, int]], seed: int) -> dict[str, Path]:

@@ -19,6 +19,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
+from bench.many.stats import jain
 from bench.report import Report, machine, write
 from bench.simulator_policies import POLICIES, Policy
 from bench.simulator_traces import Request, adversary, bursts, poisson, read_trace
@@ -50,7 +51,6 @@ class Outcome:
     def row(self, trace: str, policy: str) -> dict[str, Any]:
         """One row of the table."""
         shares = [len(values) / max(sum(values), 1e-9) for values in self.by_tenant.values()]
-        jain = sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
         heaviest = max(self.by_tenant, key=lambda tenant: len(self.by_tenant[tenant]))
         others = [value for tenant, values in self.by_tenant.items() if tenant != heaviest for value in values]
         return {
@@ -62,7 +62,7 @@ class Outcome:
             "longest wait, s": max(self.waits),
             "slot switches": self.switches,
             "loads": self.loads,
-            "Jain": jain,
+            "Jain": jain(shares),
         }
 
 

@@ -63,8 +63,11 @@ def lasting(command: list[str]) -> list[str]:
     return [sys.executable, "-m", "server.engine.lifeline", str(os.getpid()), *command]
 
 
-def is_up(url: str) -> bool:
-    """The address answers 200."""
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(url, timeout=2).status_code == 200
+def is_up(url: str, socket: Path | None = None) -> bool:
+    """The address answers 200, on this Unix socket where one is given."""
+    with (
+        contextlib.suppress(httpx.TransportError),
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(socket) if socket else None), timeout=2) as client,
+    ):
+        return client.get(url).status_code == 200
     return False

@@ -21,15 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-
 from adapters.bases import PROJECTIONS, BaseModel
 from bench.client import Target
 from bench.many.drive import Asker, Flight, Window, measure
 from bench.many.plan import BASE, Load, Shot
 from bench.many.processes import READY_SECONDS, is_up, lasting, process
 from bench.many.stats import Seen
-from bench.served import free_port, serve
+from bench.served import free_port, publish, serve
 
 SIDES = ("hotshoe", "stock", "bare", "llama.cpp", "peft")
 CONTEXT_TOKENS = 2048
@@ -129,20 +127,10 @@ def _hotshoe(setup: Setup, files: Files) -> Iterator[Side]:
     flags = ("--slots", str(setup.slots), "--base", str(files.base.folder))
     with serve(*flags, environment=environment, timeout_seconds=READY_SECONDS) as served:
         for folder in files.adapters:
-            _publish(served.gateway.url, folder)
+            files_of = {"config": folder / "adapter_config.json", "weights": folder / "adapter_model.safetensors"}
+            publish(served.gateway.url, folder.name, files_of)
         names = (served.base_id(), files.names)
         yield HttpSide("hotshoe", served.ready_seconds, Asker(served.gateway, lambda shot: _named(shot, *names)))
-
-
-def _publish(url: str, folder: Path) -> None:
-    parts = {
-        "config": (folder / "adapter_config.json").read_bytes(),
-        "weights": (folder / "adapter_model.safetensors").read_bytes(),
-    }
-    data, wait = {"name": folder.name}, {"wait": 120}
-    answer = httpx.post(f"{url}/v1/adapters", data=data, files=parts, params=wait, timeout=300)
-    if answer.status_code != 201 or answer.json()["status"] != "ready":
-        raise RuntimeError(f"{folder.name} was not published: {answer.status_code} {answer.text[:500]}")
 
 
 def _named(shot: Shot, base: str, adapters: tuple[str, ...]) -> Mapping[str, Any]:
