@@ -28,8 +28,9 @@ from server.admission import Admission, Limits, Quantum
 from server.agreement import Agreement
 from server.door import Door
 from server.ending import Ending
-from server.engine.base import Engine, EngineOptions
+from server.engine.base import DEFAULT_SLOTS, Engine, EngineOptions
 from server.engine.rundir import check_socket_path
+from server.engine.vllm_flags import is_cpu_build
 from server.errors import MethodNotAllowed, RouteNotFound, Unprocessable, WireError, to_wire, unexpected
 from server.exports import ExportPlace, Exports
 from server.file_expiry import FileExpiry
@@ -70,6 +71,7 @@ from server.settings import Settings, pepper_of
 from server.source_sync import SourceSync
 from server.sources import open_sources
 from server.usage import UsageMeter
+from server.vllm_plugin.kernel_build import is_kernel_there
 from server.warm_ahead import WarmAhead
 
 log = structlog.get_logger("hotshoe.app")
@@ -220,10 +222,18 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     return services
 
 
+def slots_of(settings: Settings) -> int:
+    """Adapters that may answer at the same time: where slots take no memory, as many as may be loaded."""
+    if settings.slots is not None:
+        return settings.slots
+    are_free = settings.engine == "vllm" and is_cpu_build() and is_kernel_there()
+    return settings.staged_limit if are_free else min(DEFAULT_SLOTS, settings.staged_limit)
+
+
 def limits_of(settings: Settings) -> Limits:
     """What the settings say of places and slots."""
     return Limits(
-        slots=settings.slots,
+        slots=slots_of(settings),
         max_running=settings.max_running,
         max_queued=settings.max_queued,
         patience_seconds=settings.patience_seconds,
@@ -254,7 +264,7 @@ def build_engine(settings: Settings, base: BaseModel, merged: Merged | None = No
         base_folder=merged.base.folder if merged else base.folder,
         base_id=merged.engine_name if merged else base.id,
         run_dir=run_dir_of(settings.home),
-        slots=0 if merged else settings.slots,
+        slots=0 if merged else slots_of(settings),
         max_rank=settings.max_rank,
         staged_limit=settings.staged_limit,
         dtype=settings.dtype,

@@ -1,7 +1,8 @@
 """What an engine's memory goes to, by arithmetic over the base's config.json and the engine's flags: nothing is loaded.
 
     slot      = LoRA dtype * sum over the seven projections of every layer of (rank * in + out * rank)
-    slots     = max_loras slots; that is one more than are admitted
+    slots     = max_loras slots; that is one more than are admitted. On a CPU's kernel a slot is a pointer at a staged
+                adapter, and takes nothing
     KV block  = KV dtype * 2 * layers * key-value heads * head size * tokens of a block
     sequence  = the blocks that hold the context length, and the one that vLLM keeps for itself
 
@@ -41,6 +42,7 @@ class Layout:
     tensor_parallel: int | None = 1
     pipeline_parallel: int | None = 1
     is_fully_sharded: bool = False
+    slots_are_pointers: bool = False  # on a CPU where LoRA runs on the kernel alone
     has_plain_weights: bool = True  # the checkpoint's, each in `dtype_bytes`
     kv_cache_bytes: int | None = None  # where it is set; else it is what the GPU has left
     memory_fraction: float | None = None  # of a GPU, that vLLM may take
@@ -118,7 +120,7 @@ def plan_sizes(layout: Layout, config: Mapping[str, Any], weights: int | None) -
     return MemoryPlan(
         layout=layout,
         weights_bytes=weights,
-        slot_bytes=None if slot is None or lora is None else slot * lora,
+        slot_bytes=0 if layout.slots_are_pointers else None if slot is None or lora is None else slot * lora,
         rank_bytes=None if lora is None or workers is None else sizes * lora * workers,
         token_bytes=None if token is None or layout.kv_bytes is None else token * layout.kv_bytes,
     )

@@ -42,7 +42,7 @@ READABLE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)")
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-def read_layout(flags: Sequence[str], config: Mapping[str, Any], *, is_cpu: bool) -> Layout:
+def read_layout(flags: Sequence[str], config: Mapping[str, Any], *, is_cpu: bool, has_kernel: bool = False) -> Layout:
     """How an engine with these flags on a base of this config is laid out. Ours among the flags are all there."""
     given = given_flags(flags)
     dtype = _dtype_bytes(given.get("dtype", "auto"), config)
@@ -62,6 +62,7 @@ def read_layout(flags: Sequence[str], config: Mapping[str, Any], *, is_cpu: bool
         tensor_parallel=_count(given.get("tensor-parallel-size", "1")),
         pipeline_parallel=_count(given.get("pipeline-parallel-size", "1")),
         is_fully_sharded="fully-sharded-loras" in given,
+        slots_are_pointers=has_kernel and "fully-sharded-loras" not in given,
         has_plain_weights=not config.get("quantization_config") and not OTHER_WEIGHTS & given.keys(),
         kv_cache_bytes=_count(given.get("kv-cache-memory-bytes", "")),
         memory_fraction=float(fraction) if FRACTION.fullmatch(fraction) else None,

@@ -15,6 +15,7 @@ from server.machine import Gpus, Machine, open_gpus, process_tree, read_machine,
 from server.memory import MemoryPlan, plan_memory
 from server.memory_flags import read_layout
 from server.room import check_room, memory_lines
+from server.vllm_plugin.kernel_build import is_kernel_there
 
 if TYPE_CHECKING:
     from adapters.bases import BaseModel
@@ -70,7 +71,8 @@ def outlook_of(engine: Engine, base: BaseModel) -> Outlook:
         return Outlook(None, read_machine(None))
     is_cpu = is_cpu_build()
     gpus = None if is_cpu else open_gpus()
-    plan = plan_memory(read_layout(flags, base.config, is_cpu=is_cpu), base)
+    layout = read_layout(flags, base.config, is_cpu=is_cpu, has_kernel=is_cpu and is_kernel_there())
+    plan = plan_memory(layout, base)
     machine = read_machine(gpus)
     check_room(plan, machine)
     return Outlook(plan, machine, gpus)

@@ -65,7 +65,13 @@ class Settings(BaseSettings):
     engine: Literal["vllm", "scripted"] = Field(
         "vllm", description="What answers: vLLM, or the scripted double that loads no model and makes answers up."
     )
-    slots: int = Field(8, ge=1, le=1024, description="Distinct adapters that may be answering at the same time.")
+    slots: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Distinct adapters that may be answering at the same time; unset 8, and on a CPU, where a "
+        "slot takes no memory, as many as may be loaded.",
+    )
     staged_limit: int = Field(
         64, ge=1, le=4096, description="Adapters kept loaded in the engine's memory, slots included."
     )
@@ -274,7 +280,7 @@ def check_settings(settings: Settings) -> Settings:
             f"{settings.quantum_ceiling_seconds:g}: lower the one or raise the other.",
             param="quantum_floor_seconds",
         )
-    if settings.staged_limit < settings.slots:
+    if settings.slots is not None and settings.staged_limit < settings.slots:
         raise ConfigInvalid(
             f"staged_limit {settings.staged_limit} is below slots {settings.slots}: each slot's adapter is staged too.",
             param="staged_limit",

@@ -10,7 +10,9 @@ from bench.many.plan import Lengths, Load, Popularity
 from bench.many.sides import SETTLE_SECONDS, Setup
 from bench.many.stats import Slo
 
-MANY = Setup("many", adapters=64, slots=4, staged=64)
+MANY = Setup("many", adapters=64, slots=64, staged=64)
+SCARCE = Setup("scarce", adapters=64, slots=4, staged=64)  # sixteen adapters for each slot
+HOT = 4  # the most popular adapters, by which the others are called warm and cold
 RELOADED = Setup("reloaded", adapters=16, slots=4, staged=6)  # so that an adapter asked for in turn is on disk only
 TABLES = ("mix", "closed", "first", "open", "stalls")
 TRIAL = Setup("trial", adapters=8, slots=4, staged=8)
@@ -73,8 +75,9 @@ def _small(case: Case) -> Case:
     return replace(case, load=load, window=window if not case.window.requests else case.window, setup=TRIAL)
 
 
-def mix(window: Window = Window(3.0, 10.0), sides: tuple[str, ...] = ALL) -> list[Case]:  # noqa: B008 - frozen
-    """32 clients in a closed loop, 32 prompt and 24 output tokens: base, four adapters, 64 by Zipf, 64 in turn."""
+def mix(window: Window = Window(6.0, 16.0), sides: tuple[str, ...] = SERVERS) -> list[Case]:  # noqa: B008 - frozen
+    """32 clients in a closed loop, 32 prompt and 24 output tokens: base, four adapters, 64 by Zipf, 64 in turn; of the
+    last two also with four slots, on the servers that have them."""
     who = {
         "base": Popularity(0),
         "four adapters": Popularity(4),
@@ -84,8 +87,10 @@ def mix(window: Window = Window(3.0, 10.0), sides: tuple[str, ...] = ALL) -> lis
     found = []
     for name, popularity in who.items():
         load = Load(f"mix {name}", popularity, Lengths(32), Lengths(24), clients=32)
-        with_bare = ("bare",) if name == "base" and sides == ALL else ()
+        with_bare = ("bare",) if name == "base" and sides == SERVERS else ()
         found.append(Case("mix", name, (*sides, *with_bare), load, window))
+        if popularity.adapters == MANY.adapters and sides == SERVERS:
+            found.append(Case("mix", f"{name}, four slots", ("hotshoe", "stock"), load, window, SCARCE))
     return found
 
 

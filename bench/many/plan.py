@@ -121,17 +121,17 @@ def zipf(count: int, alpha: float) -> tuple[float, ...]:
 class Classes:
     """Who counts as base, hot, warm or cold, by popularity: what is in a slot at an arrival no peer tells.
 
-    Hot are as many of the most popular as have a slot; warm, three times as many after them; cold, all others.
+    Hot are so many of the most popular; warm, three times as many after them; cold, all others.
     """
 
-    slots: int
+    hot: int
 
     def of(self, model: int) -> str:
         if model == BASE:
             return "base"
-        if model < self.slots:
+        if model < self.hot:
             return "hot"
-        return "warm" if model < 4 * self.slots else "cold"
+        return "warm" if model < 4 * self.hot else "cold"
 
 
 CLASS_NAMES: Sequence[str] = ("base", "hot", "warm", "cold")

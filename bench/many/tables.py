@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.many.cases import MANY, SLO, Case
+from bench.many.cases import HOT, MANY, SLO, Case
 from bench.many.kept import Kept, seen_of
 from bench.many.plan import CLASS_NAMES, Classes
 from bench.many.stats import (
@@ -107,9 +107,7 @@ def mix(kept: Kept, cases: Sequence[Case]) -> Report:
     found, by_name = figures(kept, "mix", rate_of(cases)), windows(cases)
     answers = figures(kept, "mix", lambda seen, line: _ended(seen, by_name["mix", line["case"]].window.seconds))
     pooled = _pooled(kept, "mix")
-    report = Report(
-        f"HTTP, 32 clients, 32 prompt and 24 output tokens, {MANY.slots} slots: tokens/s ({rounds_of(found)})"
-    )
+    report = Report(f"HTTP, 32 clients, 32 prompt and 24 output tokens: tokens/s ({rounds_of(found)})")
     for (name, side), values in sorted(found.items(), key=_order(cases)):
         middle, span = shown(values)
         times = waits(pooled[name, side], by_name["mix", name].window.seconds)
@@ -212,7 +210,7 @@ def opened(kept: Kept, cases: Sequence[Case]) -> Report:
 
 def classes(kept: Kept, cases: Sequence[Case]) -> Report:
     """TTFT and TPOT of base, hot, warm and cold: requests of all rounds together."""
-    by_name, of = windows(cases), Classes(MANY.slots)
+    by_name, of = windows(cases), Classes(HOT)
     report = Report("Open loop, by class of adapter: ms to the first token, and a token after it")
     pooled = _pooled(kept, "open")
     for name, side in sorted(pooled, key=lambda key: _order(cases)((key, {}))):
@@ -228,9 +226,9 @@ def classes(kept: Kept, cases: Sequence[Case]) -> Report:
                 row["without a first token"] = sum(one.first is None for one in seen)
                 report.rows.append(row)
     report.notes.append(
-        f"By popularity: hot are the {MANY.slots} adapters asked for most, as many as have a slot; warm the next "
-        f"{3 * MANY.slots}; cold the others. Times count from when a request was meant to be sent; one that had no "
-        "first token when the measurement ended counts as long as it had waited, one that failed as infinite."
+        f"By popularity: hot are the {HOT} adapters asked for most; warm the next {3 * HOT}; cold the others. Times "
+        "count from when a request was meant to be sent; one that had no first token when the measurement ended counts "
+        "as long as it had waited, one that failed as infinite."
     )
     return report
 

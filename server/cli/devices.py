@@ -14,6 +14,7 @@ from dataclasses import replace
 from adapters.errors import ConfigInvalid
 from server.machine import open_gpus, read_machine
 from server.sizing.parts import Device
+from server.vllm_plugin.kernel_build import is_kernel_there
 
 GIB = 2**30
 AUTO, CPU = "auto", "cpu"
@@ -60,8 +61,9 @@ def _find(text: str, main_bytes: int | None) -> Device:
         machine = read_machine(open_gpus() if key == AUTO else None)
         if machine.gpu_bytes is not None:
             return Device("this machine's GPU", machine.gpu_bytes, main_bytes=main_bytes or machine.main_bytes)
-        name = "this machine's CPU" if main_bytes is None else "a CPU"
-        return Device(name, machine.main_bytes if main_bytes is None else main_bytes, is_cpu=True)
+        if main_bytes is not None:
+            return Device("a CPU", main_bytes, is_cpu=True, slots_are_pointers=True)
+        return Device("this machine's CPU", machine.main_bytes, is_cpu=True, slots_are_pointers=is_kernel_there())
     if SIZE.fullmatch(text):
         return Device(f"a GPU of {text}", bytes_of("gpu", text), main_bytes=main_bytes)
     cards = known_cards()

@@ -34,7 +34,7 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(help="Key that clients must send; HOTSHOE_API_KEY hides it from `ps`.")
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="Distinct adapters answering at the same time (8).")] = None,
+    slots: Annotated[int | None, typer.Option(help="Distinct adapters answering at the same time.")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest LoRA rank served (64).")] = None,
     dtype: Annotated[str | None, typer.Option(help="Number format of the engine's weights (auto).")] = None,
     home: Annotated[Path | None, typer.Option(help="State folder (HOTSHOE_HOME).")] = None,

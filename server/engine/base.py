@@ -15,6 +15,7 @@ from typing import Protocol
 from adapters.types import DEFAULT_TENANT
 
 RestartCallback = Callable[[], Awaitable[None]]
+DEFAULT_SLOTS = 8  # where a slot takes memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,9 @@ class EngineOptions:
     base_folder: Path
     base_id: str  # what answers call the base; of a merged one, the version's engine name
     run_dir: Path  # the socket and the log lie here; made with mode 0700
-    slots: int = 8  # adapters admitted into one batch; the engine itself has one more. 0: it runs without LoRA
+    slots: int = (
+        DEFAULT_SLOTS  # adapters admitted into one batch; the engine itself has one more. 0: it runs without LoRA
+    )
     max_rank: int = 64
     staged_limit: int = 64  # adapters that may be loaded at a time, in a slot or beside the slots
     dtype: str = "auto"

@@ -88,7 +88,7 @@ async def engine_row(services: Services) -> dict[str, Any]:
     settings = services.settings
     row: dict[str, Any] = {
         "is_ready": services.engine.is_ready(),
-        "slots": settings.slots,
+        "slots": services.door.admission.limits.slots,
         "staged_limit": settings.staged_limit,
         "max_rank": settings.max_rank,
         "start_phases_seconds": dict(services.engine.phases),

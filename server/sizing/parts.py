@@ -46,6 +46,7 @@ class Device:
     count: int = 1  # GPUs, over which every layer is divided (tensor parallel)
     reserved_bytes: int = 0  # that other processes hold, of each GPU or of the main memory
     main_bytes: int | None = None  # main memory beside GPUs; None is unknown
+    slots_are_pointers: bool = False  # a CPU on which LoRA runs on the kernel
 
     @property
     def host_bytes(self) -> int | None:

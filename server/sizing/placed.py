@@ -20,6 +20,7 @@ from server.sizing.weights import served_weights_bytes
 LEAST_CPU_CACHE_BYTES = 16 * 2**20  # that HOTSHOE_KV_CACHE_BYTES takes
 WEIGHTS = "numbers x bytes, from config.json (server/sizing/weights.py)"
 SLOTS = "(slots + 1) x rank x (in + out) of the seven projections (create_lora_weights in vllm/lora/layers)"
+POINTERS = "each is a pointer at a staged adapter (server/vllm_plugin/cpu_lora.py)"
 STAGED = "adapters x rank x (in + out), for each GPU's worker (vllm/lora/lora_weights.py)"
 CACHE = "blocks x 2 x layers x key-value heads x head size x bytes (FullAttentionSpec in vllm/v1)"
 
@@ -63,6 +64,7 @@ class Placed:
             context_tokens=chosen.context_tokens,
             block_tokens=CPU_BLOCK_TOKENS if device.is_cpu else GPU_BLOCK_TOKENS,
             tensor_parallel=device.count,
+            slots_are_pointers=device.slots_are_pointers,
         )
         weights = served_weights_bytes(self.config, form, is_cpu=device.is_cpu, split=device.count)
         return plan_sizes(layout, self.config, weights * device.count)
@@ -96,7 +98,12 @@ class Placed:
         batch = default_batch(device, chosen.max_num_seqs)
         parts = [
             formula("weights", place, known(self.plan.weights_bytes) // device.count, WEIGHTS),
-            formula("slots", place, known(self.plan.slots_bytes) // device.count, SLOTS),
+            formula(
+                "slots",
+                place,
+                known(self.plan.slots_bytes) // device.count,
+                POINTERS if device.slots_are_pointers else SLOTS,
+            ),
         ]
         if device.is_cpu:
             parts.append(formula("stage", MAIN, self.stage_bytes, STAGED))

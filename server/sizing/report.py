@@ -8,6 +8,7 @@ from typing import Any
 
 from server.room import size as shown
 from server.sizing.parts import Basis, Part
+from server.sizing.placed import Placed
 from server.sizing.size import Sizing
 from server.sizing.weights import parameters
 
@@ -131,10 +132,17 @@ def _many(count: int) -> str:
     return f"{count:,} sequence{'' if count == 1 else 's'}"
 
 
+def _slots(placed: Placed) -> str:
+    chosen = placed.chosen
+    if placed.device.slots_are_pointers:
+        return f"{chosen.slots} + 1, each a pointer at a staged adapter"
+    return f"{chosen.slots} + 1 x {shown(placed.slot_bytes)}, rank {chosen.max_rank}"
+
+
 def _part_line(sizing: Sizing, part: Part) -> str:
     placed, chosen = sizing.placed, sizing.placed.chosen
     counts = {
-        "slots": f"{chosen.slots} + 1 x {shown(placed.slot_bytes)}, rank {chosen.max_rank}",
+        "slots": _slots(placed),
         "stage": f"{chosen.staged} x {shown(placed.staged_adapter_bytes)}, rank {chosen.staged_rank}",
         "kv_cache": f"{placed.cache_tokens:,} tokens x {shown(placed.block_bytes / placed.block_tokens)}",
     }

@@ -70,6 +70,7 @@ def _placed(base: BaseModel, plan: MemoryPlan, machine: Machine) -> tuple[Placed
         is_cpu=layout.is_cpu,
         count=split,
         main_bytes=None if layout.is_cpu else machine.main_bytes,
+        slots_are_pointers=layout.slots_are_pointers,
     )
     cache = (layout.kv_cache_bytes or 0) // (plan.block_bytes or 1)
     chosen = Chosen(

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.errors import BaseInvalid, ConfigInvalid
+from server.engine.base import DEFAULT_SLOTS
 from server.engine.vllm_flags import CPU_CONTEXT_LIMIT_TOKENS, LORA_RANKS, lora_rank
 from server.sizing.overheads import beside_share
 from server.sizing.parts import Device, Form, Traffic
 from server.sizing.placed import Chosen, Placed
 
-DEFAULT_SLOTS, DEFAULT_RANK = 8, 64  # the server's
+DEFAULT_RANK = 64  # the server's
 FALLING_RANKS = (64, 32, 16, 8)
 MOST_SLOTS, MOST_STAGED = 1024, 4096  # that the settings take
 LARGEST_SHARE = 0.95  # of a GPU: fragments and what the driver takes later

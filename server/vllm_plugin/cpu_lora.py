@@ -4,8 +4,9 @@ vLLM's own CPU operators (punica_cpu.py of 0.32) gather one copy of the LoRA wei
 for rows of the base, which is the last slot: the base gets that adapter's update. Here rows are grouped once per
 batch mapping by slot, and base rows are in no group: linear.py, which runs kernel.py's compiled form or grouped.py's.
 
-What is in a slot comes in one of two ways. vLLM's own `set_lora` copies tensors into its stacked weights, which are
-packed before the next use. A staged adapter (staged.py) comes packed, and `set_lora` points at it.
+Where linear layers run on the kernel alone, a slot is a pointer at a packed adapter, and vLLM's stacked weights are
+hollow: shapes without memory. A staged adapter (staged.py) comes packed, and `set_lora` points at it; tensors that vLLM
+sets are packed there. Else `set_lora` copies into the stacked weights, which are packed before the next use.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.lifeline import die_with_parent
 from server.vllm_plugin import compiled, startup
-from server.vllm_plugin.grouped import Group, group_rows, matrix
-from server.vllm_plugin.kernel import KernelSlot
+from server.vllm_plugin.grouped import Group, group_rows, is_hollow, matrix
+from server.vllm_plugin.kernel import KernelSlot, SlotImage, pack_slot
 from server.vllm_plugin.linear import KernelUpdate, choose_update
 
 
@@ -42,9 +43,12 @@ def install() -> None:
     if not hasattr(BaseLinearLayerWithLoRA, "hotshoe_reset_lora"):
         BaseLinearLayerWithLoRA.hotshoe_reset_lora = BaseLinearLayerWithLoRA.reset_lora
         BaseLinearLayerWithLoRA.reset_lora = _reset_lora
+        BaseLinearLayerWithLoRA.set_mapping = _set_mapping(BaseLinearLayerWithLoRA.set_mapping)
         for layer_class in set(_with_subclasses(BaseLinearLayerWithLoRA)):  # some have two bases
             if "set_lora" in vars(layer_class):
                 layer_class.set_lora = _set_lora(layer_class.set_lora)
+            if "create_lora_weights" in vars(layer_class):
+                layer_class.create_lora_weights = _create_lora_weights(layer_class.create_lora_weights)
     compiled.mend_loading()
     if compiled.is_wanted():
         compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
@@ -57,16 +61,53 @@ def _with_subclasses(found: Any) -> Iterator[Any]:
         yield from _with_subclasses(below)
 
 
+def _create_lora_weights(original: Callable[..., None]) -> Callable[..., None]:
+    """vLLM's of one class of layers, with hollow weights on a CPU: whether others are needed its wrapper knows."""
+
+    def create_lora_weights(layer: Any, max_loras: int, *rest: Any, **named: Any) -> None:
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            original(layer, max_loras, *rest, **named)
+            return
+        original(layer, 1, *rest, **named)  # of one slot, for shapes and dtypes
+        for side in ("lora_a_stacked", "lora_b_stacked"):
+            setattr(layer, side, tuple(_hollow(stacked, max_loras) for stacked in getattr(layer, side)))
+
+    return create_lora_weights
+
+
+def _set_mapping(original: Callable[..., None]) -> Callable[..., None]:
+    """vLLM's, which gives a layer its wrapper; stacked weights that will be read get their memory then."""
+
+    def set_mapping(layer: Any, punica_wrapper: Any) -> None:
+        original(layer, punica_wrapper)
+        if _kernel_of(layer) is None and is_hollow(layer.lora_a_stacked[0]):
+            layer.lora_a_stacked, layer.lora_b_stacked = _filled(layer.lora_a_stacked), _filled(layer.lora_b_stacked)
+
+    return set_mapping
+
+
+def _hollow(stacked: torch.Tensor, slots: int) -> torch.Tensor:
+    """(slots, ...) zeros of this dtype, which are all the same one."""
+    return torch.zeros((), dtype=stacked.dtype).expand(slots, *stacked.shape[1:])
+
+
+def _filled(stacked: tuple[torch.Tensor, ...], slots: int | None = None) -> tuple[torch.Tensor, ...]:
+    """The same shapes, or those of so many slots, with memory."""
+    shapes = ((slots or one.shape[0], *one.shape[1:]) for one in stacked)
+    return tuple(torch.zeros(shape, dtype=one.dtype) for shape, one in zip(shapes, stacked, strict=True))
+
+
 def _set_lora(original: Callable[..., None]) -> Callable[..., None]:
     """vLLM's `set_lora` of one class of layers, for tensors; a KernelSlot is put as it is."""
 
     def set_lora(layer: Any, index: int, lora_a: Any, lora_b: Any) -> None:
         kernel = _kernel_of(layer)
-        if kernel is not None and isinstance(lora_a, KernelSlot):
-            kernel.put(layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices, index, lora_a)
+        if kernel is not None and is_hollow(layer.lora_a_stacked[0]):
+            content = lora_a if isinstance(lora_a, KernelSlot) else _packed(layer, original, lora_a, lora_b)
+            kernel.put(layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices, index, content)
             return
-        if kernel is not None:
-            layer.hotshoe_reset_lora(index)
         original(layer, index, lora_a, lora_b)
         if isinstance(layer.punica_wrapper, GroupedLoraWrapper):
             layer.punica_wrapper.forget_slot(layer.lora_a_stacked, index)
@@ -74,11 +115,21 @@ def _set_lora(original: Callable[..., None]) -> Callable[..., None]:
     return set_lora
 
 
+def _packed(layer: Any, original: Callable[..., None], lora_a: Any, lora_b: Any) -> SlotImage | None:
+    """What vLLM's `set_lora` makes of tensors, written into one slot that the layer has for so long."""
+    hollow = layer.lora_a_stacked, layer.lora_b_stacked
+    layer.lora_a_stacked, layer.lora_b_stacked = (_filled(side, slots=1) for side in hollow)
+    try:
+        original(layer, 0, lora_a, lora_b)
+        return pack_slot(layer.lora_a_stacked, layer.lora_b_stacked, 0, layer.output_slices)
+    finally:
+        layer.lora_a_stacked, layer.lora_b_stacked = hollow
+
+
 def _reset_lora(layer: Any, index: int) -> None:
-    """The slot has nothing in this layer now. Where the kernel alone reads it, vLLM's stacked weights stay as they are
-    until tensors are written there: zeroing them takes longer than all the rest of a switch."""
+    """The slot has nothing in this layer now."""
     kernel = _kernel_of(layer)
-    if kernel is not None:
+    if kernel is not None and is_hollow(layer.lora_a_stacked[0]):
         kernel.put(layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices, index, None)
         return
     layer.hotshoe_reset_lora(index)
@@ -100,7 +151,7 @@ class GroupedLoraWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not
         self.linear = choose_update()
         lora_config = kwargs.get("lora_config")
         is_sharded = lora_config is not None and lora_config.fully_sharded_loras
-        # Where linear layers run on the kernel alone, so that a slot may point at an adapter that came packed.
+        # Where linear layers run on the kernel alone, so that a slot is a pointer at a packed adapter.
         self.kernel = self.linear if isinstance(self.linear, KernelUpdate) and not is_sharded else None
 
     def update_metadata(

@@ -100,3 +100,8 @@ def used_rank(a: torch.Tensor) -> int:
 
 def matrix(stacked: torch.Tensor, slot: int) -> torch.Tensor:
     return stacked[slot].reshape(stacked.shape[-2], stacked.shape[-1])
+
+
+def is_hollow(stacked: torch.Tensor) -> bool:
+    """Whether these stacked weights are a shape without memory (cpu_lora.py): one zero for all of their elements."""
+    return not any(stacked.stride())

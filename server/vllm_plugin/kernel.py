@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from server.vllm_plugin.grouped import matrix, used_rank
+from server.vllm_plugin.grouped import is_hollow, matrix, used_rank
 
 ABI = 1
 TILE, STEP = 32, 8  # columns of a tile; the last one of A, and of a B, is as wide as a multiple of STEP
@@ -149,7 +149,8 @@ class KernelSlot:
 
 
 class KernelLayer:
-    """The slots of one layer. `stale` are those whose stacked weights were set since they were packed last."""
+    """The slots of one layer. `stale` are those whose stacked weights were set since they were packed last; weights
+    without memory (cpu_lora.py) are never packed from: all that comes into their slots is put."""
 
     def __init__(
         self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...], output_slices: tuple[int, ...]
@@ -157,7 +158,7 @@ class KernelLayer:
         """lora_a[i] is (slots, 1, max_rank, in_features), lora_b[i] (slots, 1, output_slices[i], max_rank)."""
         self._weights, self._output_slices = (lora_a, lora_b), output_slices
         count = lora_a[0].shape[0]
-        self.stale = set(range(count))
+        self.stale = set() if is_hollow(lora_a[0]) else set(range(count))
         self._held: dict[int, KernelSlot] = {}
         self._packed_bytes: dict[int, int] = {}  # of the slots that were packed here
         self._slots = (_Slot * count)()
@@ -166,13 +167,16 @@ class KernelLayer:
 
     @property
     def nbytes(self) -> int:
-        """Of the copies that were made here; a slot that was put is another's memory."""
+        """Of the copies that were made here; a KernelSlot that was put is another's memory."""
         return sum(self._packed_bytes.values())
 
-    def put(self, slot: int, content: KernelSlot | None) -> None:
+    def put(self, slot: int, content: KernelSlot | SlotImage | None) -> None:
         """Have `slot` be this from the next call on, whatever the stacked weights are; None: no slice is adapted."""
         self.stale.discard(slot)
         self._packed_bytes.pop(slot, None)
+        if isinstance(content, SlotImage):
+            self._packed_bytes[slot] = content.stream.nbytes
+            content = _own(content)
         self._slots[slot] = content.struct if content is not None else _Slot()
         if content is not None:
             self._held[slot] = content
@@ -182,10 +186,7 @@ class KernelLayer:
     def refresh(self) -> None:
         """Pack again what is stale."""
         for slot in tuple(self.stale):
-            image = pack_slot(*self._weights, slot, self._output_slices)
-            self.put(slot, None if image is None else _own(image))
-            if image is not None:
-                self._packed_bytes[slot] = image.stream.nbytes
+            self.put(slot, pack_slot(*self._weights, slot, self._output_slices))
 
 
 def _own(image: SlotImage) -> KernelSlot:

@@ -23,6 +23,7 @@ from adapters.embedded import cache_folder
 from server.engine.vllm_flags import processor_flags
 
 SOURCE = Path(__file__).with_name("lora_kernel.c")
+SWITCH = "HOTSHOE_LORA_KERNEL"  # `c` or `torch`; unset: the kernel where it can be built, else torch's products
 COMPILERS = ("cc", "gcc", "clang")  # the first that is there; CC wins
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
 TIMEOUT_SECONDS = 120.0
@@ -55,6 +56,17 @@ class KernelUnavailable(Exception):
 def best_level(flags: frozenset[str]) -> Level:
     """The widest level that a processor with these flags runs."""
     return next(level for level in LEVELS if level.needs <= flags)
+
+
+def is_kernel_there() -> bool:
+    """Whether an engine on this machine's CPU runs LoRA on the kernel: nobody asks for torch, and it can be had."""
+    if os.environ.get(SWITCH) == "torch":
+        return False
+    try:
+        built_kernel(best_level(processor_flags()))
+    except (KernelUnavailable, OSError):
+        return False
+    return True
 
 
 def built_kernel(level: Level, folder: Path | None = None) -> Path:

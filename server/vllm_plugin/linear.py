@@ -15,10 +15,9 @@ import torch
 
 from server.engine.vllm_flags import processor_flags
 from server.vllm_plugin.grouped import Group, Packed, group_rows, pack
-from server.vllm_plugin.kernel import Kernel, KernelBatch, KernelLayer, KernelSlot, apply
-from server.vllm_plugin.kernel_build import KernelUnavailable, best_level, built_kernel
+from server.vllm_plugin.kernel import Kernel, KernelBatch, KernelLayer, KernelSlot, SlotImage, apply
+from server.vllm_plugin.kernel_build import SWITCH, KernelUnavailable, best_level, built_kernel
 
-SWITCH = "HOTSHOE_LORA_KERNEL"  # `c` or `torch`; unset: the kernel where it can be built, else torch
 Weights = tuple[torch.Tensor, ...]  # A: (slots, 1, max_rank, in_features) each; B: (slots, 1, its columns, max_rank)
 
 log = logging.getLogger("vllm.hotshoe")  # below vLLM's own, so that it is in the engine's log
@@ -51,7 +50,6 @@ class KernelUpdate:
         self.description = f"c ({level}{'' if kernel.is_threaded else ', one thread'})"
         self._kernel = kernel
         self._layers: dict[int, tuple[Weights, KernelLayer]] = {}  # by the id of the tuple, which is kept and so stays
-        self._set_before: dict[int, set[int]] = {}  # slots of layers that were not used yet
         self._batch = KernelBatch(np.zeros(0, dtype=np.int64))
         self._threads = 1
 
@@ -71,20 +69,19 @@ class KernelUpdate:
         apply(self._kernel, self._layer(lora_a, lora_b, sizes), self._batch, y, x, self._threads, scale)
 
     def forget(self, lora_a: Weights, slot: int) -> None:
-        if known := self._layers.get(id(lora_a)):
+        if known := self._layers.get(id(lora_a)):  # one that was not used yet looks at every slot then
             known[1].stale.add(slot)
-        else:
-            self._set_before.setdefault(id(lora_a), set()).add(slot)
 
     def put(
-        self, lora_a: Weights, lora_b: Weights, sizes: tuple[int, ...], slot: int, content: KernelSlot | None
+        self,
+        lora_a: Weights,
+        lora_b: Weights,
+        sizes: tuple[int, ...],
+        slot: int,
+        content: KernelSlot | SlotImage | None,
     ) -> None:
-        """The layer with these weights has this in `slot` now, whatever its weights say there."""
-        is_new = id(lora_a) not in self._layers
-        layer = self._layer(lora_a, lora_b, sizes)
-        if is_new:  # nothing is in the other slots but what was set: looking through them all would take a step's time
-            layer.stale = self._set_before.pop(id(lora_a), set())
-        layer.put(slot, content)
+        """The layer with these weights, which have no memory, has this in `slot` now."""
+        self._layer(lora_a, lora_b, sizes).put(slot, content)
 
     def clear(self, slot: int) -> None:
         """No layer has anything in `slot` now."""

@@ -51,6 +51,7 @@ class Staging:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
         self._arriving: dict[int, Arriving] = {}
+        self.tidy()  # a compiled model's first run leaves vLLM's own trial adapters in slots
 
     def begin(self, engine_id: int, path: str, nbytes: int) -> None:
         """Map the bytes at `path`. What came of an earlier try with this id is dropped."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from server.vllm_plugin.grouped import is_hollow
 from server.vllm_plugin.staged import Staging, layout_of
 
 WITHOUT_LORA = {"slots": [], "slot_bytes": 0, "packed_bytes": 0, "stage_bytes": 0, "lora_kernel": None}
@@ -24,7 +25,7 @@ class HotshoeWorker:
         wrappers = manager.punica_wrapper_mapping.values()
         return {
             "slots": [number for number in manager.lora_index_to_id if number is not None],
-            "slot_bytes": sum(tensor.nbytes for tensor in slot_tensors(manager)),
+            "slot_bytes": sum(tensor.nbytes for tensor in slot_tensors(manager) if not is_hollow(tensor)),
             "lora_kernel": next(
                 (wrapper.linear.description for wrapper in wrappers if hasattr(wrapper, "linear")), None
             ),

@@ -130,7 +130,7 @@ def test_the_largest_gap_is_of_those_that_touch_the_span() -> None:
 
 
 def test_classes_go_by_popularity() -> None:
-    classes = Classes(slots=4)
+    classes = Classes(hot=4)
     assert [classes.of(model) for model in (BASE, 0, 3, 4, 15, 16, 63)] == [
         *("base", "hot", "hot", "warm", "warm", "cold", "cold")
     ]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from server.engine.vllm_flags import processor_flags
 from server.vllm_plugin import kernel_build
-from server.vllm_plugin.grouped import group_rows, pack
+from server.vllm_plugin.grouped import group_rows, is_hollow, pack
 from server.vllm_plugin.kernel import (
     Kernel,
     KernelBatch,
@@ -351,28 +351,37 @@ def extra(update: KernelUpdate | TorchUpdate) -> int:
     return 4 * 64 * 4 if isinstance(update, KernelUpdate) else 0
 
 
-def test_a_slot_may_point_at_what_was_packed_elsewhere_whatever_is_stacked(kernel: Kernel) -> None:
+def test_slots_of_weights_without_memory_hold_what_is_put(kernel: Kernel) -> None:
     case = Case(64, (48, 16), ((8, 4), (0, 0), (4, 4)), (torch.float32,) * 3, (0, 1, 2))
     lora_a, lora_b = case.weights()
-    image = pack_slot(lora_a, lora_b, 0, case.sizes)
-    assert image is not None
-    slot = KernelSlot(image.stream, image.stream.data_ptr(), image.a_dtype, image.columns, image.parts)
+    images = [pack_slot(lora_a, lora_b, slot, case.sizes) for slot in range(3)]
+    first, none, third = images
+    assert first is not None and none is None and third is not None
+    pointer = KernelSlot(first.stream, first.stream.data_ptr(), first.a_dtype, first.columns, first.parts)
+    hollow_a, hollow_b = (tuple(torch.zeros(()).expand(stacked.shape) for stacked in side) for side in (lora_a, lora_b))
+    assert all(map(is_hollow, (*hollow_a, *hollow_b))) and not any(map(is_hollow, (*lora_a, *lora_b)))
     x = case.rows()[0]
     update = KernelUpdate(kernel, "here")
     update.begin(np.array(case.slots))
 
     def computed_rows() -> torch.Tensor:
         y = torch.zeros(3, sum(case.sizes))
-        update.add(y, x, lora_a, lora_b, 1.0, case.sizes)
+        update.add(y, x, hollow_a, hollow_b, 1.0, case.sizes)
         return y
 
-    update.forget(lora_a, 2)  # set before the layer was used
-    update.put(lora_a, lora_b, case.sizes, 1, slot)
-    first = computed_rows()
-    assert not first[0].any(), "stacked, but never set"
-    assert first[1].any() and first[2].any()
-    assert 0 < update.packed_bytes < image.stream.nbytes, "a copy of the one that was set"
-    update.forget(lora_a, 1)
-    assert not computed_rows()[1].any(), "what is stacked there counts again, and is nothing"
-    update.clear(2)
     assert not computed_rows().any()
+    update.put(hollow_a, hollow_b, case.sizes, 1, pointer)
+    update.put(hollow_a, hollow_b, case.sizes, 2, third)
+    rows = computed_rows()
+    expected, bound = reference(case, x, torch.zeros(3, sum(case.sizes)))
+    assert not rows[0].any()
+    assert rows[1].any(), "the first adapter, in the second slot"
+    assert ((rows[2].double() - expected[2]).abs() <= bound[2]).all()
+    assert update.packed_bytes == third.stream.nbytes, "a pointer is another's memory"
+    update.put(hollow_a, hollow_b, case.sizes, 0, pointer)
+    assert ((computed_rows()[0].double() - expected[0]).abs() <= bound[0]).all()
+    update.put(hollow_a, hollow_b, case.sizes, 1, None)
+    assert not computed_rows()[1].any()
+    for slot in (0, 2):
+        update.clear(slot)
+    assert not computed_rows().any() and not update.packed_bytes

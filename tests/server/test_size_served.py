@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from adapters.bases import BaseModel, load_base
+from server.cli.devices import find_device
 from server.cli.size import base_config, form_of
 from server.engine.base import EngineOptions, EngineUsage
 from server.engine.vllm import VllmEngine
 from server.engine.vllm_flags import is_cpu_build, lora_rank
-from server.machine import Machine, open_gpus, read_machine
+from server.machine import Machine, open_gpus
 from server.memory import Layout, plan_sizes
 from server.sizing.parts import Device
 from server.sizing.placed import Chosen, Placed
@@ -34,12 +35,12 @@ FRACTION = 0.5  # of a GPU
 
 
 def cpu() -> Device:
-    return Device("this machine's CPU", read_machine(None).main_bytes, is_cpu=True)
+    return find_device("cpu", 1, 0, None)
 
 
 def near(predicted: dict[str, Any], reported: dict[str, Any], *names: str) -> None:
     for name in names:
-        assert reported[name] > 0, name
+        assert reported[name] > 0 or name == "slot_bytes", name  # slots that point at staged adapters take none
         assert predicted[name] == pytest.approx(reported[name], rel=WITHIN), name
 
 
