@@ -2,7 +2,7 @@
 
 Without a name, or with `many` as the first one: serving many adapters beside peers, which has options of its own
 (`python -m bench many --help`). Others: startup, gateway, training, side_channel, restarts (`--kills N`), interference,
-export-interference, load-stall, merged, planner; exports, cpu_lora and simulator (with choices:
+export-interference, load-stall, merged, overload, planner; exports, cpu_lora, simulator and simulated (with choices:
 `python -m bench.exports` and so on); of the data check gate_speed, privacy, profanity, doubtful.
 """
 
@@ -23,6 +23,7 @@ from bench import (
     interference,
     load_stall,
     merged,
+    overload,
     planner,
     privacy,
     profanity,
@@ -51,6 +52,7 @@ BENCHES = {
     "cpu_lora": cpu_lora.run,
     "load-stall": load_stall.run,
     "merged": merged.run,
+    "overload": overload.run,
     "simulator": simulator.run,
 }
 

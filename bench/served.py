@@ -43,10 +43,12 @@ class Served:
         return str(httpx.get(f"{self.gateway.url}/v1/models", timeout=10).json()["data"][0]["id"])
 
 
-def publish(gateway_url: str, name: str, files: Mapping[str, Path]) -> None:
+def publish(
+    gateway_url: str, name: str, files: Mapping[str, Path], headers: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Upload an adapter whose parts are these files, and wait until it is ready; raises RuntimeError if it is not."""
     url, parts = f"{gateway_url}/v1/adapters", {part: path.read_bytes() for part, path in files.items()}
-    answer = httpx.post(url, data={"name": name}, files=parts, params={"wait": 120}, timeout=300)
+    answer = httpx.post(url, data={"name": name}, files=parts, params={"wait": 120}, headers=headers, timeout=300)
     if answer.status_code != 201 or answer.json()["status"] != "ready":
         raise RuntimeError(f"{name} was not published: {answer.status_code} {answer.text[:500]}")
 

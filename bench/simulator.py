@@ -1,23 +1,24 @@
 """`python -m bench.simulator [--requests N] [--adapters M] [--trace FILE]`: admission policies on a modelled engine.
 
-The model: all running requests make one token in each step. A step takes `STEP + ROW * requests + ADAPTER * distinct
-adapters` seconds; a prompt holds all of them up for `PROMPT` seconds a token, an adapter that is not in a slot for
-`SWITCH`, and one that is not staged either for `LOAD`. The figures are of the embedded base on two cores (decode and
-first token: docs/benchmarks.md; LOAD: 70-98 ms for 9.8 MB); SWITCH is an assumption. There is one slot more than is
-given out, and the one not used for longest goes first, as vLLM has it. It tells orders and ratios, not milliseconds.
+The model: all running requests make one token in each step. A step takes `step + row * requests + adapter * distinct
+adapters` seconds; a prompt holds all of them up for `prompt` seconds a token, an adapter that is not in a slot for
+`switch`, and one that is not staged either for `load`. The figures (COSTS) are of the embedded base on two cores
+(decode and first token: docs/benchmarks.md; a load: 70-98 ms for 9.8 MB, as vLLM makes it); that of a switch is an
+assumption. There is one slot more than is given out, and the one not used for longest goes first, as vLLM has it. It
+tells orders and ratios, not milliseconds; with costs taken from a real run `python -m bench.simulated` holds it to it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
 from math import ceil, inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench.many.stats import jain
 from bench.report import Report, machine, write
@@ -28,12 +29,92 @@ from server.eviction import HALF_LIFE_SECONDS
 from server.ordered import Order
 from server.popularity import DecayingCount
 
-STEP, ROW, ADAPTER = 0.0177, 0.0012, 0.0005
-PROMPT, SWITCH, LOAD = 0.001, 0.005, 0.085
 STAGED = 64
+SAME_STEP = 1e-6  # of a step
 LIMITS = Limits(slots=8, max_running=32, max_queued=10**9, patience_seconds=0.5)
 RATE = 3.0  # requests a second: about half of what the model serves when adapters are few
 SEED = 20
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that the modelled engine takes for what."""
+
+    step: float = 0.0177
+    row: float = 0.0012
+    adapter: float = 0.0005
+    prompt: float = 0.001  # a token
+    switch: float = 0.005
+    load: float = 0.085
+
+
+COSTS = Costs()
+
+
+class Coming(Protocol):
+    """Requests on their way to the policy."""
+
+    def next_at(self) -> float:
+        """When the next one comes; infinite where none does before another is answered."""
+        ...
+
+    def take(self) -> Request: ...
+
+    def ended(self, now: float) -> None:
+        """A request was answered."""
+
+
+class Arrivals:
+    """Requests as they come, whatever is answered."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._todo = iter(requests)
+        self._coming = next(self._todo, None)
+
+    def next_at(self) -> float:
+        return inf if self._coming is None else self._coming.arrival
+
+    def take(self) -> Request:
+        one = self._coming
+        if one is None:
+            raise RuntimeError("no request comes any more: next_at is asked before")
+        self._coming = next(self._todo, None)
+        return one
+
+    def ended(self, now: float) -> None:
+        """A request was answered; here nobody waited for that to ask the next."""
+
+
+class Clients:
+    """So many clients, each of which asks its next request when its last was answered; a request's arrival is made."""
+
+    def __init__(self, requests: Iterable[Request], clients: int) -> None:
+        self._todo = iter(requests)
+        self._coming = next(self._todo, None)
+        self._free_at = deque([0.0] * clients)  # in order, since time goes on
+
+    def next_at(self) -> float:
+        return self._free_at[0] if self._free_at and self._coming is not None else inf
+
+    def take(self) -> Request:
+        one = self._coming
+        if one is None:
+            raise RuntimeError("no request comes any more: next_at is asked before")
+        self._coming = next(self._todo, None)
+        return replace(one, arrival=self._free_at.popleft())
+
+    def ended(self, now: float) -> None:
+        self._free_at.append(now)
+
+
+class Watcher(Protocol):
+    """Who is told what becomes of a request, and when."""
+
+    def started(self, one: Request, now: float) -> None: ...
+
+    def first_token(self, one: Request, now: float) -> None: ...
+
+    def ended(self, one: Request, now: float) -> None: ...
 
 
 @dataclass
@@ -47,6 +128,16 @@ class Outcome:
     seconds: float = 0.0
     switches: int = 0
     loads: int = 0
+
+    def started(self, one: Request, now: float) -> None:
+        self.waits.append(now - one.arrival)
+
+    def first_token(self, one: Request, now: float) -> None:
+        self.first_tokens.append(now - one.arrival)
+        self.by_tenant[one.tenant].append(now - one.arrival)
+
+    def ended(self, one: Request, now: float) -> None:
+        self.tokens += one.output_tokens
 
     def row(self, trace: str, policy: str) -> dict[str, Any]:
         """One row of the table."""
@@ -93,8 +184,8 @@ class Stage:
 class Model:
     """The engine: virtual time in steps, so that a change of the batch costs O(log n) whatever runs."""
 
-    def __init__(self, slots: int, stage: Stage) -> None:
-        self.slots, self.stage = slots, stage
+    def __init__(self, slots: int, stage: Stage, costs: Costs = COSTS) -> None:
+        self.slots, self.stage, self.costs = slots, stage, costs
         self.now, self.steps, self.stalled = 0.0, 0.0, 0.0
         self.rows = 0
         self.active: Counter[str] = Counter()
@@ -104,7 +195,7 @@ class Model:
         self._numbers = count()
 
     def start(self, one: Request) -> None:
-        self.stalled += PROMPT * one.prompt_tokens
+        self.stalled += self.costs.prompt * one.prompt_tokens
         if one.adapter is not None:
             self._into_slot(one.adapter)
             self.active[one.adapter] += 1
@@ -116,6 +207,8 @@ class Model:
         """When the next request has its first token, or its last."""
         if not self._marks:
             return inf
+        if self._marks[0][0] <= self.steps + SAME_STEP:  # of the step that was just made: no stall comes before it
+            return self.now
         return self.now + self.stalled + max(0.0, self._marks[0][0] - self.steps) * self._step()
 
     def advance(self, now: float) -> None:
@@ -140,7 +233,7 @@ class Model:
         return one, is_end
 
     def _step(self) -> float:
-        return STEP + ROW * self.rows + ADAPTER * len(self.active)
+        return self.costs.step + self.costs.row * self.rows + self.costs.adapter * len(self.active)
 
     def _into_slot(self, adapter: str) -> None:
         was_staged = self.stage.use(adapter, self.now)
@@ -149,7 +242,7 @@ class Model:
                 del self.in_slots[next(name for name in self.in_slots if name not in self.active)]
             self.switches += 1
             self.loads += not was_staged
-            self.stalled += SWITCH if was_staged else LOAD
+            self.stalled += self.costs.switch if was_staged else self.costs.load
         self.in_slots[adapter] = None
         self.in_slots.move_to_end(adapter)
 
@@ -157,31 +250,34 @@ class Model:
 def simulate(policy: Policy, requests: Iterable[Request], limits: Limits = LIMITS) -> Outcome:
     """Run a trace to its end."""
     outcome, model = Outcome(), Model(limits.slots, Stage(STAGED, policy.evicts_by_cost))
+    play(policy, model, Arrivals(requests), outcome)
+    outcome.seconds, outcome.switches, outcome.loads = model.now, model.switches, model.loads
+    return outcome
+
+
+def play(policy: Policy, model: Model, arrivals: Coming, watcher: Watcher, until_seconds: float = inf) -> None:
+    """Let requests come, start and end, until there are none or the model's clock is there."""
     started_at: dict[Request, float] = {}
-    todo = iter(requests)
-    coming = next(todo, None)
 
     def begin(started: list[Request]) -> None:
         for one in started:
             started_at[one] = model.now
-            outcome.waits.append(model.now - one.arrival)
+            watcher.started(one, model.now)
             model.start(one)
 
-    while coming is not None or model.rows:
-        if coming is not None and coming.arrival <= model.next_at():
+    while (next_at := min(arrivals.next_at(), model.next_at())) < inf and next_at <= until_seconds:
+        if arrivals.next_at() <= model.next_at():
+            coming = arrivals.take()
             model.advance(coming.arrival)
             begin(policy.arrive(coming, model.now))
-            coming = next(todo, None)
             continue
         one, is_end = model.reach()
-        if is_end:
-            outcome.tokens += one.output_tokens
-            begin(policy.end(one, model.now - started_at.pop(one), model.now))
-        else:
-            outcome.first_tokens.append(model.now - one.arrival)
-            outcome.by_tenant[one.tenant].append(model.now - one.arrival)
-    outcome.seconds, outcome.switches, outcome.loads = model.now, model.switches, model.loads
-    return outcome
+        if not is_end:
+            watcher.first_token(one, model.now)
+            continue
+        watcher.ended(one, model.now)
+        arrivals.ended(model.now)
+        begin(policy.end(one, model.now - started_at.pop(one), model.now))
 
 
 def traces(requests: int, adapters: int) -> dict[str, Callable[[], Iterable[Request]]]:
@@ -203,8 +299,9 @@ def compare(made: dict[str, Callable[[], Iterable[Request]]], policies: Sequence
         for policy in policies:
             report.rows.append(simulate(POLICIES[policy](LIMITS), make()).row(trace, policy))
     report.notes.append(
-        f"{LIMITS.slots} slots, {LIMITS.max_running} places, {STAGED} staged; seconds: step {STEP} + {ROW} a "
-        f"request + {ADAPTER} an adapter, prompt token {PROMPT}, switch {SWITCH}, load {LOAD}. Jain: of the tenants' "
+        f"{LIMITS.slots} slots, {LIMITS.max_running} places, {STAGED} staged; seconds: step {COSTS.step} + "
+        f"{COSTS.row} a request + {COSTS.adapter} an adapter, prompt token {COSTS.prompt}, switch {COSTS.switch}, load "
+        f"{COSTS.load}. Jain: of the tenants' "
         "inverse mean TTFT; the lighter tenants: all but the one with most requests."
     )
     return report

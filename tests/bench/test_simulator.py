@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.simulator import ADAPTER, LIMITS, LOAD, PROMPT, ROW, STEP, compare, simulate, traces
+from bench.simulator import COSTS, LIMITS, compare, simulate, traces
 from bench.simulator_policies import POLICIES, Fcfs, Ours, PassedOver
 from bench.simulator_traces import Request, adversary, poisson, read_trace, write_trace
 from server.admission import Limits
@@ -16,9 +16,9 @@ SMALL = Limits(slots=2, max_running=4, max_queued=10**9, patience_seconds=0.5)
 
 def test_one_request_alone_takes_its_load_its_prompt_and_its_steps() -> None:
     found = simulate(Fcfs(LIMITS), [Request(1.0, "t", "a", 10, 5)])
-    step = STEP + ROW + ADAPTER
-    assert found.first_tokens == [pytest.approx(LOAD + 10 * PROMPT + step)]
-    assert found.seconds == pytest.approx(1.0 + LOAD + 10 * PROMPT + 5 * step)
+    step, before = COSTS.step + COSTS.row + COSTS.adapter, COSTS.load + 10 * COSTS.prompt
+    assert found.first_tokens == [pytest.approx(before + step)]
+    assert found.seconds == pytest.approx(1.0 + before + 5 * step)
     assert (found.switches, found.loads, found.tokens) == (1, 1, 5)
 
 
