@@ -2,7 +2,7 @@
 
 Without a name, or with `many` as the first one: serving many adapters beside peers, which has options of its own
 (`python -m bench many --help`). Others: startup, gateway, training, side_channel, restarts (`--kills N`), interference,
-export-interference, load-stall, merged, overload, planner; exports, cpu_lora, simulator and simulated (with choices:
+export-interference, load-stall, merged, overload, planner; exports, cpu_lora, soak, simulator, simulated (with choices:
 `python -m bench.exports` and so on); of the data check gate_speed, privacy, profanity, doubtful.
 """
 

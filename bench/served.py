@@ -28,6 +28,7 @@ class Served:
     engine: Target
     ready_seconds: float
     log: Path  # what the server writes, both of its streams
+    pid: int
 
     def system(self) -> dict[str, object]:
         body: dict[str, object] = httpx.get(f"{self.gateway.url}/v1/system", timeout=10).json()
@@ -88,6 +89,7 @@ def serve(
                     Target("engine", "http://engine", engine_socket),
                     ready_seconds,
                     Path(log.name),
+                    server.pid,
                 )
             finally:
                 server.send_signal(signal.SIGTERM)

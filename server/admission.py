@@ -19,11 +19,12 @@ one whose client is gone is not started. An arrival or an end costs O(slots), an
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.types import Priority
-from server.shares import SERVICE_SECONDS_AT_START, SMOOTHING, Flow, Line, Shares, Ticket
+from server.shares import SERVICE_SECONDS_AT_START, SMOOTHING, Line, Shares, Ticket
 from server.slots import Quantum, Slots
 from server.waiting import Waiting, count_down
 
@@ -39,6 +40,7 @@ class Limits:
     patience_seconds: float
     max_adapter_queued: int | None = None  # None: as many as its tenants may have
     quantum: Quantum = field(default_factory=Quantum)
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # of their shares; 1 where nothing is said
 
 
 class Refusal(StrEnum):
@@ -73,7 +75,7 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.slots = Slots(limits.slots, limits.quantum)
-        self.shares = Shares()
+        self.shares = Shares(limits.tenant_weights)
         self.service_seconds = SERVICE_SECONDS_AT_START
         self.running_by: Counter[str] = Counter()  # by tenant
         self._room = Waiting(self.shares, self.slots, limits.patience_seconds)
@@ -165,7 +167,7 @@ class Admission:
 
     def estimated_seconds(self, adapter: str | None, tenant: str = "", priority: Priority = Priority.NORMAL) -> float:
         """About how long one more such request would wait: by the seconds that requests and turns took until now."""
-        flow = self.shares.flows.get((tenant, priority)) or Flow(tenant, priority)
+        flow = self.shares.flows.get((tenant, priority)) or self.shares.new_flow(tenant, priority)
         weight = self.shares.waiting_weight + (0.0 if flow.waiting else flow.weight)
         rounds, seconds = weight / flow.weight, 0.0
         if self.running >= self.limits.max_running:

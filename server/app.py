@@ -73,6 +73,7 @@ from server.sources import open_sources
 from server.usage import UsageMeter
 from server.vllm_plugin.kernel_build import is_kernel_there
 from server.warm_ahead import WarmAhead
+from server.warm_schedule import WarmSchedule
 
 log = structlog.get_logger("hotshoe.app")
 
@@ -218,7 +219,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         workers=[*([merged] if merged else ()), jobs, worker, meter, FileExpiry(files), agreement],
     )
     services.warm_ahead = WarmAhead(services)
-    services.workers += [SourceSync(services), services.warm_ahead]
+    services.workers += [SourceSync(services), services.warm_ahead, WarmSchedule(services)]
     return services
 
 
@@ -239,6 +240,7 @@ def limits_of(settings: Settings) -> Limits:
         patience_seconds=settings.patience_seconds,
         max_adapter_queued=settings.max_adapter_queued,
         quantum=Quantum(settings.quantum_loads, settings.quantum_floor_seconds, settings.quantum_ceiling_seconds),
+        tenant_weights=settings.tenant_weights,
     )
 
 

@@ -11,16 +11,17 @@ import ipaddress
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from adapters.errors import ConfigInvalid
 from adapters.keys import home_has_keys, load_pepper
 from server.config_file import read_settings_file
 from server.edge_settings import check_edge
-from server.source_settings import SourceSettings
+from server.source_settings import SourceSettings, checked
+from server.warm_schedule import WarmTime
 
 MEBIBYTE = 1024 * 1024
 CONFIG_VARIABLE = "HOTSHOE_CONFIG"
@@ -97,8 +98,14 @@ class Settings(BaseSettings):
     warm_ahead: bool = Field(
         False, description="Whether popular versions are loaded before they are asked for, while the engine is idle."
     )
+    warm_schedule: tuple[WarmTime, ...] = Field(
+        (), description="Versions that are loaded at times of the day, as a JSON list; see Places and slots."
+    )
     max_adapter_queued: int = Field(
         128, ge=1, description="Inference requests that may wait for one adapter; then 503."
+    )
+    tenant_weights: dict[Annotated[str, AfterValidator(checked)], Annotated[float, Field(ge=0.01, le=100)]] = Field(
+        {}, description="What a tenant's share of busy places and slots weighs, as a JSON map; 1 for one not named."
     )
     patience_seconds: float = Field(
         0.5, gt=0, description="How long, in seconds, younger requests may pass one that waits for a slot."

@@ -9,8 +9,10 @@ where the others are (start-time fair queueing, Goyal et al., SIGCOMM 1996): nob
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 
 from adapters.types import Priority
 from server.ordered import Order
@@ -53,6 +55,7 @@ class Flow:
 
     tenant: str
     priority: Priority
+    tenant_weight: float = 1.0
     running: int = 0
     waiting: int = 0
     charged: float = 0.0  # seconds of places over weight
@@ -64,13 +67,14 @@ class Flow:
 
     @property
     def weight(self) -> float:
-        return WEIGHTS[self.priority]
+        return self.tenant_weight * WEIGHTS[self.priority]
 
 
 class Shares:
     """All flows, in the order in which they get the next place, and the next turn in a slot."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant_weights: Mapping[str, float] = MappingProxyType({})) -> None:
+        self._tenant_weights = tenant_weights  # 1 for one that is not among them
         self.flows: dict[tuple[str, Priority], Flow] = {}
         self.by_place: Order[Flow] = Order()
         self.by_turn: Order[Flow] = Order()
@@ -82,8 +86,12 @@ class Shares:
         key = (tenant, priority)
         found = self.flows.get(key)
         if found is None:
-            found = self.flows[key] = Flow(tenant, priority)
+            found = self.flows[key] = self.new_flow(tenant, priority)
         return found
+
+    def new_flow(self, tenant: str, priority: Priority) -> Flow:
+        """One that nothing is known of; it is not among the flows."""
+        return Flow(tenant, priority, self._tenant_weights.get(tenant, 1.0))
 
     def joined(self, flow: Flow) -> None:
         """One more of the flow waits."""

@@ -12,12 +12,15 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from server.engine.vllm_flags import VLLM, advice_for
+from server.engine.vllm_flags import VLLM, advice_for, is_cpu_build
+from server.vllm_plugin import early_core
 
 
 def main() -> None:
     """`python -m server.vllm_plugin.entry COUNT FLAG...`: the first COUNT words are ours, the others the user's."""
     count, flags = int(sys.argv[1]), sys.argv[2:]
+    if is_cpu_build() and early_core.is_wanted():
+        early_core.begin()
     taken = taken_over(flags, count) if flags[count:] else []
     if taken:
         listed = "; ".join(f"--{name} ({advice_for(name)})" for name in taken)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from adapters.types import Priority
@@ -282,6 +284,32 @@ def test_places_are_shared_by_seconds_not_by_requests() -> None:
         seconds[running.tenant] = seconds.get(running.tenant, 0.0) + took
         [running] = admission.admit_waiting(now)
     assert seconds["long"] == pytest.approx(seconds["short"], abs=8.0)
+
+
+def test_a_tenants_weight_is_its_share_of_places_and_of_turns() -> None:
+    weighted = replace(door(running=1).limits, tenant_weights={"paying": 3.0})
+    admission = Admission(weighted)
+    running = admitted(admission, None)
+    for _ in range(40):
+        for tenant in ("paying", "other"):
+            admission.ask(None, 0.0, tenant)
+    started = []
+    for now in range(1, 41):
+        admission.release(running, 1.0, float(now))
+        [running] = admission.admit_waiting(float(now))
+        started.append(running.tenant)
+    assert started.count("paying") == pytest.approx(30, abs=1)
+    turns = Admission(replace(door(running=4, slots=1, patience=0.1).limits, tenant_weights={"paying": 3.0}))
+    ticket, now, opened = admitted(turns, "first"), 1.0, list[str]()
+    for number in range(24):
+        for tenant in ("paying", "other"):
+            turns.ask(f"{tenant}{number}", now, tenant)
+    for _ in range(24):
+        turns.release(ticket, 1.0, now)
+        now += 10.0
+        [ticket] = turns.admit_waiting(now)
+        opened.append(ticket.tenant)
+    assert opened.count("paying") == pytest.approx(18, abs=1)
 
 
 def test_priorities_are_shares_so_that_the_low_ones_are_served_too() -> None:

@@ -88,7 +88,8 @@ class Course:
 
 def bound(limits: Limits, arrivals: Sequence[Arrival], ticket: Ticket, before: int) -> float:
     flows = {(one.tenant, one.priority) for one in arrivals}
-    weights = [WEIGHTS[priority] for _, priority in flows]
+    weights = [limits.tenant_weights.get(tenant, 1.0) * WEIGHTS[priority] for tenant, priority in flows]
+    own = limits.tenant_weights.get(ticket.tenant, 1.0) * WEIGHTS[ticket.priority]
     # Those of its flow that came within one patience after it may be before it too.
     early = sum(
         (one.tenant, one.priority) == (ticket.tenant, ticket.priority)
@@ -96,7 +97,7 @@ def bound(limits: Limits, arrivals: Sequence[Arrival], ticket: Ticket, before: i
         for one in arrivals
     )
     load = Load(LONGEST, len(flows), sum(weights), min(weights))
-    return start_bound_seconds(limits, load, WEIGHTS[ticket.priority], before + early)
+    return start_bound_seconds(limits, load, own, before + early)
 
 
 arrival = st.builds(
@@ -118,12 +119,17 @@ def in_time(gaps: Sequence[Arrival]) -> list[Arrival]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(arrival, max_size=80), st.integers(1, 3), st.integers(1, 4))
+@given(
+    st.lists(arrival, max_size=80),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.dictionaries(st.sampled_from("xyz"), st.floats(0.01, 100.0)),
+)
 def test_capacity_holds_work_is_conserved_and_everybody_starts_within_the_bound(
-    gaps: list[Arrival], slots: int, places: int
+    gaps: list[Arrival], slots: int, places: int, tenant_weights: dict[str, float]
 ) -> None:
     arrivals = in_time(gaps)
-    limits = Limits(slots, places, 30, 0.5, None, LIMITS.quantum)
+    limits = Limits(slots, places, 30, 0.5, None, LIMITS.quantum, tenant_weights)
     course = Course(Admission(limits))
     before: dict[Ticket, int] = {}
     course.after_event = lambda now: before.update({one: n for one, n in course.waiting.items() if one not in before})
