@@ -32,7 +32,7 @@ from typing import Any
 from server.engine.lifeline import die_with_parent
 from server.vllm_plugin import startup
 
-SWITCH = "HOTSHOE_EARLY_CORE"  # 0: vLLM's core starts when vLLM starts it; unset or 1: before, where that can be
+SWITCH = "HOTSHOE_EARLY_CORE"  # 1: begun before vLLM starts it, where that can be; unset or 0: when vLLM does
 NAME = "EngineCore"  # that vLLM gives its process
 MODULES = (
     "vllm.v1.engine.core",
@@ -62,7 +62,7 @@ log = logging.getLogger("vllm.hotshoe")
 
 def is_wanted() -> bool:
     """Whether SWITCH leaves it on; raises ValueError for another word than 0 and 1."""
-    asked = os.environ.get(SWITCH, "1")
+    asked = os.environ.get(SWITCH, "0")
     if asked not in ("", "0", "1"):
         raise ValueError(f"{SWITCH} is {asked!r}; it takes 0 or 1.")
     return asked != "0" and startup.is_wanted() and len(os.sched_getaffinity(0)) > 1
