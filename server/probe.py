@@ -94,8 +94,8 @@ def read_log_probabilities(raw: bytes) -> list[float]:
 
 
 def is_non_finite_error(raw: bytes) -> bool:
-    """The engine failed to write a NaN or an infinity as JSON."""
-    return b"Out of range float values" in raw or b"not JSON compliant" in raw
+    """The engine ended the request for it (not_finite.py), or failed to write a NaN or an infinity as JSON."""
+    return any(words in raw for words in (b"were not finite", b"Out of range float values", b"not JSON compliant"))
 
 
 def _largest_difference(one: Sequence[float], other: Sequence[float]) -> float:

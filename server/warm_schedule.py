@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, time, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from server.services import Services
 
 log = structlog.get_logger("hotshoe.warm_schedule")
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")  # as datetime.weekday counts them
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = get_args(Day)  # as datetime.weekday counts them
 LOOK_SECONDS = 5.0
 LATE_SECONDS = 900.0
 
@@ -32,7 +33,7 @@ class WarmTime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: time = Field(description="`07:45`.")
-    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = Field(DAYS, min_length=1)
+    days: tuple[Day, ...] = Field(DAYS, min_length=1)
     models: tuple[str, ...] = Field(min_length=1, description="NAME, NAME@N or NAME@ALIAS, TENANT/ before another's.")
 
     @field_validator("models")

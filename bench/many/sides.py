@@ -190,7 +190,9 @@ def _llama(setup: Setup, files: Files) -> Iterator[Side]:
         seconds = running.until(lambda: is_up(f"{target.url}/health"))
 
         def body(shot: Shot) -> Mapping[str, Any]:
-            return {"lora": [] if shot.model == BASE else [{"id": shot.model, "scale": 1.0}], "cache_prompt": False}
+            # An empty list would mean what the server started with, every adapter; those not in a list are off.
+            one = {"id": max(0, shot.model), "scale": 0.0 if shot.model == BASE else 1.0}
+            return {"lora": [one], "cache_prompt": False}
 
         yield HttpSide("llama.cpp", seconds, Asker(target, body))
 

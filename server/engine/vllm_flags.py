@@ -67,6 +67,7 @@ FORCED_ENV = {
     "VLLM_PLUGINS": PLUGINS,
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # server/vllm_plugin/not_finite.py
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }

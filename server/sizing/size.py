@@ -73,7 +73,8 @@ def share_of(device: Device) -> float:
 def _choose(name: str, config: Mapping[str, Any], form: Form, device: Device, traffic: Traffic) -> Sizing:
     """The most slots that are of use and have room at this rank; one slot where nothing fits."""
     rank, adapters = traffic.rank or DEFAULT_RANK, min(_or(traffic.adapters, DEFAULT_SLOTS), MOST_STAGED)
-    wanted = min(adapters, _or(traffic.concurrency, DEFAULT_SLOTS), MOST_SLOTS)
+    at_once = _or(traffic.concurrency, adapters if device.slots_are_pointers else DEFAULT_SLOTS)
+    wanted = min(adapters, at_once, MOST_SLOTS)
     chosen = Chosen(
         slots=1,
         max_rank=lora_rank(rank),

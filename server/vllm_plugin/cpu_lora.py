@@ -20,10 +20,12 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.lifeline import die_with_parent
-from server.vllm_plugin import compiled, startup
+from server.vllm_plugin import compiled, not_finite, startup
 from server.vllm_plugin.grouped import Group, group_rows, is_hollow, matrix
 from server.vllm_plugin.kernel import KernelSlot, SlotImage, pack_slot
 from server.vllm_plugin.linear import KernelUpdate, choose_update
+
+CORE = "EngineCore"  # what vLLM calls the process of its scheduler
 
 
 def register() -> None:
@@ -31,6 +33,8 @@ def register() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
+    if multiprocessing.current_process().name.startswith(CORE):
+        not_finite.install_in_core()
     install()
 
 

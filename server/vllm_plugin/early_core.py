@@ -24,15 +24,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import popen_spawn_posix, resource_tracker, spawn, util
-from multiprocessing.context import reduction, set_spawning_popen
+from multiprocessing import popen_spawn_posix, reduction, resource_tracker, spawn
+from multiprocessing import util as _util
+from multiprocessing.context import set_spawning_popen
 from pathlib import Path
 from typing import Any
 
 from server.engine.lifeline import die_with_parent
 from server.vllm_plugin import startup
 
-SWITCH = "HOTSHOE_EARLY_CORE"  # 1: begun before vLLM starts it, where that can be; unset or 0: when vLLM does
+SWITCH = "HOTSHOE_EARLY_CORE"  # 0: begun when vLLM starts it; unset or 1: before, where that can be
 NAME = "EngineCore"  # that vLLM gives its process
 MODULES = (
     "vllm.v1.engine.core",
@@ -58,26 +59,32 @@ MOST_FILES = 64
 HEADER = 1 << 20  # bytes: a message has the environment in it
 
 log = logging.getLogger("vllm.hotshoe")
+# Of `multiprocessing`'s own, which its types do not show.
+POPEN: Any = popen_spawn_posix.Popen
+util: Any = _util
+tracker: Any = resource_tracker
+starter: Any = spawn
 
 
 def is_wanted() -> bool:
     """Whether SWITCH leaves it on; raises ValueError for another word than 0 and 1."""
-    asked = os.environ.get(SWITCH, "0")
+    asked = os.environ.get(SWITCH, "1")
     if asked not in ("", "0", "1"):
         raise ValueError(f"{SWITCH} is {asked!r}; it takes 0 or 1.")
     return asked != "0" and startup.is_wanted() and len(os.sched_getaffinity(0)) > 1
 
 
-def begin() -> None:
+def begin(modules: Sequence[str] = MODULES) -> EarlyCore:
     """Start the process, and have vLLM's core take it. Call it before vLLM is imported, from a thread that stays."""
-    early = EarlyCore(preload(os.environ.get("LD_PRELOAD", "")))
-    launch = popen_spawn_posix.Popen._launch
+    early = EarlyCore(preload(os.environ.get("LD_PRELOAD", "")), modules)
+    launch = POPEN._launch
 
     def launch_or_hand_over(popen: Any, process_obj: Any) -> None:
         if process_obj.name != NAME or not early.take(popen, process_obj):
             launch(popen, process_obj)
 
-    popen_spawn_posix.Popen._launch = launch_or_hand_over  # type: ignore[method-assign]
+    POPEN._launch = launch_or_hand_over
+    return early
 
 
 def preload(given: str) -> str:
@@ -107,10 +114,10 @@ def _folder_of(package: str) -> Path:
 class EarlyCore:
     """The process, in its parent."""
 
-    def __init__(self, preloaded: str) -> None:
+    def __init__(self, preloaded: str, modules: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sentinel, child_end = os.pipe()  # readable once the process has ended
-        words = f"from server.vllm_plugin.early_core import main; main({theirs.fileno()})"
+        words = f"from server.vllm_plugin.early_core import main; main({theirs.fileno()}, {list(modules)!r})"
         command = [sys.executable, *util._args_from_interpreter_flags(), "-c", words]
         with _set_for_a_while({**AHEAD, "LD_PRELOAD": preloaded}):
             files = [theirs.fileno(), child_end]
@@ -155,7 +162,7 @@ class EarlyCore:
         payload = io.BytesIO()
         reader, writer = os.pipe()
         duplicate_for_child(reader)
-        duplicate_for_child(resource_tracker.getfd())  # type: ignore[attr-defined]
+        duplicate_for_child(tracker.getfd())
         set_spawning_popen(popen)
         try:
             reduction.dump(spawn.get_preparation_data(process_obj._name), payload)
@@ -194,11 +201,11 @@ class Unfit(Exception):
     """Why the process cannot be the core."""
 
 
-def main(file: int) -> None:
+def main(file: int, modules: Sequence[str]) -> None:
     """The process itself: imports, waits, and becomes the core."""
     die_with_parent(os.getppid())
     parent = socket.socket(fileno=file)
-    for name in MODULES:
+    for name in modules:
         import_module(name)
     told = parent.recv(HEADER)
     if not told:
@@ -207,11 +214,11 @@ def main(file: int) -> None:
     differing = other_variables(os.environ, environment)
     parent.send(f"other variables: {', '.join(differing)}".encode() if differing else b"alike")
     os.environ.update(environment)
-    pipe, tracker = receive(parent)
+    pipe, tracker_file = receive(parent)
     parent.close()
-    resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]
+    tracker._resource_tracker._fd = tracker_file
     sys.argv = ["-c", "--multiprocessing-fork"]
-    sys.exit(spawn._main(pipe, os.dup(pipe)))  # type: ignore[attr-defined]
+    sys.exit(starter._main(pipe, os.dup(pipe)))
 
 
 def other_variables(own: Mapping[str, str], parents: Mapping[str, str]) -> Sequence[str]:

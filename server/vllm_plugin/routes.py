@@ -18,6 +18,7 @@ from vllm.version import __version__
 from adapters.errors import EngineUnavailable
 from server.engine.base import EngineAdapter, EngineCapacity, EngineUsage, wire_name
 from server.engine.control import Control, attach
+from server.vllm_plugin import not_finite
 from server.vllm_plugin.stage import Layout, StagingThread, read_layout, stage
 
 log = logging.getLogger("vllm.hotshoe")
@@ -38,6 +39,7 @@ class ControlRoutes:
         if engine_client is None:
             raise RuntimeError("hotshoe_routes needs an engine, and this server of vLLM has none.")
         name_by_wire_name(state.openai_serving_models)
+        not_finite.install_in_server()
         state.hotshoe_control = Control(VllmWorker(engine_client, state))
 
 

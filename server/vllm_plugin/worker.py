@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from server.vllm_plugin import not_finite
 from server.vllm_plugin.grouped import is_hollow
 from server.vllm_plugin.staged import Staging, layout_of
 
 WITHOUT_LORA = {"slots": [], "slot_bytes": 0, "packed_bytes": 0, "stage_bytes": 0, "lora_kernel": None}
+
+not_finite.install_in_worker()  # vLLM imports this module where it makes a worker
 
 
 class HotshoeWorker:

@@ -9,6 +9,7 @@ import pytest
 
 from adapters.errors import EngineFailed
 from server.probe import PROMPTS, judge, probe, read_log_probabilities
+from server.vllm_plugin.not_finite import ENDED
 
 
 def test_an_adapter_that_moves_a_log_probability_is_proven() -> None:
@@ -32,10 +33,11 @@ def test_the_prompts_tokens_are_read_and_the_generated_one_only_checked() -> Non
     assert math.isnan(read_log_probabilities(answer([None, -1.0, -2.0, math.nan]))[0])
 
 
-def test_an_engine_that_cannot_write_its_logits_as_json_shows_that_they_are_not_finite() -> None:
+@pytest.mark.parametrize("said", ["Out of range float values are not JSON compliant", ENDED])
+def test_an_engine_that_cannot_answer_because_logits_are_not_finite_shows_that_they_are(said: str) -> None:
     async def complete(body: dict[str, Any]) -> tuple[int, bytes]:
         if body["model"] == "bad":
-            return 500, b'{"error": {"message": "Out of range float values are not JSON compliant"}}'
+            return 500, json.dumps({"error": {"message": said}}).encode()
         return 200, answer([None, -1.0, -2.0])
 
     assert asyncio.run(probe(complete, "base", "bad", 1e-4)).code == "non_finite"

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from adapters.errors import ConfigInvalid
+from server.app import slots_of
+from server.engine.vllm_flags import is_cpu_build
 from server.settings import Settings, default_home, is_loopback, load_settings
+from server.vllm_plugin.kernel_build import find_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +72,29 @@ def test_a_key_is_never_printed() -> None:
 )
 def test_loopback_is_what_only_this_machine_reaches(host: str, is_local: bool) -> None:
     assert is_loopback(host) is is_local
+
+
+def test_slots_that_take_no_memory_are_as_many_as_may_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not is_cpu_build() or find_compiler() is None:
+        pytest.skip("slots take memory here: there is no kernel for them")
+    monkeypatch.delenv("HOTSHOE_LORA_KERNEL", raising=False)
+    assert slots_of(load_settings()) == 64 and slots_of(load_settings(staged_limit=5)) == 5
+    assert slots_of(load_settings(slots=3)) == 3
+    assert slots_of(load_settings(engine="scripted")) == 8, "it has no kernel"
+    assert slots_of(load_settings(engine="scripted", staged_limit=5)) == 5
+    monkeypatch.setenv("HOTSHOE_LORA_KERNEL", "torch")
+    assert slots_of(load_settings()) == 8
+    monkeypatch.delenv("HOTSHOE_LORA_KERNEL")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("HOTSHOE_CACHE", str(tmp_path))
+    assert slots_of(load_settings()) == 8, "no compiler, and none that was built before"
+
+
+def test_a_tenants_weight_has_a_range_and_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(tenant_weights={"acme": 3}).tenant_weights == {"acme": 3.0}
+    for wrong in ('{"acme": 0}', '{"acme": 1000}', '{"a b": 1}', '["acme"]'):
+        monkeypatch.setenv("HOTSHOE_TENANT_WEIGHTS", wrong)
+        with pytest.raises(ConfigInvalid, match="tenant_weights"):
+            load_settings()

@@ -236,7 +236,7 @@ NAMES = st.sampled_from([one.name for one in SIZES])
 RANKS = st.sampled_from([1, 8, 16, 32, 64, 128])
 
 
-@given(NAMES, RANKS, st.integers(1, 64), st.integers(16, 8192), st.integers(1, 64), st.integers(8, 200))
+@given(NAMES, RANKS, st.integers(1, 64), st.integers(16, 4096), st.integers(1, 64), st.integers(8, 200))
 @settings(max_examples=60, deadline=None)
 def test_more_of_anything_never_takes_less(
     name: str, rank: int, adapters: int, context: int, concurrency: int, gigabytes: int
@@ -429,3 +429,11 @@ def test_what_cannot_be_sized_is_refused_with_the_value_and_the_limit(words: lis
             build_app("size"), ["size", *(word for pair in given.items() for word in pair)], catch_exceptions=False
         )
     assert error in refused.value.message
+
+
+def test_where_a_slot_takes_nothing_there_is_one_for_each_adapter() -> None:
+    cpu = Device("cpu", 64 * GB, is_cpu=True)
+    pointers = replace(cpu, slots_are_pointers=True)
+    found, stacked = (sized(device=device, adapters=40, rank=16, context_tokens=2048) for device in (pointers, cpu))
+    assert part(found, "slots") == 0 and found.placed.chosen.slots == 40
+    assert part(stacked, "slots") > 0 and stacked.placed.chosen.slots == 8
