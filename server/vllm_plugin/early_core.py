@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -71,7 +72,8 @@ def is_wanted() -> bool:
     asked = os.environ.get(SWITCH, "1")
     if asked not in ("", "0", "1"):
         raise ValueError(f"{SWITCH} is {asked!r}; it takes 0 or 1.")
-    return asked != "0" and startup.is_wanted() and len(os.sched_getaffinity(0)) > 1
+    has_numbers = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= FIRST_FILE + MOST_FILES
+    return asked != "0" and startup.is_wanted() and has_numbers and len(os.sched_getaffinity(0)) > 1
 
 
 def begin(modules: Sequence[str] = MODULES) -> EarlyCore:
@@ -141,6 +143,7 @@ class EarlyCore:
             self._close(self._sentinel)
             return False
         self._hand_over(pid, popen, process_obj)
+        log.info("The engine core is process %d, which was begun early.", pid)
         return True
 
     def _ask_whether_alike(self) -> None:

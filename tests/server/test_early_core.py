@@ -17,6 +17,7 @@ import pytest
 
 from server.vllm_plugin import early_core
 from server.vllm_plugin.early_core import NAME, EarlyCore, begin, other_variables, preload
+from tests.fixtures.engines import EngineRig
 
 CONTEXT = multiprocessing.get_context("spawn")
 MODULES = ("json", "http.client")
@@ -136,6 +137,14 @@ def test_it_dies_with_its_parent() -> None:
 def test_what_differs_is_named_but_for_what_is_read_late() -> None:
     assert other_variables({"A": "1", "LOCAL_WORLD_SIZE": "2"}, {"A": "1"}) == []
     assert other_variables({"A": "1", "B": "2"}, {"A": "2", "C": ""}) == ["A", "B", "C"]
+
+
+@pytest.mark.model
+def test_the_real_engines_core_was_begun_early(vllm_engine: EngineRig) -> None:
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("with one core nothing is begun early")
+    log = (vllm_engine.scratch / "run" / "engine.log").read_text()
+    assert "which was begun early" in log and "started anew" not in log
 
 
 @pytest.mark.model
