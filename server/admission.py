@@ -108,10 +108,16 @@ class Admission:
         *,
         priority: Priority = Priority.NORMAL,
         timeout_seconds: float | None = None,
+        is_whole: bool = False,
     ) -> Admitted | Queued | Rejected:
-        """Take a place. A Queued ticket comes back from a later `admit_waiting`, or is given up with `leave`."""
+        """Take a place. A Queued ticket comes back from a later `admit_waiting`, or is given up with `leave`.
+
+        A client that hears nothing until the whole answer is there (`is_whole`) needs it within its timeout, and so an
+        earlier start.
+        """
         self._settle(now)
-        deadline = None if timeout_seconds is None else now + timeout_seconds
+        own = self._own_seconds(tenant, priority) if is_whole else 0.0
+        deadline = None if timeout_seconds is None else now + timeout_seconds - own
         self._number += 1
         ticket = Ticket(adapter, now, tenant, priority, deadline, self._number)
         self._room.join(ticket, now)
@@ -120,7 +126,7 @@ class Admission:
             self._start(line, is_turn, now)
             return Admitted(ticket)
         self._room.take_out(ticket, now)
-        refused = self._refusal(ticket, timeout_seconds)
+        refused = self._refusal(ticket, timeout_seconds, own)
         if refused is None:
             self._room.join(ticket, now)
         return refused or Queued(ticket, needs_slot=not self.slots.is_open(adapter))
@@ -187,8 +193,8 @@ class Admission:
         """For the tenant, in its own numbers."""
         return f"{self.running_by[tenant]} of your requests run and {self.waiting_by[tenant]} wait, which is the limit."
 
-    def _refusal(self, ticket: Ticket, timeout_seconds: float | None) -> Rejected | None:
-        """Why the ticket may not wait."""
+    def _refusal(self, ticket: Ticket, timeout_seconds: float | None, own_seconds: float) -> Rejected | None:
+        """Why the ticket may not wait. `own_seconds` is how long it runs before its client hears of it."""
         limits, most = self.limits, self.limits.max_adapter_queued
         estimated = self.estimated_seconds(ticket.adapter, ticket.tenant, ticket.priority)
         retry_after = _bounded(estimated)
@@ -197,10 +203,17 @@ class Admission:
         if ticket.adapter is not None and most is not None and self.waiting_for[ticket.adapter] >= most:
             reason = f"{most} requests wait for this adapter, which is the limit."
             return Rejected(Refusal.ADAPTER_QUEUE, reason, retry_after)
-        if timeout_seconds is not None and estimated > timeout_seconds:
-            reason = f"It would start in about {estimated:.3g} s, and its client waits {timeout_seconds:g} s."
+        if timeout_seconds is not None and estimated + own_seconds > timeout_seconds:
+            would = "be answered" if own_seconds else "start"
+            seconds = estimated + own_seconds
+            reason = f"It would {would} in about {seconds:.3g} s, and its client waits {timeout_seconds:g} s."
             return Rejected(Refusal.CLIENT_TIMEOUT, reason, retry_after)
         return None
+
+    def _own_seconds(self, tenant: str, priority: Priority) -> float:
+        """How long such a request usually runs."""
+        flow = self.shares.flows.get((tenant, priority)) or self.shares.new_flow(tenant, priority)
+        return flow.service_seconds
 
     def _next(self) -> tuple[Line | None, bool]:
         """The line whose head starts next, and whether by a turn in a slot; None when nothing may start."""

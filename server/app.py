@@ -67,7 +67,7 @@ from server.routes import (
 from server.routes import files as files_api
 from server.served import ServedProbe
 from server.services import Caller, Services
-from server.settings import Settings, pepper_of
+from server.settings import MOST_RUNNING, RUNNING_PER_CORE, Settings, pepper_of
 from server.source_sync import SourceSync
 from server.sources import open_sources
 from server.usage import UsageMeter
@@ -231,11 +231,19 @@ def slots_of(settings: Settings) -> int:
     return settings.staged_limit if are_free else min(DEFAULT_SLOTS, settings.staged_limit)
 
 
+def running_of(settings: Settings) -> int:
+    """Requests at the engine: on a CPU no more than make it faster, as a step takes longer with each of them."""
+    if settings.max_running is not None:
+        return settings.max_running
+    on_cpu = settings.engine == "vllm" and is_cpu_build()
+    return min(MOST_RUNNING, RUNNING_PER_CORE * len(os.sched_getaffinity(0))) if on_cpu else MOST_RUNNING
+
+
 def limits_of(settings: Settings) -> Limits:
     """What the settings say of places and slots."""
     return Limits(
         slots=slots_of(settings),
-        max_running=settings.max_running,
+        max_running=running_of(settings),
         max_queued=settings.max_queued,
         patience_seconds=settings.patience_seconds,
         max_adapter_queued=settings.max_adapter_queued,

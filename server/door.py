@@ -29,6 +29,7 @@ class Asked:
     priority: Priority = Priority.NORMAL
     timeout_seconds: float | None = None
     bring: Callable[[], Awaitable[None]] | None = None  # has the version in the engine; raises nothing
+    is_whole: bool = False  # its first byte comes with the last
 
 
 @dataclass(eq=False)
@@ -74,7 +75,12 @@ class Door:
 
     async def _enter(self, adapter: str | None, asked: Asked, now: float) -> Ticket:
         answer = self.admission.ask(
-            adapter, now, asked.tenant, priority=asked.priority, timeout_seconds=asked.timeout_seconds
+            adapter,
+            now,
+            asked.tenant,
+            priority=asked.priority,
+            timeout_seconds=asked.timeout_seconds,
+            is_whole=asked.is_whole,
         )
         if isinstance(answer, Rejected):
             raise self._refusal(answer.why, answer.reason, answer.retry_after_seconds)
@@ -87,7 +93,8 @@ class Door:
     async def _wait(self, ticket: Ticket, asked: Asked) -> None:
         waiter = Waiter(asked, asyncio.get_running_loop().create_future())
         self._waiting[ticket] = waiter
-        seconds = min(self.queue_seconds, math.inf if asked.timeout_seconds is None else asked.timeout_seconds)
+        latest = math.inf if ticket.deadline is None else ticket.deadline - ticket.arrived_at
+        seconds = max(0.0, min(self.queue_seconds, latest))
         self._wake()
         try:
             await asyncio.wait({waiter.woken}, timeout=seconds)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from server.connections import Connections
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import MOST_RUNNING, Settings
 from server.tls import Certificate
 
 BACKLOG = 2048
@@ -51,7 +51,8 @@ def front_config(
 def connection_limit(settings: Settings) -> int:
     """The setting, or less where the process may not have so many files open: the rest of it needs some too."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = settings.max_connections if soft == resource.RLIM_INFINITY else soft - settings.max_running - OWN_FILES
+    running = settings.max_running or MOST_RUNNING
+    room = settings.max_connections if soft == resource.RLIM_INFINITY else soft - running - OWN_FILES
     return max(16, min(settings.max_connections, room))
 
 

@@ -176,7 +176,7 @@ class Gateway:
         version = None if exchange.path in PREFIX_FREE_PATHS else target.version
         adapter = None if version is None else engine_name(*key_of(version))
         async with contextlib.AsyncExitStack() as stack:
-            place = services.door.place(adapter, self._asked(exchange, version))
+            place = services.door.place(adapter, self._asked(exchange, version, is_whole=not request.is_stream))
             exchange.queue_seconds = await stack.enter_async_context(place)
             if version is not None:
                 services.warm_ahead.note(version)
@@ -184,11 +184,11 @@ class Gateway:
                 await stack.enter_async_context(services.residents.holding(version, patience))
             await self._exchange_with_engine(request, adapter or services.engine_base, send, exchange)
 
-    def _asked(self, exchange: Exchange, version: AdapterVersion | None) -> Asked:
+    def _asked(self, exchange: Exchange, version: AdapterVersion | None, *, is_whole: bool) -> Asked:
         caller, waited = exchange.caller, exchange.seconds
         bring = None if version is None else partial(self.services.residents.bring, version)
         left = None if exchange.timeout_seconds is None else max(0.0, exchange.timeout_seconds - waited)
-        return Asked(caller.tenant, caller.priority, left, bring)
+        return Asked(caller.tenant, caller.priority, left, bring, is_whole)
 
     async def _exchange_with_engine(
         self, request: InferenceRequest, model: str, send: Send, exchange: Exchange

@@ -25,6 +25,7 @@ from server.warm_schedule import WarmTime
 
 MEBIBYTE = 1024 * 1024
 CONFIG_VARIABLE = "HOTSHOE_CONFIG"
+MOST_RUNNING, RUNNING_PER_CORE = 64, 8  # where `max_running` is unset; of a CPU's cores
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -87,7 +88,11 @@ class Settings(BaseSettings):
     kv_cache_bytes: int = Field(
         1024 * MEBIBYTE, ge=16 * MEBIBYTE, description="Memory for the KV cache on a CPU, in bytes."
     )
-    max_running: int = Field(64, ge=1, description="Inference requests handed to the engine at the same time.")
+    max_running: int | None = Field(
+        None,
+        ge=1,
+        description="Inference requests handed to the engine at the same time; unset 64, and on a CPU 8 for each core.",
+    )
     max_queued: int = Field(
         256, ge=0, description="Inference requests of one tenant that may wait for a place; then 503."
     )

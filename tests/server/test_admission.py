@@ -209,6 +209,21 @@ def test_a_request_whose_client_would_be_gone_is_refused_at_once_and_one_with_ti
     assert isinstance(admission.ask(None, 0.0, timeout_seconds=2.5), Queued)
 
 
+def test_an_answer_that_comes_whole_has_to_end_while_its_client_waits() -> None:
+    admission = door(running=1)
+    for _ in range(40):
+        admission.release(admitted(admission, None), 1.0, 0.0)
+    running = admitted(admission, None)
+    answer = admission.ask(None, 0.0, timeout_seconds=1.5, is_whole=True)
+    assert isinstance(answer, Rejected) and answer.why is Refusal.CLIENT_TIMEOUT
+    assert answer.reason == "It would be answered in about 2 s, and its client waits 1.5 s."
+    assert isinstance(admission.ask(None, 0.0, timeout_seconds=1.5), Queued), "a stream has to start only"
+    late = admission.ask(None, 0.0, timeout_seconds=3.5, is_whole=True)
+    assert isinstance(late, Queued) and late.ticket.deadline == pytest.approx(2.5, rel=0.01)
+    admission.release(running, 2.6, 2.6)
+    assert admission.admit_waiting(2.6) == [], "neither can be met any more"
+
+
 def test_a_request_whose_client_is_gone_is_not_started() -> None:
     admission = door(running=1)
     running = admitted(admission, None)
