@@ -26,9 +26,11 @@ from bench.simulator import Arrivals, Clients, Coming, Costs, Model, Stage, play
 from bench.simulator_policies import Ours
 from bench.simulator_traces import Request
 from server.admission import Limits
+from server.app import running_of
+from server.settings import load_settings
 
 SIDE = "hotshoe"
-PLACES, PATIENCE_SECONDS = 64, 0.5  # the server's defaults
+PATIENCE_SECONDS = 0.5  # the server's default
 PREDICTED = ("mix", "open")
 MOST_ERROR = 0.15
 
@@ -37,15 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.simulated", description=__doc__)
     parser.add_argument("--kept", type=Path, default=Path("build/bench/full/kept.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("build/simulated.json"))
+    parser.add_argument(
+        "--places", type=int, default=running_of(load_settings()), help="HOTSHOE_MAX_RUNNING of the run"
+    )
     given = parser.parse_args(arguments)
     every = plans.full()
-    report = compare(Kept.open(given.kept, every), every)
+    report = compare(Kept.open(given.kept, every), every, given.places)
     print(machine())
     report.print()
     write([report], given.out)
 
 
-def compare(kept: Kept, cases: Sequence[Case]) -> Report:
+def compare(kept: Kept, cases: Sequence[Case], places: int) -> Report:
     """A row for each predicted load that was measured; raises SystemExit where there is nothing to take costs from."""
     costs = calibrated(kept, cases)
     report = Report("The simulator beside the real run")
@@ -53,12 +58,12 @@ def compare(kept: Kept, cases: Sequence[Case]) -> Report:
         lines = [line for line in kept.of(case.table) if (line["case"], line["side"]) == (case.name, SIDE)]
         if lines:
             real = [figures(seen_of(line), case) for line in lines]
-            made = [figures(replay(case, line["seed"], costs), case) for line in lines]
+            made = [figures(replay(case, line["seed"], costs, places), case) for line in lines]
             report.rows.append({"table": case.table, "load": case.name, "rounds": len(lines), **_row(real, made)})
     report.notes.append(
         f"Costs, in seconds, from the run's closed loads and first tokens: step {costs.step:.4f}, a request "
         f"{costs.row:.5f}, an adapter {costs.adapter:.5f}, a prompt token {costs.prompt:.5f}; a switch nothing (a slot "
-        "is a pointer), and no load (all adapters are staged). Errors are medians over the rounds."
+        f"is a pointer), and no load (all adapters are staged); {places} places. Errors are medians over the rounds."
     )
     return report
 
@@ -207,12 +212,12 @@ class Noted:
         return one
 
 
-def replay(case: Case, seed: int, costs: Costs) -> list[Seen]:
+def replay(case: Case, seed: int, costs: Costs, places: int) -> list[Seen]:
     """The load of one measurement on the modelled engine, behind the server's own admission."""
     load, window, setup = case.load, case.window, case.setup
     if load is None:
         raise ValueError(f"{case.name} is no load of requests.")
-    limits = Limits(setup.slots, PLACES, max_queued=10**9, patience_seconds=PATIENCE_SECONDS)
+    limits = Limits(setup.slots, places, max_queued=10**9, patience_seconds=PATIENCE_SECONDS)
     stage = Stage(setup.staged, evicts_by_cost=True)
     for number in range(min(setup.staged, setup.adapters)):
         stage.use(f"adapter{number}", 0.0)
