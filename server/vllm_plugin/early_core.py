@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing import popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing import util as _util
@@ -207,6 +207,8 @@ class Unfit(Exception):
 def main(file: int, modules: Sequence[str]) -> None:
     """The process itself: imports, waits, and becomes the core."""
     die_with_parent(os.getppid())
+    with suppress(ImportError):  # vLLM names its processes by it, and it finds room while the environment is untouched
+        import_module("setproctitle").getproctitle()
     parent = socket.socket(fileno=file)
     for name in modules:
         import_module(name)

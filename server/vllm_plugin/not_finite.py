@@ -3,8 +3,8 @@
 vLLM counts NaNs of each row of logits where VLLM_COMPUTE_NANS_IN_LOGITS is set, tells its metrics, and samples a token
 all the same. Here the scheduler, which learns of the counts with the tokens, ends such a request before it takes the
 token; a client gets the error of a failed request, and the other rows of the batch go on. Its blocks of the KV cache
-are cleared before others get them. The count is ours too: one sum over a row is finite only where every number of it
-is, and reads the logits once.
+are cleared before others get them. The count is ours too: one sum over a row tells of every number in it, and reads
+the logits once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ log = logging.getLogger("vllm.hotshoe")
 def rows_not_finite(logits: torch.Tensor) -> torch.Tensor:
     """(rows,) int32, 1 for a row of `logits` (rows, vocabulary) with NaN or infinity in it, else 0.
 
-    float32 sums: a row of 2^17 finite logits overflows from a mean of 10^33 on, where it is none any more.
+    Minus infinity is what a grammar gives to tokens that it does not take, and counts as finite. float32 sums: a row of
+    2^17 finite logits overflows from a mean of 10^33 on, where it is none any more.
     """
-    return (~logits.sum(dim=-1, dtype=torch.float32).isfinite()).to(torch.int32)
+    return (~(logits.sum(dim=-1, dtype=torch.float32) < torch.inf)).to(torch.int32)
 
 
 def count_rows(runner_module: Any) -> None:
