@@ -32,7 +32,6 @@ from server.settings import load_settings
 SIDE = "hotshoe"
 PATIENCE_SECONDS = 0.5  # the server's default
 PREDICTED = ("mix", "open")
-MOST_ERROR = 0.15
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -116,7 +116,7 @@ class Admission:
         earlier start.
         """
         self._settle(now)
-        own = self._own_seconds(tenant, priority) if is_whole else 0.0
+        own = self.shares.seen_flow(tenant, priority).service_seconds if is_whole else 0.0
         deadline = None if timeout_seconds is None else now + timeout_seconds - own
         self._number += 1
         ticket = Ticket(adapter, now, tenant, priority, deadline, self._number)
@@ -173,7 +173,7 @@ class Admission:
 
     def estimated_seconds(self, adapter: str | None, tenant: str = "", priority: Priority = Priority.NORMAL) -> float:
         """About how long one more such request would wait: by the seconds that requests and turns took until now."""
-        flow = self.shares.flows.get((tenant, priority)) or self.shares.new_flow(tenant, priority)
+        flow = self.shares.seen_flow(tenant, priority)
         weight = self.shares.waiting_weight + (0.0 if flow.waiting else flow.weight)
         rounds, seconds = weight / flow.weight, 0.0
         if self.running >= self.limits.max_running:
@@ -209,11 +209,6 @@ class Admission:
             reason = f"It would {would} in about {seconds:.3g} s, and its client waits {timeout_seconds:g} s."
             return Rejected(Refusal.CLIENT_TIMEOUT, reason, retry_after)
         return None
-
-    def _own_seconds(self, tenant: str, priority: Priority) -> float:
-        """How long such a request usually runs."""
-        flow = self.shares.flows.get((tenant, priority)) or self.shares.new_flow(tenant, priority)
-        return flow.service_seconds
 
     def _next(self) -> tuple[Line | None, bool]:
         """The line whose head starts next, and whether by a turn in a slot; None when nothing may start."""

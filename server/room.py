@@ -29,8 +29,10 @@ def memory_lines(plan: MemoryPlan, machine: Machine) -> list[str]:
     layout = plan.layout
     cache = _cpu_cache(plan) if layout.is_cpu else _gpu_cache(plan, machine)
     slots = f"{layout.max_loras} slots x {_shown(plan.slot_bytes)} (rank {layout.max_rank})"
-    if not layout.max_loras or layout.slots_are_pointers:
-        slots = f"{layout.max_loras} slots, which take none" if layout.max_loras else "no slots"
+    if not layout.max_loras:
+        slots = "no slots"
+    elif layout.slots_are_pointers:
+        slots = f"{layout.max_loras} slots, which take none"
     lines = [f"  memory  weights {_shown(plan.weights_bytes)}, {slots}, {cache}"]
     if plan.stage_most_bytes:  # 0: the engine runs without LoRA
         each = size(plan.stage_most_bytes // layout.staged_limit)

@@ -86,12 +86,12 @@ class Shares:
         key = (tenant, priority)
         found = self.flows.get(key)
         if found is None:
-            found = self.flows[key] = self.new_flow(tenant, priority)
+            found = self.flows[key] = self.seen_flow(tenant, priority)
         return found
 
-    def new_flow(self, tenant: str, priority: Priority) -> Flow:
-        """One that nothing is known of; it is not among the flows."""
-        return Flow(tenant, priority, self._tenant_weights.get(tenant, 1.0))
+    def seen_flow(self, tenant: str, priority: Priority) -> Flow:
+        """The flow to look at; where there is none yet, what it would begin as, which is not among the flows."""
+        return self.flows.get((tenant, priority)) or Flow(tenant, priority, self._tenant_weights.get(tenant, 1.0))
 
     def joined(self, flow: Flow) -> None:
         """One more of the flow waits."""

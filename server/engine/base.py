@@ -25,9 +25,7 @@ class EngineOptions:
     base_folder: Path
     base_id: str  # what answers call the base; of a merged one, the version's engine name
     run_dir: Path  # the socket and the log lie here; made with mode 0700
-    slots: int = (
-        DEFAULT_SLOTS  # adapters admitted into one batch; the engine itself has one more. 0: it runs without LoRA
-    )
+    slots: int = DEFAULT_SLOTS  # adapters admitted into one batch; the engine has one more. 0: it runs without LoRA
     max_rank: int = 64
     staged_limit: int = 64  # adapters that may be loaded at a time, in a slot or beside the slots
     dtype: str = "auto"

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from adapters.durable import sync
@@ -62,8 +63,14 @@ def is_kernel_there() -> bool:
     """Whether an engine on this machine's CPU runs LoRA on the kernel: nobody asks for torch, and it can be had."""
     if os.environ.get(SWITCH) == "torch":
         return False
+    return _can_be_had(best_level(processor_flags()), cache_folder() / "kernels", find_compiler())
+
+
+@cache
+def _can_be_had(level: Level, folder: Path, compiler: str | None) -> bool:
+    """Asked several times at a start; a compiler that fails is tried once, and not each time."""
     try:
-        built_kernel(best_level(processor_flags()))
+        built_kernel(level, folder)
     except (KernelUnavailable, OSError):
         return False
     return True
