@@ -132,6 +132,19 @@ def read_factors(update: Update | None) -> tuple[Tensor, Tensor] | None:
     return (_read_matrix(update.a), _read_matrix(update.b)) if update else None
 
 
+def add_update(weight: Tensor, factors: tuple[Tensor, Tensor], first: int, scaling: float, product: Tensor) -> None:
+    """weight (rows, in) += scaling * B[first : first + rows] @ A, in float32; `product` (rows, in) is written over.
+
+    Some kernels of `addmm` sum into the weight term by term, each time rounded in the weight's place, which loses up to
+    a unit for each rank: so the product is summed by itself.
+    """
+    import torch
+
+    a, b = factors
+    torch.mm(b[first : first + len(weight)], a, out=product)
+    weight.add_(product, alpha=scaling)
+
+
 def read_scales(stored: StoredTensor, source: int) -> Nf4Scales:
     """The scales of a matrix's NF4 form; only who wants them imports what quantises."""
     from adapters.nf4 import nf4_scales

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.blocks import (
     Progress,
     Task,
+    add_update,
     copies,
     open_sources,
     read_all,
@@ -102,8 +103,8 @@ def _write_block(job: _Job) -> None:
     if job.scales is not None:
         result = job.scales.through(result, job.first * columns)
     if tensor.update is not None and job.factors is not None:
-        a, b = job.factors
-        result.view(-1, columns).addmm_(b[job.first : job.end], a, alpha=tensor.update.scaling)
+        matrix = result.view(-1, columns)
+        add_update(matrix, job.factors, job.first, tensor.update.scaling, torch.empty_like(matrix))
     _check_finite(result, tensor)
     written = _encoded(result.view(-1, columns), tensor.type)
     write_all(job.target, written, tensor.begin + size_bytes(tensor.type, job.first * columns))

@@ -23,6 +23,7 @@ from adapters.bases import WEIGHT_INDEX
 from adapters.blocks import (
     Progress,
     Task,
+    add_update,
     copies,
     open_sources,
     read_all,
@@ -124,13 +125,14 @@ class _Block:
 
 
 class _Workspace:
-    """The buffers of one worker, made once: as read, the result in float32 (and its bytes), as written."""
+    """The buffers of one worker, made once: as read, the result in float32 (and its bytes), B @ A, as written."""
 
     def __init__(self) -> None:
         import torch
 
         self.raw = bytearray(BLOCK_ELEMENTS * 4)
         self.weight = torch.empty(BLOCK_ELEMENTS)
+        self.product = torch.empty(BLOCK_ELEMENTS)
         shared: Any = self.weight.numpy()
         self.weight_bytes = memoryview(shared).cast("B")
         self.written = bytearray(BLOCK_ELEMENTS * 4)
@@ -156,8 +158,8 @@ def _merge_block(block: _Block, space: _Workspace) -> None:
     if block.scales is not None:
         result.copy_(block.scales.through(result, block.first * columns))
     if tensor.update is not None and block.factors is not None:
-        a, b = block.factors
-        result.view(-1, columns).addmm_(b[block.first : block.end], a, alpha=tensor.update.scaling)
+        matrix, product = (values.view(-1, columns) for values in (result, space.product[:count]))
+        add_update(matrix, block.factors, block.first, tensor.update.scaling, product)
     if tensor.dtype == "F32":
         written, rounded = space.weight_bytes[: count * 4], result
     else:

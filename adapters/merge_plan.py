@@ -24,9 +24,7 @@ from adapters.errors import BaseInvalid, InvalidRequest, MergeFailed, Problem
 BLOCK_ELEMENTS = 1 << 20
 NF4_BLOCK = 64  # weights that share a scale in NF4
 MAX_WORKERS = 4
-BLOCK_BOUND_BYTES = (
-    MAX_WORKERS * BLOCK_ELEMENTS * (4 + 4 + 4 + 4)
-)  # per worker: as read, the result, as written, and what a kernel takes for itself; 64 MiB
+BLOCK_BOUND_BYTES = MAX_WORKERS * BLOCK_ELEMENTS * (4 + 4 + 4 + 4)  # as read, the result, B @ A, as written; 64 MiB
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 
