@@ -43,7 +43,7 @@ fix: setup ## format and apply the safe lint fixes
 bench: setup ## serving many adapters beside stock vLLM and llama.cpp, ten minutes; prints tables, asserts nothing
 	@$(BIN)/python -m bench many --preset short
 
-bench-full: setup ## the same with every load and peer, about two hours; goes on where it was stopped; DOCS=1 puts it into docs/
+bench-full: setup ## the same with every load and peer, about an hour and a half; goes on where it was stopped; DOCS=1 puts it into docs/
 	@$(BIN)/python -m bench many --preset full $(if $(DOCS),--docs)
 
 serve: setup ## serve the embedded base on http://127.0.0.1:8000

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--preset",
         choices=PRESETS,
         default="short",
-        help="short: ten minutes; full: about two hours; trial: does it all run?",
+        help="short: ten minutes; full: about an hour and a half; trial: does it all run?",
     )
     made.add_argument("--only", default="", help=f"tables, with commas between them: {', '.join(TABLES)}")
     made.add_argument("--sides", default="", help=f"as many of {', '.join(SIDES)}; default those of each load")
