@@ -100,6 +100,10 @@ class Admission:
         """The same by adapter."""
         return self._room.by_adapter
 
+    def weight(self, tenant: str, priority: Priority) -> float:
+        """What its requests weigh against others', at the door and in the engine's steps."""
+        return self.shares.seen_flow(tenant, priority).weight
+
     def ask(
         self,
         adapter: str | None,

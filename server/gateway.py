@@ -165,7 +165,9 @@ class Gateway:
             services.servable.check_base()
         if exchange.path not in PREFIX_FREE_PATHS:
             exchange.billed_as = target.ref
-            request = replace(request, cache_salt=services.keyring.cache_salt(exchange.caller.tenant))
+            caller = exchange.caller
+            weight = services.door.admission.weight(caller.tenant, caller.priority)
+            request = replace(request, cache_salt=services.keyring.cache_salt(caller.tenant), weight=weight)
         if target.version is not None:
             allowed = services.settings.allow_chat_templates
             request = replace(request, body=served_as(exchange.path, request.body, target.version, is_allowed=allowed))

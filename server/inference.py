@@ -15,6 +15,7 @@ from adapters import strict_json
 from adapters.errors import InvalidRequest
 from server import fields
 from server.bounds import check_bounds, check_depth
+from server.engine.base import WEIGHT
 from server.errors import JsonInvalid
 from server.output_schema import check_schemas
 from server.session import user_of
@@ -35,6 +36,7 @@ class InferenceRequest:
     model: str
     body: dict[str, Any]
     cache_salt: str = ""  # of the tenant: the engine shares cached prefixes among requests of one salt only
+    weight: float = 1.0  # of the steps of the engine that its tenant and priority get
     user: str | None = None  # the end user that the body names: keeps a conversation on one version
 
     @property
@@ -47,12 +49,14 @@ class InferenceRequest:
         return isinstance(options, dict) and bool(options.get("include_usage"))
 
     def for_engine(self, engine_model: str) -> bytes:
-        """The bytes the engine gets: the version's engine name, always the usage chunk, and the tenant's salt."""
+        """What the engine gets: the version's engine name, always the usage chunk, the tenant's salt and weight."""
         body = {**self.body, "model": engine_model}
         if self.is_stream and self.path in STREAM_OPTION_PATHS:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
         if self.cache_salt:
             body["cache_salt"] = self.cache_salt
+        if self.weight != 1.0:
+            body["vllm_xargs"] = {WEIGHT: self.weight}
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 

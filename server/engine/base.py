@@ -16,6 +16,7 @@ from adapters.types import DEFAULT_TENANT
 
 RestartCallback = Callable[[], Awaitable[None]]
 DEFAULT_SLOTS = 8  # where a slot takes memory
+WEIGHT = "hotshoe_weight"  # in the `vllm_xargs` of a request: its share of the steps, where that is not 1
 
 
 @dataclass(frozen=True, slots=True)

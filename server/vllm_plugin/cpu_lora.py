@@ -20,7 +20,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.lifeline import die_with_parent
-from server.vllm_plugin import compiled, not_finite, startup
+from server.vllm_plugin import compiled, not_finite, startup, turns
 from server.vllm_plugin.grouped import Group, group_rows, is_hollow, matrix
 from server.vllm_plugin.kernel import KernelSlot, SlotImage, pack_slot
 from server.vllm_plugin.linear import KernelUpdate, choose_update
@@ -35,6 +35,7 @@ def register() -> None:
         die_with_parent(parent.pid)
     if multiprocessing.current_process().name.startswith(CORE):
         not_finite.install_in_core()
+        turns.install_in_core()
     install()
 
 
