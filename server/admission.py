@@ -10,6 +10,10 @@ without ageing. So fairness is decided here, in two questions that are asked whe
   start: for the base, for an adapter whose slot is open, or the one that has the next turn. Within a flow the turn goes
   first, then the oldest. So requests of an adapter in a slot batch along, and the base's run beside.
 
+Where the engine shares its steps among flows (`server/vllm_plugin/turns.py`), one row more of somebody else costs a
+flood nothing that it would not lose anyway. There a flow that runs less than its share of the places does not wait for
+one of them: it has one of the `spare` ones.
+
 Nothing that could start waits, but for two stated reasons: its adapter's slot is closing, or a free slot is another's
 turn. Every admitted request starts within `server/start_bound.py`. A tenant may have `max_queued` waiting requests,
 an adapter `max_adapter_queued`; a request whose client would be gone before its estimated start is refused at once, and
@@ -41,6 +45,7 @@ class Limits:
     max_adapter_queued: int | None = None  # None: as many as its tenants may have
     quantum: Quantum = field(default_factory=Quantum)
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # of their shares; 1 where nothing is said
+    spare: int = 0  # places beyond `max_running`, for flows that run less than their share of those
 
 
 class Refusal(StrEnum):
@@ -216,10 +221,16 @@ class Admission:
 
     def _next(self) -> tuple[Line | None, bool]:
         """The line whose head starts next, and whether by a turn in a slot; None when nothing may start."""
-        if self.running >= self.limits.max_running:
+        limits, shares = self.limits, self.shares
+        if self.running < limits.max_running:
+            ready, turn = shares.by_place.first(), shares.by_turn.first()
+        elif self.running < limits.max_running + limits.spare:
+            orders = (shares.by_place, shares.by_turn)
+            ready, turn = (shares.first_below_share(order, limits.max_running) for order in orders)
+        else:
             return None, False
-        ready = self.shares.by_place.first()
-        turn = self.shares.by_turn.first() if self.slots.has_room else None
+        if not self.slots.has_room:
+            turn = None
         if turn is not None and (ready is None or turn.charged <= ready.charged):
             return turn.cold.first(), True
         return (None if ready is None else ready.ready.first()), False

@@ -71,6 +71,7 @@ from server.settings import MOST_RUNNING, RUNNING_PER_CORE, Settings, pepper_of
 from server.source_sync import SourceSync
 from server.sources import open_sources
 from server.usage import UsageMeter
+from server.vllm_plugin import turns
 from server.vllm_plugin.kernel_build import is_kernel_there
 from server.warm_ahead import WarmAhead
 from server.warm_schedule import WarmSchedule
@@ -239,6 +240,14 @@ def running_of(settings: Settings) -> int:
     return min(MOST_RUNNING, RUNNING_PER_CORE * len(os.sched_getaffinity(0))) if on_cpu else MOST_RUNNING
 
 
+def spare_of(settings: Settings) -> int:
+    """Places beyond, which cost the others little where the engine shares its steps among tenants."""
+    if settings.spare_running is not None:
+        return settings.spare_running
+    on_cpu = settings.engine == "vllm" and is_cpu_build()
+    return running_of(settings) if on_cpu and turns.is_wanted() else 0
+
+
 def limits_of(settings: Settings) -> Limits:
     """What the settings say of places and slots."""
     return Limits(
@@ -249,6 +258,7 @@ def limits_of(settings: Settings) -> Limits:
         max_adapter_queued=settings.max_adapter_queued,
         quantum=Quantum(settings.quantum_loads, settings.quantum_floor_seconds, settings.quantum_ceiling_seconds),
         tenant_weights=settings.tenant_weights,
+        spare=spare_of(settings),
     )
 
 

@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Inference requests handed to the engine at the same time; unset 64, and on a CPU 8 for each core.",
     )
+    spare_running: int | None = Field(
+        None,
+        ge=0,
+        description="Beyond those, for tenants with fewer than their share; unset as many again on a CPU, else none.",
+    )
     max_queued: int = Field(
         256, ge=0, description="Inference requests of one tenant that may wait for a place; then 503."
     )

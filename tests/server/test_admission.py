@@ -347,3 +347,37 @@ def test_the_adapters_that_are_next_are_known_while_they_wait() -> None:
         queued(admission, name, tenant=tenant)
     assert admission.next_adapters(2) == ["a", "c"]
     assert admission.next_adapters(9) == ["a", "c", "b"]
+
+
+def test_who_runs_less_than_its_share_does_not_wait_for_a_place_of_a_flood() -> None:
+    admission = Admission(Limits(8, 4, 100, 1.0, None, QUANTUM, spare=4))
+    flood = [admitted(admission, "hot", tenant="flood") for _ in range(4)]
+    waiting = queued(admission, "hot", tenant="flood")
+    admitted(admission, "cool", tenant="calm")
+    ticket = admitted(admission, None, tenant="calm")
+    queued(admission, "cool", tenant="calm")  # half of four places are its share
+    admitted(admission, None, tenant="third")
+    assert admission.running == 7
+    queued(admission, None, tenant="third")  # one is more than a third of four: it has one for that it had none
+    admission.release(flood[0], 1.0, 1.0)
+    assert admission.admit_waiting(1.0) == []  # six run, and nobody who waits is below its share
+    admission.release(ticket, 1.0, 1.0)
+    assert admission.admit_waiting(1.0) == [], "the share of three tenants is one"
+    for one in flood[1:]:
+        admission.release(one, 1.0, 1.0)
+    assert waiting in admission.admit_waiting(1.0)
+
+
+def test_spare_places_are_no_more_than_there_are_and_weights_count() -> None:
+    limits = Limits(8, 4, 100, 1.0, None, QUANTUM, {"big": 3.0}, spare=1)
+    admission = Admission(limits)
+    for _ in range(4):
+        admitted(admission, None, tenant="flood")
+    admitted(admission, None, tenant="big")
+    queued(admission, None, tenant="big")
+    roomy = Admission(replace(limits, spare=9))
+    for _ in range(4):
+        admitted(roomy, None, tenant="flood")
+    for _ in range(3):  # three quarters of four
+        admitted(roomy, None, tenant="big")
+    queued(roomy, None, tenant="big")

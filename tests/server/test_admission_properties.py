@@ -75,7 +75,7 @@ class Course:
     def _check(self) -> None:
         limits, admission = self.admission.limits, self.admission
         active = {ticket.adapter for ticket in self.running} - {None}
-        assert len(self.running) == admission.running <= limits.max_running
+        assert len(self.running) == admission.running <= limits.max_running + limits.spare
         assert len(active) <= limits.slots
         assert len(self.waiting) == admission.waiting
         assert not max(Counter(ticket.tenant for ticket in self.waiting).values(), default=0) > limits.max_queued
@@ -84,6 +84,17 @@ class Course:
             assert len(active) == limits.slots or not self.waiting
             closing = {owner.adapter for owner in admission.slots.owners.values() if owner.is_closing}
             assert {ticket.adapter for ticket in self.waiting} & active <= closing
+        elif len(self.running) < limits.max_running + limits.spare:
+            self._check_shares()
+
+    def _check_shares(self) -> None:
+        """A spare place is left: who waits for the base has its share of the places, or one request that runs."""
+        limits = self.admission.limits
+        runs, waits = (Counter((one.tenant, one.priority) for one in some) for some in (self.running, self.waiting))
+        weights = {flow: limits.tenant_weights.get(flow[0], 1.0) * WEIGHTS[flow[1]] for flow in runs | waits}
+        for tenant, priority in {(one.tenant, one.priority) for one in self.waiting if one.adapter is None}:
+            share = limits.max_running * weights[tenant, priority] / sum(weights.values())
+            assert runs[tenant, priority] + 1 > max(1.0, share) * (1 - 1e-9)
 
 
 def bound(limits: Limits, arrivals: Sequence[Arrival], ticket: Ticket, before: int) -> float:
@@ -124,12 +135,13 @@ def in_time(gaps: Sequence[Arrival]) -> list[Arrival]:
     st.integers(1, 3),
     st.integers(1, 4),
     st.dictionaries(st.sampled_from("xyz"), st.floats(0.01, 100.0)),
+    st.integers(0, 4),
 )
 def test_capacity_holds_work_is_conserved_and_everybody_starts_within_the_bound(
-    gaps: list[Arrival], slots: int, places: int, tenant_weights: dict[str, float]
+    gaps: list[Arrival], slots: int, places: int, tenant_weights: dict[str, float], spare: int
 ) -> None:
     arrivals = in_time(gaps)
-    limits = Limits(slots, places, 30, 0.5, None, LIMITS.quantum, tenant_weights)
+    limits = Limits(slots, places, 30, 0.5, None, LIMITS.quantum, tenant_weights, spare)
     course = Course(Admission(limits))
     before: dict[Ticket, int] = {}
     course.after_event = lambda now: before.update({one: n for one, n in course.waiting.items() if one not in before})
