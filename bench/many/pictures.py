@@ -7,6 +7,7 @@ logarithmic scale. Ours is dark, peers are light; every mark is labelled where i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -77,14 +78,15 @@ def gaps(report: Report) -> list[Mark]:
 
 
 def spans(report: Report) -> list[Mark]:
-    """The last load of the table only: one message a picture."""
-    last = report.rows[-1]["load"] if report.rows else ""
+    """The load that most sides had, of those the first: one message a picture."""
+    loads = Counter(row["load"] for row in report.rows)
+    shown = max(loads, key=loads.__getitem__, default="")
     found = []
     for kind in dict.fromkeys(row["class"] for row in report.rows):
         for row in report.rows:
-            if row["class"] == kind and row["load"] == last:
+            if row["class"] == kind and row["load"] == shown:
                 low, value, high = (_number(row[f"TTFT p{share}"]) for share in (50, 95, 99))
-                found.append(Mark(f"{kind} ({last})", row["side"], value, low, high, _seconds(high)))
+                found.append(Mark(f"{kind} ({shown})", row["side"], value, low, high, _seconds(high)))
     return found
 
 
