@@ -165,6 +165,14 @@ def test_whatever_the_values_are_a_review_is_made_and_is_json(data: st.DataObjec
     json.dumps(made.as_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("rank", [-1, 0])
+def test_a_rank_below_one_has_no_scale(rank: int, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"r": rank, "lora_alpha": 64, "use_rslora": True}), "utf-8")
+    found = json.dumps(review(Asked(path, "peft")).as_dict())
+    assert "rslora_scale" not in found and "alpha_odd" not in found
+
+
 def test_thousands_of_unknown_keys_take_no_time(tmp_path: Path) -> None:
     path = tmp_path / "many.yaml"
     path.write_text("".join(f"lora_rank{n}: 1\n" for n in range(3_000)), "utf-8")

@@ -45,7 +45,7 @@ def rank(view: View) -> Iterator[Finding]:
 
 def scaling(view: View) -> Iterator[Finding]:
     value, alpha = view.value("rank"), view.value("alpha")
-    if not value or not alpha:
+    if value is None or value < 1 or not alpha:  # a rank below 1 has no scale
         return
     if view.value("use_rslora"):
         scale = alpha / value**0.5
