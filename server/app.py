@@ -228,7 +228,7 @@ def slots_of(settings: Settings) -> int:
     """Adapters that may answer at the same time: where slots take no memory, as many as may be loaded."""
     if settings.slots is not None:
         return settings.slots
-    are_free = settings.engine == "vllm" and is_cpu_build() and is_kernel_there()
+    are_free = _is_vllm_on_cpu(settings) and is_kernel_there()
     return settings.staged_limit if are_free else min(DEFAULT_SLOTS, settings.staged_limit)
 
 
@@ -236,16 +236,20 @@ def running_of(settings: Settings) -> int:
     """Requests at the engine: on a CPU no more than make it faster, as a step takes longer with each of them."""
     if settings.max_running is not None:
         return settings.max_running
-    on_cpu = settings.engine == "vllm" and is_cpu_build()
-    return min(MOST_RUNNING, RUNNING_PER_CORE * len(os.sched_getaffinity(0))) if on_cpu else MOST_RUNNING
+    if not _is_vllm_on_cpu(settings):
+        return MOST_RUNNING
+    return min(MOST_RUNNING, RUNNING_PER_CORE * len(os.sched_getaffinity(0)))
 
 
 def spare_of(settings: Settings) -> int:
     """Places beyond, which cost the others little where the engine shares its steps among tenants."""
     if settings.spare_running is not None:
         return settings.spare_running
-    on_cpu = settings.engine == "vllm" and is_cpu_build()
-    return running_of(settings) if on_cpu and turns.is_wanted() else 0
+    return running_of(settings) if _is_vllm_on_cpu(settings) and turns.is_wanted() else 0
+
+
+def _is_vllm_on_cpu(settings: Settings) -> bool:
+    return settings.engine == "vllm" and is_cpu_build()
 
 
 def limits_of(settings: Settings) -> Limits:

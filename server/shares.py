@@ -58,7 +58,6 @@ class Flow:
     tenant_weight: float = 1.0
     running: int = 0
     waiting: int = 0
-    is_counted: bool = False  # in the weight of those that run or wait
     charged: float = 0.0  # seconds of places over weight
     turns: float = 0.0  # slots that were opened for it, over weight
     service_seconds: float = SERVICE_SECONDS_AT_START
@@ -80,7 +79,6 @@ class Shares:
         self.by_place: Order[Flow] = Order()
         self.by_turn: Order[Flow] = Order()
         self.waiting_weight = 0.0
-        self.active_weight = 0.0  # of those that run or wait
         self._charged = 0.0  # where the flow stood that got the last place
         self._turns = 0.0
 
@@ -100,19 +98,16 @@ class Shares:
         if not flow.waiting:
             self.waiting_weight += flow.weight
         flow.waiting += 1
-        self._count(flow)
 
     def left(self, flow: Flow) -> None:
         """One less of the flow waits."""
         flow.waiting -= 1
         if not flow.waiting:
             self.waiting_weight -= flow.weight
-        self._count(flow)
 
     def started(self, flow: Flow) -> float:
         """The flow got a place; returns the seconds that it is charged until its request ends."""
         flow.running += 1
-        self._count(flow)
         self._charged = flow.charged = max(self._charged, flow.charged)
         flow.charged += flow.service_seconds / flow.weight
         return flow.service_seconds
@@ -120,24 +115,17 @@ class Shares:
     def ended(self, flow: Flow, charged_seconds: float, ran_seconds: float) -> None:
         """A request of the flow ended: it is charged what it took."""
         flow.running -= 1
-        self._count(flow)
         flow.charged = max(self._charged, flow.charged + (ran_seconds - charged_seconds) / flow.weight)
         flow.service_seconds += SMOOTHING * (ran_seconds - flow.service_seconds)
         self.refresh(flow)
 
     def first_below_share(self, order: Order[Flow], places: int) -> Flow | None:
         """The first flow of the order that would run no more than its share of the places, or one request; O(flows)."""
+        active_weight = sum(flow.weight for flow in self.flows.values() if flow.running or flow.waiting)
         for flow in order.least(len(order)):
-            if flow.running + 1 <= max(1.0, places * flow.weight / self.active_weight):
+            if flow.running + 1 <= max(1.0, places * flow.weight / active_weight):
                 return flow
         return None
-
-    def _count(self, flow: Flow) -> None:
-        """Have the flow in the weight of the active ones while it is."""
-        is_active = flow.running > 0 or flow.waiting > 0
-        if is_active != flow.is_counted:
-            flow.is_counted = is_active
-            self.active_weight += flow.weight if is_active else -flow.weight
 
     def turned(self, flow: Flow) -> None:
         """A slot was opened for the flow."""

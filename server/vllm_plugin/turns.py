@@ -54,13 +54,8 @@ class Accounts:
             return frozenset()
         for flow in flows:
             self._charged.setdefault(flow, self._floor)
-        self._floor = max(self._floor, min(self._charged[flow] for flow in flows))
-        for flow, charged in list(self._charged.items()):
-            if charged <= self._floor:
-                if flow in flows:
-                    self._charged[flow] = self._floor
-                else:
-                    del self._charged[flow]
+        self._floor = floor = min(self._charged[flow] for flow in flows)
+        self._charged = {flow: charged for flow, charged in self._charged.items() if flow in flows or charged > floor}
         return frozenset(flow for flow in flows if self._charged[flow] > self._floor + self._slack)
 
     def charge(self, seconds: float, tokens: Mapping[Flow, int]) -> None:
@@ -120,12 +115,15 @@ class Turns:
         """Choose who is held, and have vLLM leave their running requests out of its next step."""
         self._began = time.monotonic()
         flows = [flow_of(request) for request in chain(scheduler.running, scheduler.waiting)]
-        held = self.accounts.held(flows)
-        self.held = frozenset() if self.is_stuck or _is_beyond_slots(scheduler) else held
-        if self.held:
-            for request in scheduler.running:
-                if flow_of(request) in self.held:  # as vLLM keeps a request from two steps of a pipeline at once
-                    request.next_decode_eligible_step = scheduler.current_step + 2
+        self.held = self.accounts.held(flows)
+        if not self.held:
+            return
+        if self.is_stuck or _is_beyond_slots(scheduler):
+            self.held = frozenset()
+            return
+        for request in scheduler.running:
+            if flow_of(request) in self.held:  # as vLLM keeps a request from two steps of a pipeline at once
+                request.next_decode_eligible_step = scheduler.current_step + 2
 
     def end(self, scheduler: Any, output: Any) -> None:
         """Charge a step whose tokens have come."""
