@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class Resident:
     version: AdapterVersion
     engine_name: str
     state: Residency = Residency.STAGING
+    is_evicted: bool = False  # draining to make room, and not because nobody may use it any more
     references: int = 0
     last_used: float = 0.0
     load_seconds: float | None = None
@@ -127,6 +129,7 @@ class Residents:
         self._engines = 0  # that came and went
         self._rows: dict[Key, Resident] = {}
         self._loads: dict[Key, asyncio.Task[Resident]] = {}
+        self._awaited: Counter[Key] = Counter()  # how many wait for a load, to hold the version then
         self._left_out: dict[Key, HotshoeError] = {}
         self._lock = asyncio.Lock()
 
@@ -281,13 +284,23 @@ class Residents:
             if not self.engine.is_ready():
                 raise EngineUnavailable("The engine is starting or restarting; try again shortly.")
             row = self._rows.get(key)
-            if row is None:
-                row = await self._shared_load(version, patience_seconds)
-            if row.state is Residency.DRAINING:
+            if row is None or row.is_evicted:  # loaded again, once it has left
+                row = await self._awaited_load(version, patience_seconds)
+            if row.state is Residency.DRAINING and not row.is_evicted:
                 raise NotServable(f"{version.ref} is leaving the engine.", param="model")
-            if self._rows.get(key) is row:
+            if self._rows.get(key) is row and not row.is_evicted:
                 row.hold()
                 return row
+
+    async def _awaited_load(self, version: AdapterVersion, patience_seconds: float | None) -> Resident:
+        """Load it and let no other load have its place before the caller holds it: two would take it in turns."""
+        self._awaited[key_of(version)] += 1
+        try:
+            return await self._shared_load(version, patience_seconds)
+        finally:
+            self._awaited[key_of(version)] -= 1
+            if not self._awaited[key_of(version)]:
+                del self._awaited[key_of(version)]
 
     async def _shared_load(self, version: AdapterVersion, patience_seconds: float | None) -> Resident:
         key = key_of(version)
@@ -377,7 +390,7 @@ class Residents:
                     f"All {self.staged_limit} adapters in the engine are in use or pinned: try again, or raise "
                     "staged_limit."
                 )
-            victim.state = Residency.DRAINING
+            victim.state, victim.is_evicted = Residency.DRAINING, True
             await self._remove(victim)
             await asyncio.to_thread(self.registry.set_warm, *key_of(victim.version), False)
             self.metrics.evictions.inc()
@@ -387,7 +400,7 @@ class Residents:
         idle = {
             row.engine_name: row
             for row in self._rows.values()
-            if not row.references and row.state is Residency.RESIDENT
+            if not row.references and row.state is Residency.RESIDENT and key_of(row.version) not in self._awaited
         }
         candidates = [
             Candidate(name, row.version.size_bytes, row.load_seconds, row.popularity.at(now), row.last_used)

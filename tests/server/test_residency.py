@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,37 @@ def test_a_version_in_use_is_never_evicted_and_who_needs_its_place_waits(
         assert server.say("later").status_code == 200
         assert held.done() and len(held.result()) > 40, "it was not cut short"
     assert loaded(server) == {"later@1"}
+
+
+def test_who_asks_for_a_version_that_makes_room_has_it_back(
+    make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(slots=2, staged_limit=2)
+    names = ("one", "two", "three")
+    for name in names:
+        server.pushed(name)
+    unload, may_leave = server.engine.unload, threading.Event()
+
+    async def slow_unload(name: str) -> None:
+        await asyncio.to_thread(may_leave.wait)
+        await unload(name)
+
+    def where(state: Residency) -> list[str]:
+        return [name for name in names if server.services.residents.state_of(version(server, name)) is state]
+
+    monkeypatch.setattr(server.engine, "unload", slow_unload)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            comes = pool.submit(server.say, *where(Residency.ABSENT))
+            eventually(lambda: where(Residency.DRAINING))
+            [leaving] = where(Residency.DRAINING)
+            returns = pool.submit(server.say, leaving)
+            eventually(lambda: server.services.door.admission.running == 2)
+            assert not returns.done(), "it waits for the version, which is told from one that nobody may use"
+        finally:
+            may_leave.set()
+        assert [comes.result().status_code, returns.result().status_code] == [200, 200]
+    assert f"{leaving}@1" in loaded(server) and version(server, leaving).is_warm
 
 
 def test_requests_for_one_absent_version_share_its_load(make_server: Callable[..., Server]) -> None:
