@@ -20,7 +20,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.lifeline import die_with_parent
-from server.vllm_plugin import compiled, not_finite, startup, turns
+from server.vllm_plugin import compiled, eager, not_finite, startup, turns
 from server.vllm_plugin.grouped import Group, group_rows, is_hollow, matrix
 from server.vllm_plugin.kernel import KernelSlot, SlotImage, pack_slot
 from server.vllm_plugin.linear import KernelUpdate, choose_update
@@ -57,6 +57,7 @@ def install() -> None:
     compiled.mend_loading()
     if compiled.is_wanted():
         compiled.install(CpuPlatform, BaseLinearLayerWithLoRA)
+    eager.install(CpuPlatform)
     startup.install(CpuPlatform)
 
 
